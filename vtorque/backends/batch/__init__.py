@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a batch system is to us: a dialect. No member does any I/O."""
+
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from typing import Protocol
+
+from vtorque.errors import Blame, ConfigError
+from vtorque.model import Job, JobId, PelogKind
+
+_MEMBERS = {
+    "torque": "vtorque.backends.batch.torque:Torque",
+    # The local engine obeys Torque's contract to the letter, so it is the same dialect.
+    "local": "vtorque.backends.batch.torque:Torque",
+}
+
+NAMES = tuple(_MEMBERS)
+
+
+class BatchSystem(Protocol):
+    """How one batch system speaks to its hooks, and how it wants to be spoken to."""
+
+    def parse_job(
+        self, kind: PelogKind, arguments: Sequence[str], environ: Mapping[str, str], node_file: str
+    ) -> Job:
+        """The job from a hook's arguments (without argv[0]), environment and node file text."""
+        ...
+
+    def exit_status(self, kind: PelogKind, blame: Blame | None) -> int:
+        """What a hook must exit with after success (None) or a failure of that blame."""
+        ...
+
+    def hook_seconds(self, mom_config: str) -> float:
+        """Seconds after which mom kills a hook, from the text of mom's own config file."""
+        ...
+
+    def submit_options(self, request: str) -> list[str]:
+        """The qsub options that carry an encoded request."""
+        ...
+
+    def job_id_from(self, stdout: bytes) -> JobId:
+        """The job id in what the submit command printed; CommandError when there is none."""
+        ...
+
+    def job_files(self, job: JobId) -> tuple[str, ...]:
+        """Names in mom's jobs directory any of which shows that mom still knows the job."""
+        ...
+
+
+def by_name(name: str) -> BatchSystem:
+    """The dialect called `name` in the configuration; ConfigError when there is none."""
+    if name not in _MEMBERS:
+        raise ConfigError(f"BATCH_SYSTEM: {name!r} is not one of {', '.join(NAMES)}")
+    module, _, member = _MEMBERS[name].partition(":")
+    system: BatchSystem = getattr(import_module(module), member)()
+    return system

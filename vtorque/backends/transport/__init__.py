@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How to talk to a guest that can prove who it is."""
+
+from collections.abc import Callable
+from typing import Protocol
+
+from vtorque.deadline import Deadline
+
+Sink = Callable[[bytes], None]
+
+
+class Session(Protocol):
+    """An open, proven connection to one guest."""
+
+    def run(self, command: str, *, stdin: bytes, stdout: Sink, stderr: Sink) -> int:
+        """Run a command to its end, handing output over as it comes; its exit status, 0 to 255.
+
+        Raises TransportError when the connection is lost before the command ended.
+        """
+        ...
+
+    def send(self, data: bytes) -> None:
+        """More standard input for the running command; may be called from a signal handler's thread."""
+        ...
+
+    def close(self) -> None:
+        """End the connection."""
+        ...
+
+
+class Transport(Protocol):
+    """Opens sessions."""
+
+    def open(
+        self, address: str, *, user: str, key: str, host_key: str, deadline: Deadline
+    ) -> Session:
+        """Log in with the private `key` (OpenSSH text) at a guest that proves `host_key`.
+
+        Raises TransportError; `WrongHostKey` when the guest there is another one.
+        """
+        ...

@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One point in time, made once at the edge and handed to all that may block."""
+
+import time
+from collections.abc import Callable, Iterator
+
+from vtorque.errors import DeadlineExceeded
+
+
+class Deadline:
+    """A point on the monotonic clock; a stepped wall clock does not move it."""
+
+    def __init__(
+        self,
+        seconds: float,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._clock = clock
+        self._sleep = sleep
+        self._end = clock() + seconds
+
+    @property
+    def remaining(self) -> float:
+        """Seconds left, never below 0."""
+        return max(0.0, self._end - self._clock())
+
+    @property
+    def expired(self) -> bool:
+        return self.remaining == 0.0
+
+    def within(self, seconds: float) -> "Deadline":
+        """The earlier of this deadline and `seconds` from now."""
+        return self._in(min(self.remaining, seconds))
+
+    def reserve(self, seconds: float) -> "Deadline":
+        """A deadline that leaves `seconds` of this one for undoing."""
+        return self._in(max(0.0, self.remaining - seconds))
+
+    def require(self, doing: str) -> float:
+        """Seconds left to do `doing`; raises DeadlineExceeded when there are none."""
+        if self.expired:
+            raise DeadlineExceeded(f"out of time: {doing}")
+        return self.remaining
+
+    def ticks(self, *, doing: str, first: float = 0.005, longest: float = 0.5) -> Iterator[None]:
+        """Yield now, then after growing pauses (seconds), until time is up.
+
+        For the places where nothing announces itself and polling is the only
+        way. Raises DeadlineExceeded naming `doing` when time is up.
+        """
+        pause = first
+        while True:
+            yield
+            self._sleep(min(pause, self.require(doing)))
+            pause = min(pause * 1.5, longest)
+
+    def _in(self, seconds: float) -> "Deadline":
+        return Deadline(seconds, clock=self._clock, sleep=self._sleep)

@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the program talks about: frozen values, each later stage a later type."""
+
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import NewType
+from uuid import UUID
+
+from vtorque.errors import RequestError
+
+JobId = NewType("JobId", str)
+
+# `1234.server`, `58[2].server`, or the bare number when the server's
+# display_job_server_suffix is off (Torque: req_quejob.c:470-512).
+_JOB_ID = re.compile(r"[0-9]{1,12}(?:\[[0-9]{0,9}\])?(?:\.[A-Za-z0-9][A-Za-z0-9._-]{0,200})?", re.ASCII)
+
+
+class PelogKind(StrEnum):
+    """The hooks of a mom, by the name of their file in mom_priv."""
+
+    PROLOGUE = "prologue"
+    PROLOGUE_PARALLEL = "prologue.parallel"
+    EPILOGUE = "epilogue"
+    EPILOGUE_PARALLEL = "epilogue.parallel"
+    PRECANCEL = "epilogue.precancel"
+
+    @property
+    def starts(self) -> bool:
+        """Whether this hook brings a job up rather than down."""
+        return self in (PelogKind.PROLOGUE, PelogKind.PROLOGUE_PARALLEL)
+
+
+def job_id(text: str) -> JobId:
+    """A job id that is safe to build names from, or RequestError."""
+    if _JOB_ID.fullmatch(text) is None:
+        raise RequestError(f"not a job id: {text[:80]!r}")
+    return JobId(text)
+
+
+def job_key(job: JobId) -> str:
+    """The job id as a file or domain name: `58[2].srv` becomes `58-2.srv`, as in mom's own spool."""
+    return job.replace("[", "-").replace("]", "")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """What the batch system says of a job on this node. `nodes` is empty on a sister."""
+
+    id: JobId
+    user: str
+    node_index: int
+    nodes: tuple[str, ...]
+    request: str
+    spool_script: Path | None = None
+
+    @property
+    def key(self) -> str:
+        """The id in the form that names files and domains."""
+        return job_key(self.id)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VmRequest:
+    """What a user asked for, complete: every default is filled in at submission.
+
+    `request_id` names the job's directory below `~/.vtorque`; `public_key` is
+    the OpenSSH text of the job's own ed25519 key.
+    """
+
+    request_id: str
+    image: str
+    distro: str
+    arch: str
+    vcpus: int
+    memory_mib: int
+    vms_per_node: int
+    public_key: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """A group of the job's user, by name and number."""
+
+    name: str
+    gid: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Account:
+    """The job's user as the node's name service knows him."""
+
+    name: str
+    uid: int
+    group: Group
+    groups: tuple[Group, ...]
+    home: Path
+    shell: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeShape:
+    """What this node has: CPU numbers that processes may use, and all its memory."""
+
+    name: str
+    cpus: tuple[int, ...]
+    memory_mib: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Image:
+    """A catalogue entry. With a kernel the guest is started directly, without a boot loader."""
+
+    name: str
+    distro: str
+    arch: str
+    path: Path
+    sha256: str
+    description: str = ""
+    kernel: Path | None = None
+    initrd: Path | None = None
+    cmdline: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mount:
+    """A share as the guest mounts it."""
+
+    source: str
+    target: Path
+    fstype: str
+    options: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VmPlan:
+    """One guest, decided. `cpus` holds the host CPU of each vCPU, or nothing when not pinned."""
+
+    rank: int
+    slot: int
+    node_index: int
+    name: str
+    uuid: UUID
+    mac: str
+    hostname: str
+    vcpus: int
+    memory_mib: int
+    cpus: tuple[int, ...]
+    overlay: Path
+    seed: Path
+    console: Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobPlan:
+    """Everything decided about a job's guests on this node, before anything is done."""
+
+    job: Job
+    account: Account
+    request: VmRequest
+    image: Image
+    mounts: tuple[Mount, ...]
+    vms: tuple[VmPlan, ...]
+    node_file: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Guest:
+    """A running guest whose address has been proven by its SSH host key."""
+
+    vm: VmPlan
+    address: str
+    host_key: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resource:
+    """Something that was taken and has to be given back: a line of the ledger."""
+
+    kind: str
+    name: str

@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The only module that starts processes."""
+
+import contextlib
+import os
+import shlex
+import signal
+import subprocess
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from vtorque.deadline import Deadline
+from vtorque.errors import CommandError, DeadlineExceeded
+
+PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
+"""The only search path that root code and its children use."""
+
+CLEAN_ENV = {"PATH": PATH, "LC_ALL": "C.UTF-8"}
+"""What a child of ours sees unless told otherwise; nothing is inherited."""
+
+_EXCERPT = 2000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """How a command ended: `status` is 0 to 255, or minus the signal that killed it."""
+
+    argv: tuple[str, ...]
+    status: int
+    stdout: bytes
+    stderr: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Identity:
+    """Numeric ids to run as; names are never looked up after a fork."""
+
+    uid: int
+    gid: int
+    groups: tuple[int, ...]
+
+
+def run(
+    argv: Sequence[str | Path],
+    *,
+    deadline: Deadline,
+    stdin: bytes = b"",
+    env: Mapping[str, str] = CLEAN_ENV,
+    cwd: Path = Path("/"),
+    statuses: Collection[int] = (0,),
+    identity: Identity | None = None,
+) -> Result:
+    """Run `argv` to its end in a session of its own.
+
+    At the deadline the whole session is killed, not just the child. Raises
+    DeadlineExceeded, or CommandError when it cannot be started or its status
+    is not in `statuses`.
+    """
+    words = tuple(map(str, argv))
+    child = spawn(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                  env=env, cwd=cwd, identity=identity)
+    try:
+        stdout, stderr = child.communicate(stdin, timeout=deadline.remaining)
+    except subprocess.TimeoutExpired:
+        raise DeadlineExceeded(f"out of time: {words[0]}", details=shlex.join(words)) from None
+    finally:
+        if child.poll() is None:
+            kill_session(child.pid)
+            child.communicate()
+    if child.returncode not in statuses:
+        raise _failure(words, child.returncode, stderr)
+    return Result(argv=words, status=child.returncode, stdout=stdout, stderr=stderr)
+
+
+def spawn(
+    argv: Sequence[str],
+    *,
+    stdin: int,
+    stdout: int,
+    stderr: int,
+    env: Mapping[str, str],
+    cwd: Path,
+    identity: Identity | None = None,
+    umask: int = 0o077,
+    executable: Path | None = None,
+    pass_fds: Collection[int] = (),
+    before_exec: Callable[[], None] | None = None,
+) -> subprocess.Popen[bytes]:
+    """Start `argv` as the leader of a new session and return at once.
+
+    `before_exec` runs in the child, after the ids are dropped. Raises
+    CommandError when it cannot be started.
+    """
+    try:
+        return subprocess.Popen(
+            argv, executable=executable, stdin=stdin, stdout=stdout, stderr=stderr, env=env,
+            cwd=cwd, umask=umask, start_new_session=True, pass_fds=tuple(pass_fds),
+            user=identity.uid if identity else None, group=identity.gid if identity else None,
+            extra_groups=identity.groups if identity else None, preexec_fn=before_exec,
+        )
+    except OSError as error:
+        raise CommandError(
+            f"cannot run {argv[0]}: {error.strerror}", details=shlex.join(argv)
+        ) from error
+
+
+def kill_session(leader: int, number: signal.Signals = signal.SIGKILL) -> None:
+    """Signal every process of the session that `leader` leads, as pbs_mom does.
+
+    A process that made a session of its own is out of reach; that is how
+    Torque's `pelogalm()` behaves too (prolog.c:296-342).
+    """
+    for pid in session_members(leader):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(pid, number)
+
+
+def session_members(leader: int) -> list[int]:
+    """Process ids whose session is `leader`, zombies left out."""
+    members = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdecimal():
+            continue
+        with contextlib.suppress(OSError):
+            # The command name may hold blanks and brackets: the fields start after the last ')'.
+            fields = (entry / "stat").read_bytes().rpartition(b")")[2].split()
+            if int(fields[3]) == leader and fields[0] not in (b"Z", b"X"):
+                members.append(int(entry.name))
+    return members
+
+
+def _failure(argv: Sequence[str], status: int, stderr: bytes) -> CommandError:
+    text = stderr.decode(errors="backslashreplace").strip()
+    how = f"killed by signal {-status}" if status < 0 else f"exit status {status}"
+    last = text.splitlines()[-1] if text else "no message"
+    return CommandError(
+        f"{Path(argv[0]).name} failed with {how}: {last}",
+        details=f"{shlex.join(argv)}\n{text[-_EXCERPT:]}",
+    )
