@@ -1,0 +1,89 @@
+#!/bin/sh
+# Makes a freshly booted guest the job's own: its user with all his groups, and
+# his shares. Runs as root from cloud-init's bootcmd, before sshd lets anybody in.
+#
+# Arguments, any number of each, in this order:
+#   user NAME UID GID HOME SHELL
+#   group NAME GID
+#   announce ADDRESS
+#   mount SECONDS TYPE OPTIONS SOURCE TARGET
+#
+# cloud-init's own groups have no numbers, and NFS knows nothing but numbers;
+# so the account files are written here, in a guest where nobody else writes.
+set -u
+umask 022
+state=/run/vtorque
+mkdir -p "$state"
+
+status() {
+    printf '%s\n' "$1" >"$state/status.new" && mv "$state/status.new" "$state/status"
+}
+
+without() { # FILE NAME [NUMBER]: FILE without the lines of that name or number
+    awk -F: -v name="$2" -v number="${3:--}" '$1 != name && $3 != number' "$1" >"$1.new" &&
+        cat "$1.new" >"$1" && rm "$1.new"
+}
+
+add_user() { # NAME UID GID HOME SHELL
+    without /etc/passwd "$1" "$2"
+    without /etc/shadow "$1"
+    shell=$5
+    [ -x "$shell" ] || shell=/bin/sh
+    printf '%s:x:%s:%s::%s:%s\n' "$1" "$2" "$3" "$4" "$shell" >>/etc/passwd
+    # A star is no password at all; an exclamation mark would also lock out keys.
+    printf '%s:*:19000:0:99999:7:::\n' "$1" >>/etc/shadow
+    user=$1
+}
+
+wait_for_address() {
+    tries=0
+    until ip -4 -o address show scope global | grep -q inet; do
+        tries=$((tries + 1))
+        [ "$tries" -lt 300 ] || return 1
+        sleep 0.1
+    done
+}
+
+mount_share() { # SECONDS TYPE OPTIONS SOURCE TARGET
+    mkdir -p "$5"
+    message=$(timeout "$1" mount -t "$2" -o "$3" "$4" "$5" 2>&1) && return 0
+    [ $? -ne 124 ] || message="no answer within $1 s"
+    status "failed: cannot mount $4 on $5: $(printf '%s' "$message" | tr '\n' ' ')"
+    return 1
+}
+
+status "setting up"
+while [ $# -gt 0 ]; do
+    case $1 in
+    user)
+        add_user "$2" "$3" "$4" "$5" "$6"
+        shift 6
+        ;;
+    group)
+        # Several lines of one name or number are fine: membership is their union.
+        printf '%s:x:%s:%s\n' "$2" "$3" "$user" >>/etc/group
+        shift 3
+        ;;
+    announce)
+        if ! wait_for_address; then
+            status "failed: no address by DHCP"
+            exit 1
+        fi
+        # The node learns this guest's address from any packet it gets from it.
+        ping -c 1 -W 1 "$2" >/dev/null 2>&1 &
+        shift 2
+        ;;
+    mount)
+        mount_share "$2" "$3" "$4" "$5" "$6" || exit 1
+        shift 6
+        ;;
+    *)
+        status "failed: guest-setup does not know $1"
+        exit 1
+        ;;
+    esac
+done
+[ -e /scratch ] || ln -s /workspace /scratch
+# The job proves where it runs by this number; only root may read it by default.
+chmod 0444 /sys/class/dmi/id/product_uuid
+status "ready $(cat /sys/class/dmi/id/product_uuid)"

@@ -1,0 +1,40 @@
+#!/bin/sh
+# Runs the job's script in the rank-0 guest, as the job's user, the way a mom
+# does: his login shell reads the script's path from its standard input.
+#
+# Standard input: a line with a number of bytes, that many bytes of shell text
+# that set the job's environment, then a line for every signal to pass on.
+# The text sets VTORQUE_DIRECTORY, VTORQUE_SHELL and VTORQUE_COMMAND as well.
+set -u
+umask 077
+read -r size
+text=$(head -c "$size" && printf x)
+eval "${text%x}"
+directory=$VTORQUE_DIRECTORY shell=$VTORQUE_SHELL command=$VTORQUE_COMMAND
+unset VTORQUE_DIRECTORY VTORQUE_SHELL VTORQUE_COMMAND
+if ! cd -- "$directory" 2>/dev/null; then
+    printf 'vtorque: %s does not exist in the guest, the job starts in %s\n' "$directory" "$HOME" >&2
+    cd || exit 1
+fi
+[ -x "$shell" ] || shell=/bin/sh
+
+exec 3<&0 </dev/null
+# Started in the background it leads no process group yet, so setsid does not fork:
+# its process id is the job's session and group.
+printf '%s\n' "$command" | setsid "$shell" -l 3<&- &
+job=$!
+{
+    while read -r signal; do
+        kill -s "$signal" -- "-$job"
+    done
+    # The end of input: the node's side was killed, and the job goes with it.
+    kill -s KILL -- "-$job"
+} <&3 3<&- >/dev/null 2>&1 &
+control=$!
+exec 3<&-
+wait "$job"
+status=$?
+# A mom kills what is left of the job's session when its shell is done.
+kill -s KILL -- "-$job" 2>/dev/null
+kill "$control" 2>/dev/null
+exit "$status"

@@ -1,0 +1,3 @@
+#!/bin/sh
+@DIRECTIVES@
+exec {{ command }} "$@"

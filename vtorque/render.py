@@ -1,0 +1,245 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Plans to text: domain XML, cloud-config, the job wrapper. Pure; policy lives in `plan`.
+
+Templates say how, never whether. What comes out is parsed again and compared
+with the plan, so that a site's own template cannot start another guest than
+the one that was decided on.
+"""
+
+import json
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import jinja2
+import yaml
+
+from vtorque.config import SiteConfig
+from vtorque.errors import ConfigError
+from vtorque.model import JobPlan, VmPlan
+
+GUEST_LIBRARY = "/usr/local/lib/vtorque"
+RUN_JOB = f"{GUEST_LIBRARY}/run-job"
+AWAIT_SETUP = f"{GUEST_LIBRARY}/await-setup"
+
+# One cloud-config a family; the word of the request picks the family.
+_FAMILY = {"debian": "debian", "ubuntu": "debian"}
+
+_MOUNT_SECONDS = 60
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GuestKeys:
+    """A guest's own SSH host key, and root's key that may only ask whether it is ready."""
+
+    host_private: str
+    host_public: str
+    probe_public: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GuestFile:
+    """A file that cloud-init writes in the guest."""
+
+    path: str
+    permissions: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rendered:
+    """All text that makes one guest; `user_data` holds its private host key."""
+
+    domain_xml: str
+    user_data: str
+    meta_data: str
+    network_config: str
+
+
+def guest(
+    plan: JobPlan, vm: VmPlan, *, site: SiteConfig, keys: GuestKeys, announce: str, templates: Path
+) -> Rendered:
+    """Everything that makes `vm`; `announce` is the node's address on the guests' bridge, or empty.
+
+    Raises ConfigError when a template is missing or broken, or when what it
+    makes differs from the plan.
+    """
+    values = {
+        "plan": plan,
+        "vm": vm,
+        "site": site,
+        "keys": keys,
+        "base_format": "qcow2" if plan.image.path.suffix == ".qcow2" else "raw",
+    }
+    environment = _environment(templates, Path(site.template_dir))
+    values["guest_files"] = _guest_files(environment, values)
+    values["setup_command"] = _setup_command(environment, plan, announce)
+    rendered = Rendered(
+        domain_xml=_render(environment, "domain.xml", values),
+        user_data=_render(environment, f"user-data.{_family(plan)}.yaml", values),
+        meta_data=_render(environment, "meta-data.yaml", values),
+        network_config=_render(environment, "network-config.yaml", values),
+    )
+    _check_domain(rendered.domain_xml, plan, vm)
+    _check_user_data(rendered.user_data, values)
+    _check_yaml("meta-data.yaml", rendered.meta_data, {"local-hostname": vm.hostname})
+    return rendered
+
+
+def job_wrapper(*, directives: bytes, command: list[str], templates: Path) -> bytes:
+    """What is submitted in place of the user's script: his directives, then `command`.
+
+    The script's own bytes are passed through, whatever their encoding.
+    """
+    text = _render(_environment(templates), "job-wrapper.sh", {"command": shlex.join(command)})
+    return text.encode().replace(b"@DIRECTIVES@\n", directives)
+
+
+def _environment(*directories: Path) -> jinja2.Environment:
+    return _cached_environment(tuple(map(str, reversed(directories))))
+
+
+@cache
+def _cached_environment(directories: tuple[str, ...]) -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(directories),
+        undefined=jinja2.StrictUndefined,
+        autoescape=jinja2.select_autoescape(["xml"]),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    # JSON strings are YAML strings as long as no surrogate pairs are written.
+    environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False}
+    return environment
+
+
+def _render(environment: jinja2.Environment, name: str, values: Mapping[str, object]) -> str:
+    try:
+        return environment.get_template(name).render(values)
+    except jinja2.TemplateNotFound as error:
+        raise ConfigError(f"template {error.name} is missing") from error
+    except jinja2.TemplateError as error:
+        raise ConfigError(f"template {name}: {error}") from error
+
+
+def _family(plan: JobPlan) -> str:
+    if plan.request.distro not in _FAMILY:
+        raise ConfigError(f"guests of distro {plan.request.distro} are not supported yet")
+    return _FAMILY[plan.request.distro]
+
+
+def _source(environment: jinja2.Environment, name: str) -> str:
+    """A template's text as it is: shell scripts get their data as arguments, never by substitution."""
+    assert environment.loader is not None
+    return environment.loader.get_source(environment, name)[0]
+
+
+def _guest_files(environment: jinja2.Environment, values: Mapping[str, Any]) -> list[GuestFile]:
+    plan, vm, keys = values["plan"], values["vm"], values["keys"]
+    user_key = f"restrict,pty {plan.request.public_key}\n"
+    probe_key = f'restrict,command="{AWAIT_SETUP}" {keys.probe_public}\n'
+    node_file = "".join(f"{name}\n" for name in plan.node_file)
+    return [
+        GuestFile(path=path, permissions=permissions, content=content)
+        for path, permissions, content in (
+            ("/etc/ssh/sshd_config.d/10-vtorque.conf", "0644", _render(environment, "sshd.conf", values)),
+            (f"/etc/ssh/authorized_keys.d/{plan.account.name}", "0644", user_key + probe_key),
+            (AWAIT_SETUP, "0755", _source(environment, "await-setup.sh")),
+            (RUN_JOB, "0755", _source(environment, "run-job.sh")),
+            ("/etc/hosts", "0644", f"127.0.0.1 localhost\n127.0.1.1 {vm.hostname}\n"),
+            (node_file_path(plan), "0644", node_file),
+        )
+    ]
+
+
+def node_file_path(plan: JobPlan) -> str:
+    """Where the job finds its node file in the guest: the path that Torque's own has on a node."""
+    return f"/var/spool/torque/aux/{plan.job.id}"
+
+
+def _setup_command(environment: jinja2.Environment, plan: JobPlan, announce: str) -> list[str]:
+    account = plan.account
+    words = ["user", account.name, str(account.uid), str(account.group.gid), str(account.home), account.shell]
+    for group in account.groups:
+        words += ["group", group.name, str(group.gid)]
+    if announce:
+        words += ["announce", announce]
+    for mount in plan.mounts:
+        words += [
+            "mount", str(_MOUNT_SECONDS), mount.fstype, mount.options, mount.source, str(mount.target)
+        ]
+    return ["sh", "-c", _source(environment, "guest-setup.sh"), "guest-setup", *words]
+
+
+def _check_domain(text: str, plan: JobPlan, vm: VmPlan) -> None:
+    """Everything that opens, names or limits something must be what was planned, no more."""
+    try:
+        root = ElementTree.fromstring(text)
+    except ElementTree.ParseError as error:
+        raise ConfigError(f"template domain.xml: not XML: {error}") from error
+    image = plan.image
+    opened = {
+        element.text or "" for tag in ("kernel", "initrd", "loader", "nvram", "emulator")
+        for element in root.iter(tag)
+    }
+    opened |= {
+        value for source in root.iter("source") for name, value in source.items()
+        if name in ("file", "dev", "dir", "path", "socket", "name")
+    }
+    allowed = {image.path, vm.overlay, vm.seed, vm.console, image.kernel, image.initrd}
+    found = {
+        "name": root.findtext("name"),
+        "uuid": root.findtext("uuid"),
+        "memory": root.findtext("memory"),
+        "vcpu": root.findtext("vcpu"),
+        "mac": [mac.get("address") for mac in root.iter("mac")],
+        "files": sorted(opened - {str(path) for path in allowed if path}),
+        "foreign": [e.tag for e in root.iter() if e.tag.startswith("{") and "vtorque.org" not in e.tag],
+    }
+    planned = {
+        "name": vm.name, "uuid": str(vm.uuid), "memory": str(vm.memory_mib), "vcpu": str(vm.vcpus),
+        "mac": [vm.mac], "files": [], "foreign": [],
+    }
+    _compare("domain.xml", found, planned)
+
+
+def _check_user_data(text: str, values: Mapping[str, Any]) -> None:
+    _check_yaml("user-data", text, {
+        "hostname": values["vm"].hostname,
+        "users": [],
+        "disable_root": True,
+        "ssh_pwauth": False,
+        "ssh_keys": {
+            "ed25519_private": values["keys"].host_private,
+            "ed25519_public": values["keys"].host_public,
+        },
+        "write_files": [
+            {"path": file.path, "permissions": file.permissions, "content": file.content}
+            for file in values["guest_files"]
+        ],
+        "bootcmd": [values["setup_command"]],
+    })
+
+
+def _check_yaml(name: str, text: str, planned: dict[str, object]) -> None:
+    try:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"template {name}: not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(data, dict):
+        raise ConfigError(f"template {name}: not a mapping")
+    _compare(name, {key: data.get(key) for key in planned}, planned)
+
+
+def _compare(name: str, found: dict[str, Any], planned: dict[str, Any]) -> None:
+    for key, value in planned.items():
+        if found[key] != value:
+            raise ConfigError(
+                f"template {name}: {key} differs from the plan",
+                details=f"found {json.dumps(found[key])[:500]}, planned {json.dumps(value)[:500]}",
+            )

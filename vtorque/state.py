@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What this node holds for a job: the ledger, the lock, and what the job's wrapper may read.
+
+One directory a job below `<STATE_DIR>/jobs`, root's own and on tmpfs on
+purpose: a reboot takes the guests and the record of them together.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from vtorque import files
+from vtorque.deadline import Deadline
+from vtorque.errors import GenerationClosed, StateError
+from vtorque.model import Job, Resource
+
+READY = "ready"
+FAILED = "failed"
+
+_LEDGER = "ledger"
+_LOCK = "lock"
+_CLOSED = "closed"
+_PLAN = "plan.json"
+_LIMIT = 1 << 20
+
+
+class JobState:
+    """One generation of a job on this node: from the start of its prologue to the end of its epilogue.
+
+    Every act takes the lock shared; closing the generation takes it alone. So
+    an epilogue that runs beside a prologue first lets a running act finish,
+    and after it no further act begins.
+    """
+
+    def __init__(self, root: Path, key: str) -> None:
+        self.key = key
+        self.path = root / "jobs" / key
+
+    def create(self) -> None:
+        """Begin a generation; StateError when an earlier one was not torn down."""
+        self.path.parent.mkdir(mode=0o711, parents=True, exist_ok=True)
+        try:
+            self.path.mkdir(mode=0o711)
+        except FileExistsError:
+            raise StateError(f"an earlier start of job {self.key} is still on this node") from None
+        # mkdir's mode passes through mom's umask; the wrapper has to reach the marker by name.
+        self.path.parent.parent.chmod(0o711)
+        self.path.parent.chmod(0o711)
+        self.path.chmod(0o711)
+        files.write_new(self.path / _LOCK, b"", mode=0o600)
+        files.write_new(self.path / _LEDGER, b"", mode=0o600)
+
+    @property
+    def exists(self) -> bool:
+        """Whether anything of the job is recorded here."""
+        return self.path.is_dir()
+
+    @contextlib.contextmanager
+    def act(self, *, deadline: Deadline) -> Iterator[None]:
+        """Do something for the job while its generation is open; GenerationClosed when it is not."""
+        with self._locked(fcntl.LOCK_SH, deadline):
+            if (self.path / _CLOSED).exists():
+                raise GenerationClosed(f"job {self.key} was deleted while its guests were being started")
+            yield
+
+    @contextlib.contextmanager
+    def taking(self, resource: Resource, *, deadline: Deadline) -> Iterator[None]:
+        """Take something: it is in the ledger before it exists, and marked when it does."""
+        with self.act(deadline=deadline):
+            self._note("take", resource)
+            yield
+            self._note("did", resource)
+
+    def close(self, *, deadline: Deadline) -> None:
+        """End the generation: when this returns, no act runs and none will begin."""
+        with contextlib.suppress(GenerationClosed), self._locked(fcntl.LOCK_EX, deadline):
+            files.replace(self.path / _CLOSED, b"", mode=0o600)
+
+    def held(self) -> list[Resource]:
+        """What was taken and not given back, newest first."""
+        return [Resource(kind=kind, name=name) for kind, name in reversed(self._entries())]
+
+    def certain(self, resource: Resource) -> bool:
+        """Whether taking this was seen to succeed, rather than cut short."""
+        return self._entries().get((resource.kind, resource.name), False)
+
+    def given_back(self, resource: Resource) -> None:
+        """Forget a resource that is known to be gone."""
+        self._note("back", resource)
+
+    def save_plan(self, text: str) -> None:
+        """Keep the plan for whoever tears it down or looks at it."""
+        files.write_new(self.path / _PLAN, text.encode(), mode=0o600)
+
+    def publish(self, name: str, data: dict[str, object], *, group: int) -> None:
+        """Put a file where the job's user (numeric `group`) may read but not write it."""
+        text = json.dumps(data, sort_keys=True, indent=1)
+        files.replace(self.path / name, text.encode() + b"\n", mode=0o640, group=group)
+
+    def remove(self) -> None:
+        """Forget the job; StateError while something is still held."""
+        if held := self.held():
+            raise StateError(f"job {self.key} still holds {held[0].kind} {held[0].name}")
+        # The lock goes first: whoever waits for it then finds the generation gone.
+        for name in (_LOCK, *sorted(entry.name for entry in self.path.iterdir())):
+            with contextlib.suppress(FileNotFoundError):
+                (self.path / name).unlink()
+        self.path.rmdir()
+
+    @contextlib.contextmanager
+    def _locked(self, how: int, deadline: Deadline) -> Iterator[None]:
+        try:
+            # A descriptor of its own for every act: a lock belongs to the descriptor, and
+            # one guest's thread must not give up another's.
+            handle = os.open(self.path / _LOCK, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except FileNotFoundError:
+            raise GenerationClosed(f"job {self.key} was torn down meanwhile") from None
+        try:
+            for _ in deadline.ticks(doing=f"waiting for the lock of job {self.key}"):
+                with contextlib.suppress(BlockingIOError):
+                    fcntl.flock(handle, how | fcntl.LOCK_NB)
+                    break
+            if os.fstat(handle).st_nlink == 0:
+                raise GenerationClosed(f"job {self.key} was torn down meanwhile")
+            yield
+        finally:
+            os.close(handle)
+
+    def _note(self, verb: str, resource: Resource) -> None:
+        line = json.dumps([verb, resource.kind, resource.name]) + "\n"
+        handle = os.open(self.path / _LEDGER, os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            os.write(handle, line.encode())
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+    def _entries(self) -> dict[tuple[str, str], bool]:
+        """What is held, oldest first, and whether it was seen to be done."""
+        try:
+            text = files.read(self.path / _LEDGER, limit=_LIMIT)
+        except FileNotFoundError:
+            return {}
+        held: dict[tuple[str, str], bool] = {}
+        # A last line without its newline was cut short: what it announces never began.
+        for line in text.split(b"\n")[:-1]:
+            verb, kind, name = json.loads(line)
+            if verb == "back":
+                held.pop((kind, name), None)
+            else:
+                held[kind, name] = verb == "did"
+        return held
+
+
+def jobs(root: Path) -> list[str]:
+    """Keys of all jobs recorded on this node."""
+    with contextlib.suppress(FileNotFoundError):
+        return sorted(entry.name for entry in (root / "jobs").iterdir() if entry.is_dir())
+    return []
+
+
+def attempt(root: Path, job: Job) -> int:
+    """Count one more failed start of the job on this node, and say how many that makes."""
+    path = root / "attempts" / job.key
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    count = 1
+    with contextlib.suppress(FileNotFoundError, ValueError):
+        count = int(files.read(path, limit=16)) + 1
+    files.replace(path, str(count).encode(), mode=0o600)
+    return count
+
+
+def forget_attempts(root: Path, key: str) -> None:
+    """Start counting anew: the job started, or will not be tried again."""
+    with contextlib.suppress(FileNotFoundError):
+        (root / "attempts" / key).unlink()
