@@ -44,6 +44,10 @@ class Deadline:
             raise DeadlineExceeded(f"out of time: {doing}")
         return self.remaining
 
+    def pause(self, seconds: float) -> None:
+        """Sleep, but not beyond the deadline."""
+        self._sleep(min(seconds, self.remaining))
+
     def ticks(self, *, doing: str, first: float = 0.005, longest: float = 0.5) -> Iterator[None]:
         """Yield now, then after growing pauses (seconds), until time is up.
 
@@ -53,7 +57,8 @@ class Deadline:
         pause = first
         while True:
             yield
-            self._sleep(min(pause, self.require(doing)))
+            self.require(doing)
+            self.pause(pause)
             pause = min(pause * 1.5, longest)
 
     def _in(self, seconds: float) -> "Deadline":

@@ -12,6 +12,8 @@ from vtorque.errors import RequestError
 
 JobId = NewType("JobId", str)
 
+JOB_EXEC_RETRY = -3
+
 # `1234.server`, `58[2].server`, or the bare number when the server's
 # display_job_server_suffix is off (Torque: req_quejob.c:470-512).
 _JOB_ID = re.compile(r"[0-9]{1,12}(?:\[[0-9]{0,9}\])?(?:\.[A-Za-z0-9][A-Za-z0-9._-]{0,200})?", re.ASCII)
@@ -46,7 +48,11 @@ def job_key(job: JobId) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """What the batch system says of a job on this node. `nodes` is empty on a sister."""
+    """What the batch system says of a job on this node. `nodes` is empty on a sister.
+
+    `exit_status` is known to epilogues: the job's own, 256 plus a signal, or
+    one of mom's negative codes.
+    """
 
     id: JobId
     user: str
@@ -54,6 +60,12 @@ class Job:
     nodes: tuple[str, ...]
     request: str
     spool_script: Path | None = None
+    exit_status: int | None = None
+
+    @property
+    def will_be_retried(self) -> bool:
+        """Whether this epilogue ends a start that is made again: JOB_EXEC_RETRY (pbs_job.h:1274-1287)."""
+        return self.exit_status == JOB_EXEC_RETRY
 
     @property
     def key(self) -> str:

@@ -89,23 +89,43 @@ def spawn(
     executable: Path | None = None,
     pass_fds: Collection[int] = (),
     before_exec: Callable[[], None] | None = None,
+    session: bool = True,
 ) -> subprocess.Popen[bytes]:
     """Start `argv` as the leader of a new session and return at once.
 
+    With `session` false it only leads a process group, within our session.
     `before_exec` runs in the child, after the ids are dropped. Raises
     CommandError when it cannot be started.
     """
     try:
         return subprocess.Popen(
             argv, executable=executable, stdin=stdin, stdout=stdout, stderr=stderr, env=env,
-            cwd=cwd, umask=umask, start_new_session=True, pass_fds=tuple(pass_fds),
+            cwd=cwd, umask=umask, start_new_session=session, pass_fds=tuple(pass_fds),
             user=identity.uid if identity else None, group=identity.gid if identity else None,
             extra_groups=identity.groups if identity else None, preexec_fn=before_exec,
+            process_group=None if session else 0,
         )
     except OSError as error:
         raise CommandError(
             f"cannot run {argv[0]}: {error.strerror}", details=shlex.join(argv)
         ) from error
+
+
+def wait_in_group(child: subprocess.Popen[bytes], *, deadline: Deadline) -> int:
+    """The status of a child that leads a process group: killed with its group at the deadline.
+
+    Raises DeadlineExceeded.
+    """
+    try:
+        return child.wait(deadline.remaining)
+    except subprocess.TimeoutExpired:
+        name = child.args[0] if isinstance(child.args, list | tuple) else child.args
+        raise DeadlineExceeded(f"{name!s} did not end in time") from None
+    finally:
+        if child.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGKILL)
+            child.wait()
 
 
 def fork_as(identity: Identity, serve: Callable[[socket.socket], None]) -> tuple[int, socket.socket]:

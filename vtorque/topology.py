@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psutil
 
-from vtorque.errors import RequestError
+from vtorque.errors import ConfigError, RequestError
 from vtorque.model import Account, Group, NodeShape
 
 # Names go into a guest's passwd and group files, which know no quoting.
@@ -47,6 +47,29 @@ def account(user: str, *, min_uid: int) -> Account:
         home=home,
         shell=entry.pw_shell or "/bin/sh",
     )
+
+
+def primary_group(user: str) -> int:
+    """The numeric primary group of the user, or root's when there is no such user."""
+    try:
+        return pwd.getpwnam(user).pw_gid
+    except KeyError:
+        return 0
+
+
+def user_ids(user: str) -> tuple[int, int]:
+    """Numeric user and group of a system account; ConfigError when there is none."""
+    try:
+        entry = pwd.getpwnam(user)
+    except KeyError:
+        raise ConfigError(f"QEMU_USER: there is no user {user!r} on this node") from None
+    return entry.pw_uid, entry.pw_gid
+
+
+def address_on(interface: str) -> str:
+    """The node's first IPv4 address on an interface, or nothing."""
+    addresses = psutil.net_if_addrs().get(interface, [])
+    return next((each.address for each in addresses if each.family is socket.AF_INET), "")
 
 
 def _group(gid: int) -> Group:

@@ -2,11 +2,20 @@
 """How to talk to a guest that can prove who it is."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 from vtorque.deadline import Deadline
 
 Sink = Callable[[bytes], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyPair:
+    """An ed25519 key in OpenSSH's own text forms."""
+
+    private: str
+    public: str
 
 
 class Session(Protocol):
@@ -30,6 +39,10 @@ class Session(Protocol):
 
 class Transport(Protocol):
     """Opens sessions."""
+
+    def make_key(self) -> KeyPair:
+        """A new key, of a guest or for one."""
+        ...
 
     def open(
         self, address: str, *, user: str, key: str, host_key: str, deadline: Deadline

@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The order of the verbs for each hook: the table of contents of the program."""
+
+import contextlib
+import json
+import logging
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+from vtorque import boot, discover, images, plan, request, run, state, teardown, topology
+from vtorque.deadline import Deadline
+from vtorque.errors import Blame, GenerationClosed, RequestError, VtorqueError
+from vtorque.files import UserSide
+from vtorque.model import Account, Job, JobPlan, VmRequest
+from vtorque.node import Node
+from vtorque.proc import Identity
+from vtorque.state import JobState
+
+log = logging.getLogger(__name__)
+
+Report = Callable[[str], None]
+
+_USER_SIDE_SECONDS = 5.0
+_FIRST_PAUSE_SECONDS = 2.0
+
+
+def prologue(job: Job, node: Node, *, deadline: Deadline) -> None:
+    """Bring the job's guests up on the mother superior and leave the ready marker.
+
+    A user's fault is left for the job's wrapper to report; a node's fault is
+    raised, and with it the job is requeued, until it has happened too often.
+    """
+    record = node.state(job.key)
+    teardown.release(record, hypervisor=node.hypervisor, deadline=deadline)
+    record.create()
+    try:
+        _bring_up(job, node, record, deadline=deadline.reserve(node.site.undo_reserve))
+    except VtorqueError as error:
+        _undo(job, node, record, error, deadline=deadline)
+    else:
+        state.forget_attempts(Path(node.site.state_dir), job.key)
+
+
+def epilogue(job: Job, node: Node, *, deadline: Deadline) -> None:
+    """Give everything back, whatever happened before, and as often as it is called."""
+    with contextlib.ExitStack() as steps:
+        # Unwound from the last to the first; one that fails does not stop the others.
+        if not job.will_be_retried:
+            steps.callback(state.forget_attempts, Path(node.site.state_dir), job.key)
+            side = steps.enter_context(_side_of(job, node))
+            steps.callback(_remove_job_directory, job, side, deadline)
+        steps.callback(_release_unrecorded, job, node, deadline)
+        steps.callback(
+            teardown.release, node.state(job.key), hypervisor=node.hypervisor, deadline=deadline
+        )
+
+
+def sweep(node: Node, *, known: Callable[[str], bool], deadline: Deadline) -> list[str]:
+    """Tear down the jobs recorded here that the batch system no longer knows; their keys."""
+    swept = []
+    for key in state.jobs(Path(node.site.state_dir)):
+        if not known(key):
+            log.warning("job %s is forgotten by the batch system, tearing it down", key)
+            teardown.release(node.state(key), hypervisor=node.hypervisor, deadline=deadline)
+            swept.append(key)
+    return swept
+
+
+def _bring_up(job: Job, node: Node, record: JobState, *, deadline: Deadline) -> None:
+    account = topology.account(job.user, min_uid=node.site.min_uid)
+    wanted = request.decode(job.request)
+    with _reporting(account, wanted, deadline) as report:
+        report("planned")
+        decided = _decide(job, account, wanted, node)
+        record.save_plan(json.dumps(asdict(decided), default=str, indent=1))
+        started = boot.start(decided, node=node, state=record, deadline=deadline)
+        report("started")
+        guests = discover.guests(
+            started, job=job, user=account.name, node=node, state=record, deadline=deadline
+        )
+        report("ready")
+        with record.act(deadline=deadline):
+            _check_wanted(job)
+            record.publish(state.READY, run.ready_marker(decided, guests), group=account.group.gid)
+
+
+def _decide(job: Job, account: Account, wanted: VmRequest, node: Node) -> JobPlan:
+    directory = Path(node.site.vm_img_dir)
+    images.require_trusted(directory)
+    image = images.find(directory, wanted.image)
+    images.inspect(image.path)
+    return plan.make(
+        job=job, account=account, request=wanted, image=image, site=node.site, shape=node.shape
+    )
+
+
+def _check_wanted(job: Job) -> None:
+    """A deleted job's spool file is gone, and nobody tells its prologue (req_delete, requests.c:2261-2285)."""
+    if job.spool_script is not None and not job.spool_script.exists():
+        raise GenerationClosed(f"job {job.id} was deleted while its guests were being started")
+
+
+def _undo(
+    job: Job, node: Node, record: JobState, error: VtorqueError, *, deadline: Deadline
+) -> None:
+    """Give back what was begun; then say why, to the user or to the batch system."""
+    log.error("%s", error.one_line(), extra={"details": error.details})
+    teardown.release(record, hypervisor=node.hypervisor, deadline=deadline)
+    if isinstance(error, GenerationClosed):
+        return
+    root = Path(node.site.state_dir)
+    if error.blame is not Blame.USER:
+        tries = state.attempt(root, job)
+        if tries < node.site.requeue_limit:
+            # Torque itself starts a requeued job again at once, 56 times in 15 s.
+            deadline.within(_FIRST_PAUSE_SECONDS**tries).pause(_FIRST_PAUSE_SECONDS**tries)
+            raise error
+    state.forget_attempts(root, job.key)
+    record.create()
+    record.publish(state.FAILED, run.failure_marker(error), group=topology.primary_group(job.user))
+
+
+def _release_unrecorded(job: Job, node: Node, deadline: Deadline) -> None:
+    directories = (Path(node.site.disk_dir) / job.key, Path(node.site.state_dir) / "seeds")
+    teardown.release_unrecorded(
+        job.key, hypervisor=node.hypervisor, directories=directories, deadline=deadline
+    )
+
+
+def _remove_job_directory(job: Job, side: UserSide | None, deadline: Deadline) -> None:
+    if side is not None:
+        side.remove(job.id, deadline=deadline.within(_USER_SIDE_SECONDS))
+
+
+@contextlib.contextmanager
+def _side_of(job: Job, node: Node) -> Iterator[UserSide | None]:
+    """The user's side of a job that may no longer have a user: teardown must not depend on it."""
+    try:
+        account = topology.account(job.user, min_uid=node.site.min_uid)
+        wanted = request.decode(job.request)
+    except RequestError as error:
+        log.info("the job directory is left alone: %s", error.brief)
+        yield None
+    else:
+        with _user_side(account, wanted) as side:
+            yield side
+
+
+@contextlib.contextmanager
+def _user_side(account: Account, wanted: VmRequest) -> Iterator[UserSide]:
+    identity = Identity(
+        uid=account.uid, gid=account.group.gid, groups=tuple(group.gid for group in account.groups)
+    )
+    with contextlib.closing(UserSide(identity, account.home, wanted.request_id)) as side:
+        yield side
+
+
+@contextlib.contextmanager
+def _reporting(account: Account, wanted: VmRequest, deadline: Deadline) -> Iterator[Report]:
+    """Tell the user's side which phase begins; what it misses it misses."""
+    with _user_side(account, wanted) as side:
+        def report(phase: str) -> None:
+            line = json.dumps({"time": round(time.time(), 3), "phase": phase})
+            side.append("phases", line + "\n", deadline=deadline.within(_USER_SIDE_SECONDS))
+
+        yield report

@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Hand the job to its rank-0 guest: what root leaves for the wrapper, and what the wrapper does with it."""
+
+import json
+import os
+import shlex
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from pathlib import Path
+from typing import Any
+
+from vtorque import files, render
+from vtorque.backends.transport import Session, Sink
+from vtorque.errors import Blame, StateError, VtorqueError
+from vtorque.model import Guest, JobPlan
+from vtorque.state import FAILED, READY
+
+_SCHEMA = 1
+_LIMIT = 1 << 20
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
+
+class ExitStatus(IntEnum):
+    """What the job's wrapper exits with when it is not the script's own status.
+
+    The numbers are those of sysexits.h, which few scripts use themselves.
+    """
+
+    REFUSED = 65
+    NO_GUEST = 69
+    BUG = 70
+    LOST = 76
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankZero:
+    """The guest that runs the script, and what the job is told of its guests."""
+
+    address: str
+    hostname: str
+    host_key: str
+    environment: Mapping[str, str]
+
+
+class NotStarted(VtorqueError):
+    """The job has no guest; `status` is what its wrapper exits with."""
+
+    def __init__(self, brief: str, status: ExitStatus) -> None:
+        super().__init__(brief)
+        self.status = status
+
+
+def ready_marker(plan: JobPlan, guests: Sequence[Guest]) -> dict[str, object]:
+    """What root leaves when all guests are proven: without it the wrapper runs nothing.
+
+    A hook that was killed by a signal counts as a success in Torque
+    (prolog.c:1317-1323), so this file is the only evidence there is.
+    """
+    total = plan.request.vcpus * len(guests)
+    node_file = render.node_file_path(plan)
+    return {
+        "schema": _SCHEMA,
+        "job": plan.job.id,
+        "boot_id": _boot_id(),
+        "guests": [
+            {
+                "rank": guest.vm.rank,
+                "name": guest.vm.name,
+                "uuid": str(guest.vm.uuid),
+                "hostname": guest.vm.hostname,
+                "address": guest.address,
+                "host_key": guest.host_key,
+            }
+            for guest in guests
+        ],
+        "environment": {
+            "PBS_NODEFILE": node_file,
+            "PBS_VM_NODEFILE": node_file,
+            "PBS_NP": str(total),
+            "PBS_NUM_PPN": str(plan.request.vcpus * plan.request.vms_per_node),
+            "PBS_VMS_PN": str(plan.request.vms_per_node),
+            "DISTRO": "SLG",
+        },
+    }
+
+
+def failure_marker(error: VtorqueError) -> dict[str, object]:
+    """What root leaves in place of the ready marker: the reason, and whose fault it is."""
+    return {"schema": _SCHEMA, "reason": error.one_line(), "blame": error.blame.value}
+
+
+def rank_zero(state: Path, job: str, *, owner: int = 0) -> RankZero:
+    """What the prologue left for this job, believed only when it is root's and of this boot.
+
+    Raises NotStarted with the prologue's own reason.
+    """
+    failed = _marker(state / FAILED, owner)
+    if failed is not None:
+        user = failed.get("blame") == Blame.USER.value
+        raise NotStarted(str(failed.get("reason")), ExitStatus.REFUSED if user else ExitStatus.NO_GUEST)
+    ready = _marker(state / READY, owner)
+    if ready is None:
+        raise NotStarted("no guest was started for this job: its prologue did not end", ExitStatus.NO_GUEST)
+    if ready["job"] != job or ready["boot_id"] != _boot_id():
+        raise NotStarted(f"the guests on this node were started for job {ready['job']}", ExitStatus.NO_GUEST)
+    first = ready["guests"][0]
+    return RankZero(
+        address=first["address"],
+        hostname=first["hostname"],
+        host_key=first["host_key"],
+        environment=ready["environment"],
+    )
+
+
+def job_environment(environ: Mapping[str, str], exported: Collection[str], guest: RankZero) -> dict[str, str]:
+    """The variables that go along: the batch system's own, and those the user exported with -v or -V."""
+    chosen = {
+        name: value
+        for name, value in environ.items()
+        if name.startswith("PBS_") or name == "ENVIRONMENT" or name in exported
+    }
+    return {**chosen, **guest.environment}
+
+
+def order(*, environment: Mapping[str, str], directory: str, shell: str, command: Sequence[str]) -> bytes:
+    """The standard input of the guest's `run-job`: a byte count, then that much shell text."""
+    settings = {
+        "VTORQUE_DIRECTORY": directory,
+        "VTORQUE_SHELL": shell,
+        "VTORQUE_COMMAND": shlex.join(command),
+    }
+    lines = [f"{name}={shlex.quote(value)}\n" for name, value in settings.items()]
+    lines += [
+        f"export {name}={shlex.quote(value)}\n"
+        for name, value in environment.items()
+        if name.isidentifier() and name.isascii()
+    ]
+    # Values come from the process environment: bytes that are not UTF-8 go back as they were.
+    text = os.fsencode("".join(lines))
+    return b"%d\n%b" % (len(text), text)
+
+
+def script(session: Session, text: bytes, *, stdout: Sink, stderr: Sink) -> int:
+    """Run the job in the guest; the status of its shell, 0 to 255."""
+    return session.run(f"exec {render.RUN_JOB}", stdin=text, stdout=stdout, stderr=stderr)
+
+
+def _marker(path: Path, owner: int) -> dict[str, Any] | None:
+    try:
+        data = json.loads(files.read(path, limit=_LIMIT, owner=owner))
+    except FileNotFoundError:
+        return None
+    if data.get("schema") != _SCHEMA:
+        raise StateError(f"{path} was written by another version of vtorque")
+    marker: dict[str, Any] = data
+    return marker
+
+
+def _boot_id() -> str:
+    return _BOOT_ID.read_text().strip()

@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Give back what a job holds on this node. May be repeated, and cut short, at any time."""
+
+import contextlib
+import glob
+import logging
+from collections.abc import Collection
+from pathlib import Path
+
+from vtorque import logs
+from vtorque.backends.hypervisor import Hypervisor
+from vtorque.deadline import Deadline
+from vtorque.errors import StateError, VtorqueError
+from vtorque.model import Resource
+from vtorque.state import JobState
+
+log = logging.getLogger(__name__)
+
+DOMAIN = "domain"
+FILE = "file"
+DIRECTORY = "directory"
+
+# How long a domain may appear after the process that asked for it was killed:
+# libvirtd goes on with a call whose client is gone.
+_GHOST_SECONDS = 2.0
+
+
+def release(state: JobState, *, hypervisor: Hypervisor, deadline: Deadline) -> None:
+    """Close the generation and give back all it holds, newest first; forget it when nothing is left.
+
+    Everything is tried; raises StateError naming what could not be given back,
+    which stays in the ledger for the next one to try.
+    """
+    if not state.exists:
+        return
+    state.close(deadline=deadline)
+    stuck = []
+    for resource in state.held():
+        try:
+            with logs.about(guest=resource.name if resource.kind == DOMAIN else ""):
+                _give_back(resource, state, hypervisor, deadline)
+                log.info("gave back %s %s", resource.kind, resource.name)
+            state.given_back(resource)
+        except (VtorqueError, OSError) as error:
+            log.exception("still holding %s %s", resource.kind, resource.name)
+            stuck.append(f"{resource.kind} {resource.name}: {error}")
+    if stuck:
+        raise StateError(f"could not give back {'; '.join(stuck)}")
+    state.remove()
+
+
+def release_unrecorded(
+    key: str, *, hypervisor: Hypervisor, directories: Collection[Path], deadline: Deadline
+) -> None:
+    """Find the job's domains by their tag, and its files by their names, when no ledger tells of them.
+
+    `directories` hold nothing but files that are named `<key>_...`.
+    """
+    for name, owner in hypervisor.domains(deadline=deadline).items():
+        if owner == key:
+            log.warning("domain %s was in no ledger", name)
+            hypervisor.destroy(name, deadline=deadline)
+    for directory in directories:
+        for path in directory.glob(f"{glob.escape(key)}_*"):
+            log.warning("file %s was in no ledger", path)
+            path.unlink(missing_ok=True)
+    own = [directory for directory in directories if directory.name == key]
+    for directory in own:
+        with contextlib.suppress(FileNotFoundError):
+            directory.rmdir()
+
+
+def _give_back(
+    resource: Resource, state: JobState, hypervisor: Hypervisor, deadline: Deadline
+) -> None:
+    path = Path(resource.name)
+    match resource.kind:
+        case "domain":
+            _destroy(resource, state, hypervisor, deadline)
+        case "file":
+            path.unlink(missing_ok=True)
+            # virtlogd keeps older parts of a console log beside it.
+            for part in path.parent.glob(f"{path.name}.[0-9]"):
+                part.unlink(missing_ok=True)
+        case "directory":
+            with contextlib.suppress(FileNotFoundError):
+                path.rmdir()
+        case other:
+            raise StateError(f"the ledger holds an unknown kind {other!r}")
+
+
+def _destroy(resource: Resource, state: JobState, hypervisor: Hypervisor, deadline: Deadline) -> None:
+    if hypervisor.destroy(resource.name, deadline=deadline) or state.certain(resource):
+        return
+    # Taken, never seen to exist, and absent: the start was cut short. Absence is believed
+    # only when it lasts.
+    linger = deadline.within(_GHOST_SECONDS)
+    while not linger.expired:
+        linger.pause(0.2)
+        if hypervisor.destroy(resource.name, deadline=deadline):
+            log.warning("domain %s appeared after its start was cut short", resource.name)
+            return
