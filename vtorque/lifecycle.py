@@ -97,7 +97,7 @@ def _decide(job: Job, account: Account, wanted: VmRequest, node: Node) -> JobPla
 
 
 def _check_wanted(job: Job) -> None:
-    """A deleted job's spool file is gone, and nobody tells its prologue (req_delete, requests.c:2261-2285)."""
+    """A deleted job's spool file is gone, and nobody tells its prologue (requests.c:2261-2285)."""
     if job.spool_script is not None and not job.spool_script.exists():
         raise GenerationClosed(f"job {job.id} was deleted while its guests were being started")
 

@@ -107,7 +107,7 @@ def _own_part(call: Call, deadline: Deadline) -> int:
         log.exception("%s: %s", call.kind, error.one_line())
         _say(error.one_line())
         return dialect.exit_status(call.kind, error.blame)
-    except Exception as error:  # noqa: BLE001
+    except Exception as error:
         # Whatever it is, it must not become the exit status 1 that aborts the job.
         log.exception("%s: unforeseen", call.kind)
         _say(f"internal error: {error!r}")

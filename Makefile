@@ -1,0 +1,62 @@
+# Debian 12, as root: `make demo` tries vtorque, `make test` tests all of it.
+
+PYTHON := /usr/bin/python3
+TOOLS := .venv/bin
+
+# What vtorque itself runs on.
+RUNTIME := python3 python3-jinja2 python3-libvirt python3-paramiko python3-psutil \
+	python3-pycdlib python3-sh python3-yaml qemu-utils openssh-client iproute2
+# What a cluster would have already, and what builds guest images.
+LAB := qemu-system-x86 libvirt-daemon-system libvirt-daemon-driver-qemu libvirt-clients \
+	dnsmasq-base nfs-ganesha nfs-ganesha-vfs mmdebstrap e2fsprogs fdisk grub-common \
+	grub-pc-bin busybox-static bash-static openssh-server cpio zstd xz-utils kmod procps
+TESTS := python3-pytest python3-hypothesis python3-venv
+
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help: ## Say what there is to make
+	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+
+.PHONY: deps
+deps: ## Install the Debian packages that are missing
+	@contrib/install-packages $(RUNTIME) $(LAB)
+
+.PHONY: test-deps
+test-deps: deps $(TOOLS)/ruff
+	@contrib/install-packages $(TESTS)
+
+$(TOOLS)/ruff:
+	@contrib/install-packages $(TESTS)
+	$(PYTHON) -m venv --system-site-packages .venv
+	$(TOOLS)/pip install --quiet --disable-pip-version-check ruff mypy types-PyYAML types-psutil types-setuptools
+
+.PHONY: demo
+demo: deps ## Run examples/hello.sh in a real guest on this machine
+	@$(PYTHON) -I scripts/vmgr lab demo
+
+.PHONY: check
+check: $(TOOLS)/ruff ## Check style and types
+	$(TOOLS)/ruff check .
+	$(TOOLS)/mypy
+
+.PHONY: unit
+unit: ## Run the unit tests: no process, no network
+	$(PYTHON) -m pytest tests/unit
+
+.PHONY: contract
+contract: ## Run the contract tests: the hooks under a mom, backends over fake and real
+	$(PYTHON) -m pytest tests/contract
+
+.PHONY: e2e
+e2e: ## Run the end-to-end tests: real guests
+	$(PYTHON) -m pytest tests/e2e
+
+.PHONY: test
+test: test-deps check ## Run everything, real guests included
+	$(PYTHON) -m pytest
+
+.PHONY: golden
+golden: ## Write the golden files anew; review the difference like code
+	$(PYTHON) -m pytest tests/unit/test_render.py --regenerate
+	git diff --stat tests/golden

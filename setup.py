@@ -1,0 +1,29 @@
+"""What gets installed where; every setting of a tool is in pyproject.toml."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+version = re.search(r'__version__ = "(.+)"', Path("vtorque/__init__.py").read_text())
+assert version is not None
+
+setup(
+    name="vtorque",
+    version=version[1],
+    description="Batch jobs in virtual machines of the user's choice",
+    long_description=Path("README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["vtorque", "vtorque.*"]),
+    install_requires=["jinja2", "libvirt-python", "paramiko", "psutil", "pycdlib", "pyyaml", "sh"],
+    extras_require={"test": ["hypothesis", "pytest"], "check": ["mypy", "ruff"]},
+    entry_points={
+        "console_scripts": ["vsub = vtorque.cli.vsub:main", "vmgr = vtorque.cli.vmgr:main"],
+    },
+    data_files=[
+        (f"share/vtorque/{folder}", [str(path) for path in Path(folder).iterdir() if path.is_file()])
+        for folder in ("scripts", "scripts/local", "templates", "templates-vm", "contrib", "examples")
+    ],
+)

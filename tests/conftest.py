@@ -1,0 +1,31 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Guards and builders for all tests."""
+
+import os
+import socket
+import subprocess
+from collections.abc import Iterator
+
+import pytest
+
+
+class ForbiddenError(BaseException):
+    """A unit test reached for the world; no `except Exception` may swallow that."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--regenerate", action="store_true", help="write the golden files anew")
+
+
+@pytest.fixture(autouse=True)
+def _no_world(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Unit tests start no process and open no connection."""
+    if "unit" in request.node.path.parts:
+
+        def refuse(*args: object, **kwargs: object) -> None:
+            raise ForbiddenError(f"a unit test must not do this: {args[:2]}")
+
+        monkeypatch.setattr(subprocess.Popen, "__init__", refuse)
+        monkeypatch.setattr(os, "fork", refuse)
+        monkeypatch.setattr(socket.socket, "connect", refuse)
+    yield

@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The architecture, enforced: who may import whom, who may touch what, and how large it may get."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGE = ROOT / "vtorque"
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+LAYERS: list[tuple[str, ...]] = [
+    ("errors", "units", "deadline", "logs"),
+    ("model",),
+    ("proc", "files"),
+    ("config", "options", "request", "qsub", "topology"),
+    ("plan", "render", "state", "images", "seed", "backends"),
+    ("node", "mom"),
+    ("teardown",),
+    ("boot", "chain", "run", "imagebuild"),
+    ("discover",),
+    ("lifecycle", "lab"),
+    ("cli",),
+]
+LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
+# Within a layer of several modules these lean on one another.
+SIDEWAYS = {("deadline", "errors"), ("files", "proc"), ("config", "options"), ("request", "config"),
+            ("state", "backends"), ("node", "state"), ("teardown", "state")}
+
+ONLY_IN = {
+    "subprocess": {"proc"},
+    "paramiko": {"backends.transport.ssh"},
+    "libvirt": {"backends.hypervisor.libvirt"},
+    "yaml": {"config", "options", "render"},
+    "psutil": {"topology", "guard", "cli.vmgr"},
+}
+PURE = {"plan", "render"}
+IMPURE = {"proc", "files", "state", "backends"}
+
+MODULE_LINES = 300
+FUNCTION_LINES = 40
+
+
+def name_of(path: Path) -> str:
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports_of(path: Path) -> set[str]:
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def ours(path: Path) -> set[str]:
+    """First parts of what a module imports of our own package."""
+    names = {name.removeprefix("vtorque.") for name in imports_of(path) if name.startswith("vtorque.")}
+    return {name.partition(".")[0] for name in names} & set(LEVEL)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_a_module_imports_only_from_lower_layers(path: Path) -> None:
+    me = name_of(path).partition(".")[0]
+    if not me:
+        return
+    assert me in LEVEL, f"{me} has no layer"
+    for other in ours(path) - {me}:
+        assert LEVEL[other] < LEVEL[me] or (me, other) in SIDEWAYS, f"{me} imports {other}"
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "backends").rglob("*.py")), ids=name_of)
+def test_a_backend_knows_only_its_own_boundary(path: Path) -> None:
+    package = name_of(path).rpartition(".")[0] if path.name != "__init__.py" else name_of(path)
+    for name in imports_of(path):
+        if name.startswith("vtorque.backends."):
+            assert name.removeprefix("vtorque.").startswith(package), f"{path.name} imports {name}"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_what_touches_the_world_has_one_home(path: Path) -> None:
+    me = name_of(path)
+    roots = {name.partition(".")[0] for name in imports_of(path)}
+    for library, homes in ONLY_IN.items():
+        assert library not in roots or me in homes, f"{me} imports {library}"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_only_commands_see_argv_and_the_environment(path: Path) -> None:
+    if name_of(path).startswith("cli"):
+        return
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            assert (node.value.id, node.attr) not in {("os", "environ"), ("sys", "argv")}, node.lineno
+
+
+@pytest.mark.parametrize("name", sorted(PURE))
+def test_planning_and_rendering_touch_nothing(name: str) -> None:
+    assert ours(PACKAGE / f"{name}.py").isdisjoint(IMPURE)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_nothing_outgrows_its_reader(path: Path) -> None:
+    text = path.read_text()
+    assert text.count("\n") <= MODULE_LINES, f"{path.name} has {text.count(chr(10))} lines"
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            assert node.end_lineno is not None
+            lines = node.end_lineno - node.lineno + 1
+            assert lines <= FUNCTION_LINES, f"{path.name}: {node.name} has {lines} lines"
+            every = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+            bare = [arg.arg for arg in every if arg.annotation is None and arg.arg not in ("self", "cls")]
+            assert node.returns is not None and not bare, f"{path.name}: {node.name} is not annotated"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_no_shell_no_eval_no_pickle(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call):
+            called = ast.unparse(node.func)
+            assert called not in {"eval", "exec", "os.system", "os.popen", "yaml.load", "pickle.loads"}
+            assert not any(k.arg == "shell" and ast.unparse(k.value) == "True" for k in node.keywords)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_every_file_says_its_licence(path: Path) -> None:
+    assert path.read_text().startswith("# SPDX-License-Identifier: Apache-2.0\n")
