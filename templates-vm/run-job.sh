@@ -23,18 +23,20 @@ exec 3<&0 </dev/null
 # its process id is the job's session and group.
 printf '%s\n' "$command" | setsid "$shell" -l 3<&- &
 job=$!
+# What this shell says of a job that was killed is not the job's own output.
+exec 2>/dev/null
 {
     while read -r signal; do
         kill -s "$signal" -- "-$job"
     done
     # The end of input: the node's side was killed, and the job goes with it.
     kill -s KILL -- "-$job"
-} <&3 3<&- >/dev/null 2>&1 &
+} <&3 3<&- >/dev/null &
 control=$!
 exec 3<&-
 wait "$job"
 status=$?
 # A mom kills what is left of the job's session when its shell is done.
-kill -s KILL -- "-$job" 2>/dev/null
-kill "$control" 2>/dev/null
+kill -s KILL -- "-$job"
+kill "$control"
 exit "$status"
