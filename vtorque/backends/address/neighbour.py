@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Guests' addresses from the kernel's neighbour table, by rtnetlink: no process, no polling.
+
+Message layouts: rtnetlink(7), linux/neighbour.h.
+"""
+
+import contextlib
+import ipaddress
+import select
+import socket
+import struct
+from collections.abc import Iterator
+
+from vtorque.errors import AddressError
+from vtorque.model import VmPlan
+
+_NLMSG = struct.Struct("=IHHII")  # length, type, flags, sequence, port
+_NDMSG = struct.Struct("=BxxxiHBB")  # family, interface, state, flags, type
+_ATTRIBUTE = struct.Struct("=HH")  # length, type
+
+_RTM_NEWNEIGH, _RTM_DELNEIGH, _RTM_GETNEIGH = 28, 29, 30
+_NLMSG_ERROR, _NLMSG_DONE = 2, 3
+_REQUEST_DUMP = 0x301
+_RTMGRP_NEIGH = 4
+_NDA_DST, _NDA_LLADDR = 1, 2
+_NUD_INCOMPLETE, _NUD_REACHABLE, _NUD_STALE, _NUD_DELAY, _NUD_PROBE, _NUD_FAILED = 1, 2, 4, 8, 16, 32
+_NUD_NOARP, _NUD_PERMANENT = 64, 128
+_FRESH = _NUD_REACHABLE | _NUD_DELAY | _NUD_PERMANENT | _NUD_PROBE
+_USABLE = _FRESH | _NUD_STALE
+_RECEIVE = 1 << 16
+_DUMP_SECONDS = 2.0
+
+
+class Neighbours:
+    """The neighbour table of one bridge, kept up to date by the kernel's own messages."""
+
+    def __init__(self, bridge: str) -> None:
+        try:
+            self._interface = socket.if_nametoindex(bridge)
+        except OSError:
+            raise AddressError(
+                f"there is no bridge {bridge!r} on this node", hint="see BRIDGE in the configuration"
+            ) from None
+        self._entries: dict[str, tuple[str, int]] = {}
+        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0)
+        self._socket.bind((0, _RTMGRP_NEIGH))
+        self._dump()
+
+    def candidates(self, vm: VmPlan) -> tuple[str, ...]:
+        """Addresses at the guest's MAC: those the kernel has just talked to first, IPv4 before IPv6."""
+        found = [
+            (not state & _FRESH, ":" in address, address)
+            for address, (mac, state) in self._entries.items()
+            if mac == vm.mac.lower() and state & _USABLE
+        ]
+        return tuple(address for _, _, address in sorted(found, key=lambda each: each[:2]))
+
+    def wait(self, seconds: float) -> None:
+        """Return when the table of this bridge may have changed, after `seconds` at the latest."""
+        ready, _, _ = select.select([self._socket], [], [], seconds)
+        if ready:
+            try:
+                self._take(self._socket.recv(_RECEIVE))
+            except OSError:
+                # The kernel drops messages that nobody fetches (ENOBUFS): ask for all again.
+                self._dump()
+
+    def close(self) -> None:
+        """Stop listening."""
+        self._socket.close()
+
+    def _dump(self) -> None:
+        self._entries.clear()
+        body = _NDMSG.pack(socket.AF_UNSPEC, self._interface, 0, 0, 0)
+        header = _NLMSG.pack(_NLMSG.size + len(body), _RTM_GETNEIGH, _REQUEST_DUMP, 1, 0)
+        self._socket.send(header + body)
+        with contextlib.suppress(TimeoutError):
+            self._socket.settimeout(_DUMP_SECONDS)
+            while not self._take(self._socket.recv(_RECEIVE)):
+                pass
+        self._socket.settimeout(None)
+
+    def _take(self, data: bytes) -> bool:
+        """Enter messages into the table; whether they end a dump."""
+        for kind, body in messages(data):
+            if kind in (_NLMSG_DONE, _NLMSG_ERROR):
+                return True
+            entry = neighbour(body)
+            if entry is None or entry[0] != self._interface:
+                continue
+            _, address, mac, state = entry
+            if kind == _RTM_NEWNEIGH:
+                self._entries[address] = (mac, state)
+            elif kind == _RTM_DELNEIGH:
+                self._entries.pop(address, None)
+        return False
+
+
+def messages(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """Type and body of each netlink message; what is cut short ends the list."""
+    while len(data) >= _NLMSG.size:
+        length, kind, _, _, _ = _NLMSG.unpack_from(data)
+        if not _NLMSG.size <= length <= len(data):
+            return
+        yield kind, data[_NLMSG.size : length]
+        data = data[(length + 3) & ~3 :]
+
+
+def neighbour(body: bytes) -> tuple[int, str, str, int] | None:
+    """Interface, address, MAC (empty when unknown) and state of one neighbour message."""
+    if len(body) < _NDMSG.size:
+        return None
+    _, interface, state, _, _ = _NDMSG.unpack_from(body)
+    address, mac = "", ""
+    rest = body[_NDMSG.size :]
+    while len(rest) >= _ATTRIBUTE.size:
+        length, kind = _ATTRIBUTE.unpack_from(rest)
+        if not _ATTRIBUTE.size <= length <= len(rest):
+            break
+        value = rest[_ATTRIBUTE.size : length]
+        if kind == _NDA_DST:
+            address = _address(value)
+        elif kind == _NDA_LLADDR:
+            mac = value.hex(":")
+        rest = rest[(length + 3) & ~3 :]
+    return (interface, address, mac, state) if address else None
+
+
+def _address(value: bytes) -> str:
+    """The text of an address that can be connected to without a zone, or nothing."""
+    if len(value) not in (4, 16):
+        return ""
+    address = ipaddress.ip_address(value)
+    unusable = address.is_link_local or address.is_multicast or address.is_unspecified
+    return "" if unusable else str(address)

@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every option of the site's configuration: name, type, default, unit, meaning.
+
+One table drives the parser, the checks and the manual. Names are those of the
+vTorque manual, in lower case here and in upper case in the file.
+"""
+
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+INERT = "inert"
+
+
+def option(default: Any, text: str, **about: Any) -> Any:
+    """A field of SiteConfig: `kind` is how its value is read, `low` and `high` its range."""
+    return field(default=default, metadata={"text": text, **about})
+
+
+def inert(default: Any, text: str, why: str, **about: Any) -> Any:
+    """An option of the original that is accepted and has no effect; `why` says so to whoever sets it."""
+    return option(default, text, **{INERT: why}, **about)
+
+
+_LATER = "not supported by this version"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SiteConfig:
+    """What a site decided. Attributes are the options' names in lower case."""
+
+    batch_system: str = option("torque", "batch system of this cluster", choices=("torque", "local"))
+    torque_home: str = option("/var/spool/torque", "mom's and server's directory", kind="path")
+    pbs_qsub_on_fe: str = option("/usr/bin/qsub", "the real qsub on front ends", kind="path")
+    pbs_qsub_on_nodes: str = option("/usr/bin/qsub", "the real qsub on nodes", kind="path")
+    regex_fe: str = option(".*", "which short host names are front ends", kind="regex")
+    disabled_hosts_list: str = option("", "short host names on which vsub refuses to work", kind="regex")
+
+    vm_img_dir: str = option("/opt/vm-images", "the authorised images", kind="path")
+    suspended_image_dir: str = inert(
+        "/opt/vm-images-suspended", "suspended images", "nothing suspends images", kind="path"
+    )
+    vm_nfs_home: str = option(
+        "nfs-server.my-domain.com:/nfs/home", "export whose directory <user> is the user's home", kind="share"
+    )
+    vm_nfs_ws: str = option(
+        "nfs-server.my-domain.com:/fast_storage/workspace", "export mounted at /workspace", kind="share"
+    )
+    vm_nfs_opt: str = option(
+        "nfs-server.my-domain.com:/nfs/shared-opt", "export mounted at /opt", kind="share"
+    )
+    vm_nfs_options: str = option("rw,hard,noatime,vers=4.2", "mount options of home and workspace")
+    vm_nfs_opt_options: str = option("ro,hard,noatime,vers=4.2", "mount options of /opt")
+    ws_dir: str = inert(
+        "/workspace/.vtorque", "where images were copied to", "images are not copied any more", kind="path"
+    )
+    ramdisk_dir: str = inert("/ramdisk", "where RAM disks were mounted", _LATER, kind="path")
+
+    hypervisor_type: str = option(
+        "kvm", "accelerator of guests: kvm, or qemu (emulated)", choices=("kvm", "qemu")
+    )
+    libvirt_uri: str = option("qemu:///system", "libvirt connection of root's hooks")
+    machine_type: str = option("q35", "machine type of guests", choices=("q35", "pc"))
+    qemu_user: str = option("libvirt-qemu", "user and group that QEMU runs as")
+    bridge: str = option("br0", "bridge that guests are attached to")
+    mac_prefix: str = option("52:54:00", "first octets of guests' MAC addresses, 1 to 3", kind="mac")
+    address_source: str = option("neighbour", "where guests' addresses are learned", choices=("neighbour",))
+    arp_bin: str = inert("/usr/sbin/arp", "the arp command", "the kernel is asked directly", kind="path")
+    custom_ip_mapping: bool = inert(False, "ask IP_TO_MAC_SCRIPT for addresses", _LATER)
+    ip_to_mac_script: str = inert("", "the site's mapping script", _LATER)
+
+    host_os_core_count: int = option(1, "cores of a node that guests do not get", low=0, high=4096)
+    host_os_ram_mb: int = option(2048, "memory of a node that guests do not get", kind="size", unit="MiB")
+    pbs_exclusive_node_alloc: bool = inert(True, "ask for nodes of one user only", _LATER)
+    kill_user_processes_after_job: bool = inert(
+        True, "kill all processes of the user after a job", "it would kill the user's other jobs"
+    )
+
+    timeout: int = option(120, "for a guest to boot and be proven", unit="seconds", low=1, high=86400)
+    ssh_timeout: int = option(5, "for one attempt to connect to a guest", unit="seconds", low=1, high=600)
+    prologue_timeout: int = inert(
+        600, "for the user's part of the prologue", "mom's $prologalarm is the limit", unit="seconds"
+    )
+    nfs_timeout: int = option(60, "for a guest to mount one share", unit="seconds", low=1, high=3600)
+    undo_reserve: int = option(30, "of a hook's time kept for undoing", unit="seconds", low=1, high=3600)
+    requeue_limit: int = option(3, "failed starts on a node until the user is told", low=1, high=100)
+
+    name_server: str = inert("name-server.my-domain.com", "name server of guests", "DHCP tells guests")
+    domain: str = inert("my-domain.com", "domain of guests", "DHCP tells guests")
+    search_domain: str = inert("my-domain.com", "search domain of guests", "DHCP tells guests")
+    ntp_server_1: str = inert("ntp-server1.my-domain.com", "time server of guests", _LATER)
+    ntp_server_2: str = inert("ntp-server2.my-domain.com", "time server of guests", _LATER)
+    sw_packages_debian: tuple[str, ...] = inert((), "packages for Debian guests", _LATER, kind="list")
+    sw_packages_redhat: tuple[str, ...] = inert((), "packages for RedHat guests", _LATER, kind="list")
+
+    img_default: str = option("ubuntu.x86_64.img", "image when a job names none")
+    distro_default: str = option(
+        "debian", "distribution of IMG_DEFAULT", choices=("debian", "ubuntu", "redhat", "centos", "osv")
+    )
+    arch_default: str = option("x86_64", "architecture of guests", choices=("x86_64",))
+    vcpus_default: int = option(7, "vCPUs of a guest", low=1, high=1024)
+    vcpu_pinning_default: bool = option(True, "pin every vCPU to a core of its own")
+    ram_default: int = option(24576, "memory of a guest", kind="size", unit="MiB")
+    vms_per_node_default: int = option(1, "guests on each node", low=1, high=256)
+    disk_default: str = inert("", "persistent disk", _LATER)
+    filesystem_type_default: str = inert(
+        "sharedfs", "where overlays lie", _LATER, choices=("sharedfs", "ramdisk")
+    )
+    vrdma_enabled_default: bool = inert(True, "virtual RDMA unless a job says otherwise", _LATER)
+    unclot_enabled_default: bool = inert(False, "UNCLOT unless a job says otherwise", _LATER)
+    unclot_shmem_default: int = inert(1024, "shared memory of UNCLOT", _LATER, kind="size", unit="MiB")
+    iocm_enabled_default: bool = inert(True, "IOcm unless a job says otherwise", _LATER)
+    iocm_min_cores_default: int = inert(1, "cores of IOcm, at least", _LATER)
+    iocm_max_cores_default: int = inert(4, "cores of IOcm, at most", _LATER)
+    max_vcpus: int = option(0, "most vCPUs a guest may have, 0 for no limit", low=0, high=1024)
+    max_ram: int = option(0, "most memory a guest may have, 0 for no limit", kind="size", unit="MiB")
+    max_vms_per_node: int = option(0, "most guests on a node, 0 for no limit", low=0, high=256)
+    min_uid: int = option(1000, "lowest uid that may have guests", low=1, high=2**32 - 2)
+
+    parallel: bool = option(True, "start the guests of a node at the same time")
+    allow_user_images: bool = inert(False, "images outside VM_IMG_DIR", "a user's image is never started")
+    enable_dev_mode: bool = inert(False, "developers' switches", "root runs nothing of a user's")
+    debug_default: bool = option(False, "verbose log of root's hooks")
+    trace_default: bool = inert(False, "very verbose log", "DEBUG_DEFAULT logs everything there is")
+    show_log_default: bool = inert(False, "follow a job's log", "vsub --wait follows a job")
+    print_to_stdout: bool = inert(False, "log to standard output", "vsub prints what qsub prints")
+    abort_on_error: bool = inert(True, "stop at errors", "every error stops")
+    log_rotate: bool = inert(True, "rotate logs", "logrotate does it")
+    log_file: str = inert("", "the log", "see LOG_DIR")
+    measure_time: bool = inert(False, "log run times", "run times are always logged")
+
+    iocm_enabled: bool = inert(False, "IOcm on this cluster", _LATER)
+    iocm_min_cores: int = inert(1, "cores of IOcm, at least", _LATER)
+    iocm_max_cores: int = inert(12, "cores of IOcm, at most", _LATER)
+    iocm_nodes: str = inert(".*", "nodes with IOcm", _LATER, kind="regex")
+    vrdma_enabled: bool = inert(False, "virtual RDMA on this cluster", _LATER)
+    vrdma_nodes: str = inert(".*", "nodes with virtual RDMA", _LATER, kind="regex")
+    unclot_enabled: bool = inert(False, "UNCLOT on this cluster", _LATER)
+    snap_monitoring_enabled: bool = inert(False, "Snap telemetry", "Snap is no longer maintained")
+    snap_bin_dir: str = inert(
+        "/usr/local/bin/", "Snap's commands", "Snap is no longer maintained", kind="path"
+    )
+    snap_tag_format: str = inert("snapTask-[username]-[jobid]", "Snap's tags", "Snap is no longer maintained")
+
+    state_dir: str = option("/run/vtorque", "root's record of running jobs, on tmpfs", kind="path")
+    disk_dir: str = option("/var/lib/vtorque/disks", "guests' overlays, on a local disk", kind="path")
+    log_dir: str = option("/var/log/vtorque", "root's log", kind="path")
+    template_dir: str = option("/etc/vtorque/templates-vm", "the site's own templates, first", kind="path")
+
+
+ALIASES = {"VM_IMAGE_DIR": "VM_IMG_DIR", "IMAGE_POOL_DIR": "VM_IMG_DIR"}
+"""Other names the manual uses for the same option."""
+
+OPTIONS = {each.name.upper(): each for each in fields(SiteConfig)}
+"""Every option by its name in the file."""
