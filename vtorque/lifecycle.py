@@ -87,9 +87,8 @@ def _bring_up(job: Job, node: Node, record: JobState, *, deadline: Deadline) -> 
 
 
 def _decide(job: Job, account: Account, wanted: VmRequest, node: Node) -> JobPlan:
-    directory = Path(node.site.vm_img_dir)
-    images.require_trusted(directory)
-    image = images.find(directory, wanted.image)
+    image = images.find(Path(node.site.vm_img_dir), wanted.image)
+    images.require_trusted(image)
     images.inspect(image.path)
     return plan.make(
         job=job, account=account, request=wanted, image=image, site=node.site, shape=node.shape
