@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A Debian root that is a correct cloud-init guest and boots fast.
+
+Most of a stock guest's boot is four Python interpreters, one for each stage of
+cloud-init, and units that a job's guest has no use for. Here all stages run in
+one interpreter, in their own order, before sshd lets anybody in.
+"""
+
+import contextlib
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import sh
+
+from vtorque.errors import ImageError
+
+_FILES = {
+    "etc/cloud/cloud.cfg.d/90_vtorque.cfg": """\
+datasource_list: [ NoCloud ]
+datasource: { NoCloud: { fs_label: cidata } }
+network: { config: disabled }
+manage_etc_hosts: false
+ssh_genkeytypes: [ ed25519 ]
+ssh_quiet_keygen: true
+no_ssh_fingerprints: true
+ssh: { emit_keys_to_console: false }
+cloud_init_modules: [ bootcmd, write-files, set_hostname, users-groups, ssh, mounts ]
+cloud_config_modules: [ set-passwords, runcmd ]
+cloud_final_modules: [ write-files-deferred, scripts-user, final-message ]
+""",
+    "etc/systemd/network/20-dhcp.network": """\
+[Match]
+Name=en* eth*
+
+[Network]
+DHCP=ipv4
+LinkLocalAddressing=no
+IPv6AcceptRA=no
+
+[DHCPv4]
+ClientIdentifier=mac
+""",
+    "etc/systemd/system/vtorque-cloud-init.service": """\
+[Unit]
+Description=cloud-init, all stages in one process
+DefaultDependencies=no
+After=systemd-networkd.service systemd-remount-fs.service
+Wants=systemd-networkd.service
+Before=ssh.service systemd-user-sessions.service
+
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+ExecStart=/usr/local/sbin/vtorque-cloud-init
+StandardOutput=journal+console
+
+[Install]
+WantedBy=multi-user.target
+""",
+    "etc/systemd/system/ssh.service.d/10-vtorque.conf": """\
+[Service]
+# The test of its own configuration costs sshd a second start.
+ExecStartPre=
+""",
+    "etc/systemd/journald.conf.d/10-vtorque.conf": "[Journal]\nStorage=volatile\n",
+    "etc/fstab": "/dev/vda1 / ext4 rw,noatime 0 0\n",
+    "etc/resolv.conf": "",
+    "etc/machine-id": "",
+    "etc/hostname": "guest\n",
+}
+_CLOUD_INIT = """\
+#!/usr/bin/python3 -sS
+# All stages of cloud-init in one interpreter, each as its own unit would run it.
+import os
+import sys
+
+sys.path.append("/usr/lib/python3/dist-packages")
+# Validating what root rendered and checked costs more than all modules together.
+sys.modules["jsonschema"] = None
+os.environ.setdefault("TZ", ":/etc/localtime")
+
+from cloudinit.cmd import main
+
+for stage in (["init", "--local"], ["init"], ["modules", "--mode=config"], ["modules", "--mode=final"]):
+    try:
+        main.main(["cloud-init", *stage])
+    except SystemExit as end:
+        print("cloud-init", *stage, "exits with", end.code)
+"""
+# What a stock guest starts and a job's guest does not need.
+_MASKED = (
+    "apt-daily-upgrade.timer", "apt-daily.timer", "auth-rpcgss-module.service", "cloud-config.service",
+    "cloud-final.service", "cloud-init-hotplugd.service", "cloud-init-hotplugd.socket",
+    "cloud-init-local.service", "cloud-init.service", "cloud-init.target", "dbus.service",
+    "dbus.socket", "dev-hugepages.mount", "dev-mqueue.mount", "dpkg-db-backup.timer",
+    "e2scrub_all.timer", "e2scrub_reap.service", "fstrim.timer", "getty@tty1.service",
+    "kmod-static-nodes.service", "ldconfig.service", "modprobe@configfs.service",
+    "modprobe@dm_mod.service", "modprobe@drm.service", "modprobe@efi_pstore.service",
+    "modprobe@fuse.service", "modprobe@loop.service", "nfs-blkmap.service", "nfs-client.target",
+    "proc-sys-fs-binfmt_misc.automount", "remote-fs.target", "rpc-gssd.service", "rpc-statd.service",
+    "rpc-svcgssd.service", "rpc_pipefs.target", "rpcbind.service", "rpcbind.socket",
+    "run-rpc_pipefs.mount", "sys-kernel-debug.mount", "sys-kernel-tracing.mount",
+    "systemd-binfmt.service", "systemd-firstboot.service", "systemd-fsck-root.service",
+    "systemd-hwdb-update.service", "systemd-journal-catalog-update.service",
+    "systemd-journal-flush.service", "systemd-logind.service", "systemd-machine-id-commit.service",
+    "systemd-modules-load.service", "systemd-networkd-wait-online.service", "systemd-pstore.service",
+    "systemd-quotacheck.service", "systemd-random-seed.service", "systemd-timesyncd.service",
+    "systemd-update-done.service", "systemd-update-utmp-runlevel.service",
+    "systemd-update-utmp.service",
+)
+_ENABLED = {
+    "multi-user.target.wants": ("systemd-networkd.service", "vtorque-cloud-init.service"),
+    "sockets.target.wants": ("systemd-networkd.socket",),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """What an image is made of."""
+
+    suite: str
+    distro: str
+    description: str
+    packages: tuple[str, ...]
+    cmdline: str
+
+
+RECIPE = Recipe(
+    suite="bookworm",
+    distro="debian",
+    description="Debian 12 with cloud-init, OpenSSH and an NFS client",
+    packages=(
+        "linux-image-cloud-amd64", "systemd-sysv", "udev", "dbus", "cloud-init", "openssh-server",
+        "openssh-client", "nfs-common", "iproute2", "iputils-ping", "netbase", "kmod", "procps",
+        "ca-certificates", "less",
+    ),
+    cmdline=(
+        "root=/dev/vda1 rw console=ttyS0 quiet net.ifnames=0 random.trust_cpu=1 audit=0 "
+        "cryptomgr.notests no_timer_check"
+    ),
+)
+
+
+def bootstrap(recipe: Recipe, root: Path) -> None:
+    """Install the packages into the new directory `root`, from the mirrors this machine uses itself."""
+    words = [
+        "--variant=minbase", "--mode=root", "--quiet",
+        "--aptopt=APT::Install-Recommends \"false\"", "--aptopt=Acquire::Languages \"none\"",
+        "--dpkgopt=path-exclude=/usr/share/man/*", "--dpkgopt=path-exclude=/usr/share/doc/*",
+        "--dpkgopt=path-exclude=/usr/share/locale/*",
+        f"--include={','.join(recipe.packages)}",
+        recipe.suite, str(root),
+    ]
+    try:
+        sh.mmdebstrap(*words)
+    except sh.ErrorReturnCode as error:
+        text = error.stderr.decode(errors="backslashreplace").strip()
+        last = (text.splitlines() or ["no message"])[-1]
+        raise ImageError(f"mmdebstrap failed: {last}", details=text) from error
+
+
+def tune(root: Path) -> None:
+    """Make a freshly installed root a guest image: nobody's yet, and quick to become a job's."""
+    for name, text in _FILES.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.unlink(missing_ok=True)
+        path.write_text(text)
+    program = root / "usr/local/sbin/vtorque-cloud-init"
+    program.write_text(_CLOUD_INIT)
+    program.chmod(0o755)
+    units = root / "etc/systemd/system"
+    for unit in _MASKED:
+        _link(units / unit, "/dev/null")
+    for target, wanted in _ENABLED.items():
+        for unit in wanted:
+            home = "/etc" if (units / unit).exists() else "/lib"
+            _link(units / target / unit, f"{home}/systemd/system/{unit}")
+    _link(units / "default.target", "/lib/systemd/system/multi-user.target")
+    for name in ("workspace", "opt", "home"):
+        (root / name).mkdir(exist_ok=True)
+    sh.chroot(str(root), "passwd", "--quiet", "--lock", "root")
+    # Compiled once here rather than at every boot into an overlay that is thrown away.
+    compileall = ("python3", "-m", "compileall", "-q", "/usr/lib/python3/dist-packages")
+    sh.chroot(str(root), *compileall, _ok_code=[0, 1])
+    _forget(root)
+
+
+def _link(path: Path, target: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
+    path.symlink_to(target)
+
+
+def _forget(root: Path) -> None:
+    """Leave nothing in the image that ties it to this machine or to this build."""
+    for pattern in ("etc/ssh/ssh_host_*", "var/lib/dbus/machine-id", "var/log/*.log", "var/log/apt/*",
+                    "var/cache/apt/*.bin", "var/lib/systemd/random-seed", "boot/initrd.img-*"):
+        for path in root.glob(pattern):
+            path.unlink()
+    for name in ("var/lib/cloud", "var/lib/apt/lists", "tmp"):
+        for path in (root / name).glob("*"):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                with contextlib.suppress(FileNotFoundError):
+                    path.unlink()
