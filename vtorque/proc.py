@@ -111,6 +111,18 @@ def spawn(
         ) from error
 
 
+def call(argv: Sequence[str], *, env: Mapping[str, str]) -> tuple[int, bytes]:
+    """Run a command in the user's own place, terminal and signals included; its status and what it printed.
+
+    Everything but its standard output is ours. A status of 128 and more stands for a signal.
+    """
+    try:
+        done = subprocess.run(argv, env=env, stdout=subprocess.PIPE, check=False)
+    except OSError as error:
+        raise CommandError(f"cannot run {argv[0]}: {error.strerror}") from error
+    return done.returncode if done.returncode >= 0 else 128 - done.returncode, done.stdout
+
+
 def wait_in_group(child: subprocess.Popen[bytes], *, deadline: Deadline) -> int:
     """The status of a child that leads a process group: killed with its group at the deadline.
 

@@ -81,7 +81,8 @@ def parse(words: Sequence[str]) -> CommandLine:
         else:
             operands.append(word)
     if len(operands) > 1:
-        raise UsageError(f"{operands[1][:80]!r} is one word too many", hint='-F "words" hands them to the script')
+        hint = '-F "words" hands words to the script'
+        raise UsageError(f"{operands[1][:80]!r} is one word too many", hint=hint)
     return CommandLine(
         passed=tuple(passed),
         options=tuple(options),
@@ -103,7 +104,9 @@ def header(script: bytes, *, prefix: str | None = None) -> Header:
     if re.search(rb"\r\n", script):
         raise RequestError("the script has DOS line ends", hint="dos2unix mends it")
     mark = (_DEFAULT_PREFIX if prefix is None else prefix).encode(errors="surrogateescape")
-    kept, options, vm = b"", [], []
+    options: list[tuple[str, str]] = []
+    vm: list[str] = []
+    kept = statement = original = b""
     continued = False
     for line in script.split(b"\n"):
         if not continued and not (mark and line.startswith(mark)):

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Follow a job to its end: the phases it notes in its directory, and the batch system's own word."""
+
+import json
+import re
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from vtorque import proc
+from vtorque.deadline import Deadline
+from vtorque.model import JobId
+
+_FOREVER_SECONDS = 366 * 86400.0
+_LONGEST_PAUSE_SECONDS = 2.0
+# Torque reports 256 plus the signal for a job whose shell a signal killed.
+_SIGNAL_BASE = 256
+_FIELD = r"^[ \t]*{}[ \t]*=[ \t]*(.*)$"
+
+Show = Callable[[str, float], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class End:
+    """How a job ended, as a shell would say it, and the batch system's comment on it."""
+
+    exit_status: int
+    comment: str
+
+
+def until_done(
+    job: JobId, phases: Path, *, qstat: str, env: Mapping[str, str], show: Show
+) -> End:
+    """Show every phase as it begins, until the batch system says that the job is completed."""
+    start = time.time()
+    seen = 0
+    state = ""
+    for _ in Deadline(_FOREVER_SECONDS).ticks(
+        doing=f"follow job {job}", first=0.2, longest=_LONGEST_PAUSE_SECONDS
+    ):
+        seen = _show_new(phases, seen, start, show)
+        _, printed = proc.call([qstat, "-f", job], env=env)
+        text = printed.decode(errors="replace")
+        now = _field("job_state", text)
+        if now != state and now in ("Q", "H"):
+            show("queued" if now == "Q" else "held", time.time() - start)
+        state = now
+        if now in ("C", ""):
+            break
+    show("done", time.time() - start)
+    return End(exit_status=_status(_field("exit_status", text)), comment=_field("comment", text))
+
+
+def _show_new(phases: Path, seen: int, start: float, show: Show) -> int:
+    try:
+        lines = phases.read_text().splitlines()
+    except OSError:
+        return seen
+    for line in lines[seen:]:
+        entry = json.loads(line)
+        show(str(entry["phase"]), max(0.0, float(entry["time"]) - start))
+    return len(lines)
+
+
+def _field(name: str, text: str) -> str:
+    found = re.search(_FIELD.format(re.escape(name)), text, re.MULTILINE)
+    return found[1].strip() if found else ""
+
+
+def _status(text: str) -> int:
+    number = int(text) if re.fullmatch(r"-?[0-9]{1,4}", text) else 1
+    if number >= _SIGNAL_BASE:
+        return 128 + (number - _SIGNAL_BASE)
+    return number if number >= 0 else 1
