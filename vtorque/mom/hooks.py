@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Run one hook the way mom does."""
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from vtorque import proc
+from vtorque.errors import CommandError
+from vtorque.mom import rules
+from vtorque.mom.rules import HookRule, Output
+from vtorque.mom.spool import Home, JobRecord
+
+_BLOCKED = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGCHLD)
+_NO_INTERPRETER = 255
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HookRun:
+    """A hook in a job's history."""
+
+    kind: str
+    arguments: tuple[str, ...]
+    result: int
+    started: float
+    ended: float
+
+
+class Hook:
+    """One run of one hook: started by `start`, looked after by `poll`."""
+
+    def __init__(
+        self, home: Home, kind: str, job: JobRecord, *, node_number: int = 0, sister: str = ""
+    ) -> None:
+        self._home = home
+        self._job = job
+        self._rule = rules.HOOKS[kind]
+        self._sister = sister
+        self._node_number = node_number
+        self.kind = kind
+        self.path = home.mom_priv / kind
+        self.child: subprocess.Popen[bytes] | None = None
+        self._arguments: list[str] = []
+        self._result: int | None = None
+        self._started = time.monotonic()
+        self._limit = rules.hook_seconds(home.alarm_seconds(rules.DEFAULT_ALARM_SECONDS))
+
+    def start(self) -> None:
+        """Start it, unless there is none or mom would not run it."""
+        self._arguments = rules.arguments(
+            self.kind, self._job, script=self._home.script(self._job.id), sister=bool(self._sister)
+        )
+        try:
+            about = self.path.stat()
+        except FileNotFoundError:
+            # A dangling link is no hook either, and no hook is a success (prolog.c:413-464).
+            self._result = rules.SUCCESS
+            return
+        if not rules.allowed(self.kind, about):
+            self._result = rules.NOT_ALLOWED
+            return
+        try:
+            self.child = self._spawn()
+        except CommandError:
+            self._result = _NO_INTERPRETER
+
+    def poll(self) -> int | None:
+        """The hook's result, or nothing while it runs; at its alarm its whole session is killed."""
+        if self._result is None and self.child is not None:
+            status = self.child.poll()
+            if status is not None:
+                self._result = rules.result(status)
+            elif time.monotonic() - self._started >= self._limit:
+                proc.kill_session(self.child.pid)
+                self.child.wait()
+                self._result = rules.TIMED_OUT
+        return self._result
+
+    def record(self) -> HookRun:
+        """What the history keeps of it."""
+        assert self._result is not None
+        return HookRun(
+            kind=self.kind, arguments=tuple(self._arguments), result=self._result,
+            started=self._started, ended=time.monotonic(),
+        )
+
+    def _spawn(self) -> subprocess.Popen[bytes]:
+        outputs = self._outputs()
+        try:
+            return proc.spawn(
+                [str(self.path), *self._arguments],
+                stdin=subprocess.DEVNULL, stdout=outputs[0], stderr=outputs[1],
+                env=rules.environment(
+                    self._job,
+                    node_number=self._node_number,
+                    mother_superior=self._job.hosts[0],
+                    node_file=None if self._sister else self._home.node_file(self._job.id),
+                ),
+                cwd=Path(self._job.home) if self._rule.as_user else self._home.mom_priv,
+                identity=_identity(self._rule, self._job),
+                umask=self._rule.umask,
+                before_exec=_before_exec(self._rule),
+            )
+        finally:
+            for handle in set(outputs) - {subprocess.DEVNULL}:
+                os.close(handle)
+
+    def _outputs(self) -> tuple[int, int]:
+        if self._rule.output is not Output.JOB:
+            return subprocess.DEVNULL, subprocess.DEVNULL
+        return open_outputs(self._home, self._job)
+
+
+def open_outputs(home: Home, job: JobRecord) -> tuple[int, int]:
+    """The job's spool files for appending, one and the same when they are joined."""
+    if job.join == "oe":
+        out = _open(home.output(job.id, "OU"), job)
+        return out, out
+    if job.join == "eo":
+        err = _open(home.output(job.id, "ER"), job)
+        return err, err
+    return _open(home.output(job.id, "OU"), job), _open(home.output(job.id, "ER"), job)
+
+
+def _open(path: Path, job: JobRecord) -> int:
+    handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    os.fchown(handle, job.uid, job.gid)
+    return handle
+
+
+def _identity(rule: HookRule, job: JobRecord) -> proc.Identity:
+    if rule.as_user:
+        return proc.Identity(uid=job.uid, gid=job.gid, groups=job.groups)
+    return proc.Identity(uid=0, gid=0, groups=job.groups if rule.with_users_groups else (0,))
+
+
+def _before_exec(rule: HookRule) -> Callable[[], None]:
+    def prepare() -> None:
+        signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+        if rule.signals_blocked:
+            signal.pthread_sigmask(signal.SIG_BLOCK, _BLOCKED)
+        if rule.output is Output.CLOSED:
+            os.close(1)
+            os.close(2)
+
+    return prepare

@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The engine's files, laid out as Torque's: jobs, scripts, outputs, the sequence number."""
+
+import fcntl
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+from vtorque import files, units
+from vtorque.model import JobId, job_key
+
+_RECORD_LIMIT = 4 << 20
+_MODES = {
+    "": 0o755,
+    "mom_priv": 0o751,
+    "mom_priv/jobs": 0o751,
+    "spool": 0o1777,
+    "undelivered": 0o1777,
+    "aux": 0o755,
+    "server_priv": 0o750,
+    "server_priv/jobs": 0o750,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobRecord:
+    """One job, as the server keeps it. States are Torque's: Q, R, E, C."""
+
+    id: str
+    owner: str
+    group: str
+    uid: int
+    gid: int
+    groups: tuple[int, ...]
+    home: str
+    login_shell: str
+    name: str
+    directory: str
+    hosts: tuple[str, ...]
+    resources: Mapping[str, str]
+    variables: Mapping[str, str] = field(default_factory=dict)
+    queue: str = "batch"
+    account: str = ""
+    shell: str = ""
+    arguments: str = ""
+    work_directory: str = ""
+    output_path: str = ""
+    error_path: str = ""
+    join: str = "n"
+    state: str = "Q"
+    exit_status: int | None = None
+    session: int = 0
+    comment: str = ""
+
+    @property
+    def sequence(self) -> str:
+        """The number in output file names."""
+        return self.id.partition(".")[0]
+
+    @property
+    def slots(self) -> int:
+        """Processors the job occupies."""
+        return len(self.hosts)
+
+    @property
+    def walltime(self) -> int:
+        """Its limit in seconds, 0 for none."""
+        return units.seconds(self.resources["walltime"]) if "walltime" in self.resources else 0
+
+
+class Home:
+    """`$TORQUE_HOME` of the engine."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.mom_priv = path / "mom_priv"
+        self.socket = path / "server.sock"
+        self.pid_file = path / "server_priv" / "pbs_mom.pid"
+
+    def prepare(self) -> None:
+        """Make the directories, with Torque's modes."""
+        for name, mode in _MODES.items():
+            directory = self.path / name
+            directory.mkdir(parents=True, exist_ok=True)
+            directory.chmod(mode)
+
+    def next_id(self, server: str) -> JobId:
+        """A job id that was never given before."""
+        with (self.path / "server_priv" / "sequence").open("a+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            file.seek(0)
+            number = int(file.read() or 0) + 1
+            file.seek(0)
+            file.truncate()
+            file.write(str(number))
+            file.flush()
+            os.fsync(file.fileno())
+        return JobId(f"{number}.{server}")
+
+    def script(self, job: str) -> Path:
+        """The spooled script; its absence tells a prologue that the job was deleted."""
+        return self.mom_priv / "jobs" / f"{job_key(JobId(job))}.SC"
+
+    def task(self, job: str) -> Path:
+        """Mom's own record, there once the job runs."""
+        return self.mom_priv / "jobs" / f"{job_key(JobId(job))}.JB"
+
+    def node_file(self, job: str) -> Path:
+        """One line for every slot."""
+        return self.path / "aux" / job
+
+    def output(self, job: str, ending: str) -> Path:
+        """The spool file of a job's output, ending OU, or of its errors, ER."""
+        return self.path / "spool" / f"{job_key(JobId(job))}.{ending}"
+
+    def undelivered(self) -> Path:
+        """Where outputs stay that could not be copied to the user."""
+        return self.path / "undelivered"
+
+    def save(self, job: JobRecord, **changes: object) -> JobRecord:
+        """Keep the record, with changes; the record as it is now."""
+        new = replace(job, **changes)  # type: ignore[arg-type]
+        data = json.dumps(asdict(new)).encode()
+        files.replace(self._record(new.id), data, mode=0o600)
+        return new
+
+    def load(self, job: str) -> JobRecord | None:
+        """The record of a job, unless there is none."""
+        try:
+            data = json.loads(files.read(self._record(job), limit=_RECORD_LIMIT))
+        except FileNotFoundError:
+            return None
+        return JobRecord(**{**data, "hosts": tuple(data["hosts"]), "groups": tuple(data["groups"])})
+
+    def jobs(self) -> list[JobRecord]:
+        """All jobs, in the order of submission."""
+        paths = (self.path / "server_priv" / "jobs").glob("*.json")
+        found = [self.load(path.name.removesuffix(".json")) for path in paths]
+        return sorted((job for job in found if job), key=lambda job: int(job.sequence))
+
+    def alarm_seconds(self, default: int) -> int:
+        """`$prologalarm` of mom's own config file."""
+        alarm = default
+        config = self.mom_priv / "config"
+        if config.exists():
+            for line in config.read_text().splitlines():
+                words = line.split()
+                if len(words) == 2 and words[0] == "$prologalarm" and words[1].isdecimal():
+                    alarm = int(words[1])
+        return alarm
+
+    def _record(self, job: str) -> Path:
+        return self.path / "server_priv" / "jobs" / f"{job}.json"
