@@ -216,7 +216,7 @@ class Life:
             if not spooled.exists():
                 continue
             try:
-                copy = ["/bin/cp", "--", spooled, target]
+                copy = ["/bin/cp", "--", str(spooled), target]
                 proc.run(copy, deadline=Deadline(_COPY_SECONDS), identity=identity)
                 spooled.unlink()
             except VtorqueError:

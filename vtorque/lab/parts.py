@@ -1,0 +1,326 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a cluster would have already, one part each: made, removed and looked at separately."""
+
+import contextlib
+import os
+import pwd
+import shutil
+import signal
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+
+from vtorque import files, proc
+from vtorque.deadline import Deadline
+from vtorque.errors import CommandError, ConfigError, StateError
+from vtorque.lab.daemons import Daemon
+
+ROOT = Path("/var/lib/vtorque-lab")
+PROGRAM = ROOT / "vtorque"
+IMAGES = Path("/var/cache/vtorque-lab/images")
+STATE = Path("/run/vtorque-lab")
+USER = "vtlab"
+GROUPS = ("vtlab-blue", "vtlab-green")
+BRIDGE = "vtlab0"
+ADDRESS = "10.99.0.1"
+
+_TREE = ("vtorque", "scripts", "templates", "templates-vm", "contrib", "examples")
+_LIBVIRT_SOCKET = Path("/run/libvirt/libvirt-sock")
+_SECONDS = 60.0
+# An administrator who wants more of a lab than this edits the file; `up` writes it anew.
+_CONFIGURATION = """\
+# Written by `vmgr lab up`.
+BATCH_SYSTEM: local
+TORQUE_HOME: {root}/torque
+PBS_QSUB_ON_FE: {root}/vtorque/scripts/local/qsub
+PBS_QSUB_ON_NODES: {root}/vtorque/scripts/local/qsub
+VM_IMG_DIR: {images}
+VM_NFS_HOME: {address}:/home
+VM_NFS_WS: {address}:/workspace
+VM_NFS_OPT: {address}:/opt
+BRIDGE: {bridge}
+HYPERVISOR_TYPE: {hypervisor}
+HOST_OS_CORE_COUNT: 0
+HOST_OS_RAM_MB: 512
+IMG_DEFAULT: debian-12.qcow2
+DISTRO_DEFAULT: debian
+VCPUS_DEFAULT: 1
+RAM_DEFAULT: 512
+TIMEOUT: 240
+SSH_TIMEOUT: 20
+REQUEUE_LIMIT: 1
+STATE_DIR: {state}
+DISK_DIR: {root}/disks
+LOG_DIR: {root}/log
+"""
+_GANESHA = """\
+NFS_CORE_PARAM {{ Protocols = 4; Bind_addr = {address}; NFS_Port = 2049;
+  Enable_NLM = false; Enable_RQUOTA = false; }}
+NFSV4 {{ Graceless = true; Minor_Versions = 1, 2; Only_Numeric_Owners = true; RecoveryBackend = fs; }}
+EXPORT_DEFAULTS {{ Squash = No_Root_Squash; SecType = sys; Transports = TCP; Protocols = 4;
+  Access_Type = None; }}
+{exports}
+LOG {{ Default_Log_Level = EVENT; }}
+"""
+_EXPORT = """\
+EXPORT {{ Export_Id = {number}; Path = {path}; Pseudo = {pseudo};
+  CLIENT {{ Clients = 10.99.0.0/24; Access_Type = {access}; }} FSAL {{ Name = VFS; }} }}
+"""
+
+
+class Part:
+    """Something the lab makes. `up` and `down` may be repeated; `down` removes only what `up` made."""
+
+    name = ""
+
+    def up(self) -> None:
+        """Make it, unless it is there."""
+        raise NotImplementedError
+
+    def down(self) -> None:
+        """Remove it, unless it is gone."""
+        raise NotImplementedError
+
+    def is_up(self) -> bool:
+        """Whether it is there and works."""
+        raise NotImplementedError
+
+
+class Program(Part):
+    """A copy of the program that users can reach, with the lab's configuration."""
+
+    name = "program"
+
+    def __init__(self, source: Path) -> None:
+        self._source = source
+
+    def up(self) -> None:
+        for name in _TREE:
+            ignore = shutil.ignore_patterns("__pycache__")
+            shutil.copytree(self._source / name, PROGRAM / name, dirs_exist_ok=True, ignore=ignore)
+        text = _CONFIGURATION.format(
+            root=ROOT, images=IMAGES, address=ADDRESS, bridge=BRIDGE, state=STATE,
+            hypervisor="kvm" if kvm_is_usable() else "qemu",
+        )
+        (PROGRAM / "etc").mkdir(exist_ok=True)
+        files.replace(PROGRAM / "etc/vtorque.yaml", text.encode(), mode=0o644)
+        for path in (PROGRAM, *PROGRAM.rglob("*")):
+            os.chown(path, 0, 0)
+            path.chmod(0o755 if path.is_dir() or path.stat().st_mode & 0o100 else 0o644)
+
+    def down(self) -> None:
+        shutil.rmtree(PROGRAM, ignore_errors=True)
+
+    def is_up(self) -> bool:
+        return (PROGRAM / "etc/vtorque.yaml").is_file()
+
+
+class Account(Part):
+    """An ordinary user with two more groups, to submit as."""
+
+    name = f"user {USER}"
+
+    def up(self) -> None:
+        if self.is_up():
+            return
+        for group in GROUPS:
+            _do("groupadd", "-f", group)
+        _do("useradd", "--create-home", "--user-group", "--groups", ",".join(GROUPS),
+            "--shell", "/bin/bash", "--comment", "user of the vtorque lab", USER)
+        user = pwd.getpwnam(USER)
+        profile = f'PATH="{PROGRAM}/scripts:{PROGRAM}/scripts/local:$PATH"\n'
+        path = Path(user.pw_dir) / ".profile"
+        path.unlink(missing_ok=True)
+        files.write_new(path, profile.encode(), mode=0o644)
+        files.give(path, uid=user.pw_uid, gid=user.pw_gid)
+
+    def down(self) -> None:
+        if self.is_up():
+            _do("userdel", "--remove", USER, statuses=(0, 12))
+        for group in GROUPS:
+            _do("groupdel", group, statuses=(0, 6))
+
+    def is_up(self) -> bool:
+        try:
+            return pwd.getpwnam(USER).pw_gecos == "user of the vtorque lab"
+        except KeyError:
+            return False
+
+
+class Network(Part):
+    """A bridge for guests only, with the node's address on it and a DHCP server behind it."""
+
+    name = f"bridge {BRIDGE}"
+
+    def __init__(self) -> None:
+        self._leases = ROOT / "dnsmasq.leases"
+        self._dnsmasq = Daemon("dnsmasq", [
+            "/usr/sbin/dnsmasq", "--keep-in-foreground", "--conf-file=/dev/null", "--port=0", "--no-ping",
+            f"--interface={BRIDGE}", "--bind-interfaces", "--except-interface=lo", "--dhcp-authoritative",
+            "--dhcp-range=10.99.0.16,10.99.0.250,255.255.255.0,1h", f"--dhcp-leasefile={self._leases}",
+            "--log-facility=-", "--pid-file",
+        ], directory=ROOT)
+
+    def up(self) -> None:
+        if not self._has_bridge():
+            _do("ip", "link", "add", BRIDGE, "type", "bridge", "forward_delay", "0")
+            _do("ip", "address", "add", f"{ADDRESS}/24", "dev", BRIDGE)
+        _do("ip", "link", "set", BRIDGE, "up")
+        self._dnsmasq.start()
+
+    def down(self) -> None:
+        self._dnsmasq.stop()
+        self._leases.unlink(missing_ok=True)
+        if self._has_bridge():
+            _do("ip", "link", "delete", BRIDGE)
+
+    def is_up(self) -> bool:
+        return self._has_bridge() and self._dnsmasq.is_running()
+
+    @staticmethod
+    def _has_bridge() -> bool:
+        return Path(f"/sys/class/net/{BRIDGE}").exists()
+
+
+class Hypervisor(Part):
+    """libvirtd and virtlogd, unless this machine runs its own."""
+
+    name = "libvirt"
+
+    def __init__(self) -> None:
+        self._virtlogd = Daemon("virtlogd", ["/usr/sbin/virtlogd"], directory=ROOT)
+        hide = "yes" if not kvm_is_usable() else "no"
+        self._libvirtd = Daemon("libvirtd", [
+            "/usr/bin/unshare", "--mount", "--propagation", "private",
+            str(PROGRAM / "contrib/lab-libvirtd"), str(ROOT), hide,
+        ], directory=ROOT)
+
+    def up(self) -> None:
+        if answers(_LIBVIRT_SOCKET):
+            return
+        files.replace(ROOT / "qemu.conf", b"namespaces = []\n", mode=0o644)
+        files.replace(ROOT / "no-kvm", b"", mode=0o600)
+        self._virtlogd.start()
+        _LIBVIRT_SOCKET.unlink(missing_ok=True)
+        self._libvirtd.start()
+        self._libvirtd.require(_LIBVIRT_SOCKET, deadline=Deadline(_SECONDS))
+
+    def down(self) -> None:
+        self._libvirtd.stop()
+        self._virtlogd.stop()
+        for name in ("qemu.conf", "no-kvm"):
+            (ROOT / name).unlink(missing_ok=True)
+
+    def is_up(self) -> bool:
+        return answers(_LIBVIRT_SOCKET)
+
+
+class Shares(Part):
+    """A user-space NFS server that exports the user's home, a workspace and a read-only /opt to guests."""
+
+    name = "NFS server"
+
+    def __init__(self) -> None:
+        self._configuration = ROOT / "ganesha.conf"
+        self._ganesha = Daemon("ganesha", [
+            "/usr/bin/ganesha.nfsd", "-F", "-f", str(self._configuration), "-L", "/dev/stderr",
+            "-p", str(ROOT / "ganesha.pid"), "-N", "NIV_EVENT",
+        ], directory=ROOT)
+
+    def up(self) -> None:
+        user = pwd.getpwnam(USER)
+        workspace, opt = ROOT / "workspace", ROOT / "opt"
+        for directory in (workspace, opt):
+            directory.mkdir(mode=0o755, exist_ok=True)
+        workspace.chmod(0o1777)
+        files.replace(opt / "README", b"The software tree of the lab.\n", mode=0o644)
+        exports = ((user.pw_dir, f"/home/{USER}", "RW"), (workspace, "/workspace", "RW"), (opt, "/opt", "RO"))
+        text = _GANESHA.format(address=ADDRESS, exports="".join(
+            _EXPORT.format(number=number, path=path, pseudo=pseudo, access=access)
+            for number, (path, pseudo, access) in enumerate(exports, 1)
+        ))
+        files.replace(self._configuration, text.encode(), mode=0o644)
+        Path("/run/ganesha").mkdir(exist_ok=True)
+        self._ganesha.start()
+        for _ in Deadline(_SECONDS).ticks(doing="start the NFS server"):
+            if self.is_up():
+                return
+            if not self._ganesha.is_running():
+                raise CommandError("the NFS server did not start", hint=f"see {self._ganesha.log}")
+
+    def down(self) -> None:
+        self._ganesha.stop(number=signal.SIGKILL)
+        for path in (self._configuration, ROOT / "ganesha.pid"):
+            path.unlink(missing_ok=True)
+        for directory in (ROOT / "workspace", ROOT / "opt"):
+            shutil.rmtree(directory, ignore_errors=True)
+
+    def is_up(self) -> bool:
+        with contextlib.suppress(OSError), socket.create_connection((ADDRESS, 2049), timeout=1):
+            return self._ganesha.is_running()
+        return False
+
+
+class Engine(Part):
+    """The local batch system, with vtorque's hooks where an administrator would link them."""
+
+    name = "batch system"
+
+    def __init__(self) -> None:
+        self._home = ROOT / "torque"
+        mom = str(PROGRAM / "scripts/local/pbs_mom")
+        command = ["/usr/bin/python3", "-I", mom, "--home", str(self._home)]
+        self._daemon = Daemon("pbs_mom", command, directory=ROOT)
+
+    def up(self) -> None:
+        mom_priv = self._home / "mom_priv"
+        mom_priv.mkdir(mode=0o751, parents=True, exist_ok=True)
+        for name in ("prologue", "prologue.parallel", "epilogue", "epilogue.parallel", "epilogue.precancel"):
+            link = mom_priv / name
+            link.unlink(missing_ok=True)
+            link.symlink_to(PROGRAM / "scripts" / name)
+        files.replace(mom_priv / "config", b"$prologalarm 300\n", mode=0o644)
+        self._daemon.start()
+        self._daemon.require(self._home / "server.sock", deadline=Deadline(_SECONDS))
+
+    def down(self) -> None:
+        self._daemon.stop()
+        shutil.rmtree(self._home, ignore_errors=True)
+
+    def is_up(self) -> bool:
+        return self._daemon.is_running() and answers(self._home / "server.sock")
+
+
+def kvm_is_usable() -> bool:
+    """Whether guests can run on this machine's own virtualisation: what the processor says, not /dev."""
+    flags = Path("/proc/cpuinfo").read_text(errors="replace").split()
+    return Path("/dev/kvm").exists() and ("vmx" in flags or "svm" in flags)
+
+
+def answers(path: Path) -> bool:
+    """Whether somebody listens on a socket."""
+    with socket.socket(socket.AF_UNIX) as connection:
+        try:
+            connection.connect(str(path))
+        except OSError:
+            return False
+    return True
+
+
+def _do(program: str, *words: str, statuses: Sequence[int] = (0,)) -> None:
+    path = shutil.which(program, path=proc.PATH)
+    if path is None:
+        raise ConfigError(f"{program} is missing on this machine")
+    proc.run([path, *words], deadline=Deadline(_SECONDS), statuses=statuses)
+
+
+def refuse_foreign(recorded: bool) -> None:
+    """Refuse to begin when something of the lab's names belongs to somebody else; StateError."""
+    if recorded:
+        return
+    with contextlib.suppress(KeyError):
+        pwd.getpwnam(USER)
+        raise StateError(f"there is a user {USER} that is not the lab's", hint="the lab needs this name")
+    if Path(f"/sys/class/net/{BRIDGE}").exists():
+        hint = f"ip link delete {BRIDGE}"
+        raise StateError(f"there is an interface {BRIDGE} that is not the lab's", hint=hint)
