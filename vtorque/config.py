@@ -3,6 +3,7 @@
 
 import difflib
 import re
+from collections.abc import Iterator, Mapping
 from dataclasses import Field, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,16 +12,21 @@ import yaml
 
 from vtorque import files, units
 from vtorque.errors import ConfigError, StateError
-from vtorque.options import ALIASES, INERT, OPTIONS, SiteConfig
+from vtorque.options import ALIASES, FORMS, INERT, LIMITS, OPTIONS, SiteConfig
 
 __all__ = ["Note", "SiteConfig", "find", "load", "load_noted"]
 
 _SYSTEM = Path("/etc/vtorque/vtorque.yaml")
 _SIZE_LIMIT = 256 * 1024
-_BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
-_SHARE = re.compile(r"[A-Za-z0-9.:_\[\]-]{1,253}:/[^\s,'\"\\]{0,1023}", re.ASCII)
-_MAC = re.compile(r"[0-9A-Fa-f]{2}(:[0-9A-Fa-f]{2}){0,2}", re.ASCII)
-_PLAIN = re.compile(r"[^\x00-\x1f\x7f]{0,1024}")
+_LONGEST_VALUE = 1024
+_MOST = 1 << 31
+_MOST_MIB = 16 << 20
+# The file is a mapping of options, and an option may hold a list.
+_DEPTH_LIMIT = 2
+_BOOLEANS = {"true": True, "yes": True, "false": False, "no": False}
+# No leading zero: to YAML 1.1 it makes the number octal.
+_NUMBER = re.compile(r"0|[1-9][0-9]{0,11}", re.ASCII)
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +43,10 @@ class _Problem(Exception):
 
 
 def find(prefix: Path) -> Path:
-    """The configuration that belongs to the program at `prefix`, else the system's own."""
+    """The configuration that belongs to the program at `prefix`, else the system's own.
+
+    Raises ConfigError when there is neither.
+    """
     own = prefix / "etc" / "vtorque.yaml"
     for path in (own, _SYSTEM):
         if path.is_file():
@@ -59,58 +68,107 @@ def load(path: Path, *, trusted_owner: int | None) -> SiteConfig:
 
 def load_noted(path: Path, *, trusted_owner: int | None) -> tuple[SiteConfig, tuple[Note, ...]]:
     """The same, with notes on options that have no effect any more."""
-    if trusted_owner is not None:
-        files.require_trusted(path, owner=trusted_owner)
-    try:
-        data = files.read(path, limit=_SIZE_LIMIT)
-        pairs = _pairs(path, data.decode("utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"there is no configuration {path}") from None
-    except (StateError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read: {error}") from error
-    values: dict[str, object] = {}
-    problems: list[str] = []
+    values: dict[str, Any] = {}
+    lines: dict[str, int] = {}
+    problems: list[tuple[int, str, str]] = []
     notes: list[Note] = []
-    for written, node in pairs:
-        line, key = written.start_mark.line + 1, str(written.value)
+    for line, key, node in _entries(path, _read(path, trusted_owner)):
         name = ALIASES.get(key, key)
         try:
-            if name.lower() in values:
-                raise _Problem("is set twice")
+            if name in lines:
+                raise _Problem(f"sets {name} again, after line {lines[name]}")
+            lines[name] = line
             option = _known(name)
-            values[name.lower()] = _value(option, node)
-            if INERT in option.metadata:
-                notes.append(Note(line=line, key=key, text=f"has no effect: {option.metadata[INERT]}"))
+            values[option.name] = _value(option, node)
         except _Problem as problem:
-            problems.append(f"{path}:{line}: {key}: {problem}")
+            problems.append((line, key, str(problem)))
+            continue
+        if INERT in option.metadata:
+            notes.append(Note(line=line, key=key, text=f"has no effect: {option.metadata[INERT]}"))
+    site = SiteConfig(**values)
+    problems += _beyond_limits(site, values, lines)
     if problems:
-        raise ConfigError("\n".join(problems))
-    return SiteConfig(**values), tuple(notes)  # type: ignore[arg-type]
+        raise ConfigError("\n".join(f"{path}:{line}: {key}: {text}" for line, key, text in sorted(problems)))
+    return site, tuple(notes)
 
 
-def _pairs(path: Path, text: str) -> list[tuple[yaml.ScalarNode, yaml.Node]]:
-    """Keys and values with their places in the file; anchors would hide what is written where."""
+def _read(path: Path, trusted_owner: int | None) -> str:
     try:
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
-            raise ConfigError(f"{path}: aliases (*name) are not allowed")
+        if trusted_owner is not None:
+            files.require_trusted(path.absolute(), owner=trusted_owner)
+        data = files.read(path, limit=_SIZE_LIMIT)
+    except FileNotFoundError:
+        raise ConfigError(f"there is no configuration {path}") from None
+    except StateError as error:
+        raise ConfigError(error.brief) from error
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise ConfigError(f"{path}:{line}: not UTF-8") from error
+
+
+def _entries(path: Path, text: str) -> list[tuple[int, str, yaml.Node]]:
+    """Line, key and value of every option; ConfigError when the file has no such form."""
+    try:
+        _require_plain(path, text)
         root = yaml.compose(text, yaml.SafeLoader)
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise ConfigError(f"{path}:{line}: not YAML: {error.problem}") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
+        hint = "quote a value that begins with *" if "alias" in (error.context or "") else ""
+        raise ConfigError(f"{path}:{line}: not YAML: {error.problem}", hint=hint) from error
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise ConfigError(f"{path}:{line}: not YAML: {error.reason}") from error
     if root is None:
         return []
     if not isinstance(root, yaml.MappingNode):
-        raise ConfigError(f"{path}:1: the file must hold lines of the form OPTION: value")
-    pairs: list[tuple[yaml.ScalarNode, yaml.Node]] = root.value
-    return pairs
+        raise ConfigError(f"{path}:{root.start_mark.line + 1}: the file must hold lines like OPTION: value")
+    entries = []
+    for key, node in root.value:
+        line = key.start_mark.line + 1
+        if not isinstance(key, yaml.ScalarNode) or _CONTROL.search(key.value):
+            raise ConfigError(f"{path}:{line}: the name of an option must be a single word")
+        entries.append((line, str(key.value), node))
+    return entries
+
+
+def _require_plain(path: Path, text: str) -> None:
+    """Refuse what hides where a value comes from, before anything is built of it."""
+    depth = 0
+    line = 1
+    for event in yaml.parse(text, yaml.SafeLoader):
+        line = event.start_mark.line + 1 if event.start_mark else line
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        what = ""
+        if getattr(event, "anchor", None):
+            what = "anchors and aliases (&name, *name) are not allowed"
+        elif getattr(event, "tag", None):
+            what = "tags (!name) are not allowed"
+        elif depth > _DEPTH_LIMIT:
+            what = "a list holds plain words only"
+        if what:
+            raise ConfigError(f"{path}:{line}: {what}")
+
+
+def _beyond_limits(
+    site: SiteConfig, values: Mapping[str, Any], lines: Mapping[str, int]
+) -> Iterator[tuple[int, str, str]]:
+    """Defaults that no job could be given; a value that is wrong in itself is not reported twice."""
+    for limit, default in LIMITS:
+        given = [name for name in (limit, default) if name.upper() in lines]
+        if not given or any(name not in values for name in given):
+            continue
+        most, usual = getattr(site, limit), getattr(site, default)
+        if 0 < most < usual:
+            line = max(lines[name.upper()] for name in given)
+            yield line, limit.upper(), f"must be 0 or at least {default.upper()}, which is {usual}"
 
 
 def _known(name: str) -> "Field[Any]":
     if name in OPTIONS:
         return OPTIONS[name]
-    near = difflib.get_close_matches(name.upper(), OPTIONS, n=1)
+    near = difflib.get_close_matches(name.upper(), [*OPTIONS, *ALIASES], n=1)
     raise _Problem(f"is not an option{f'; did you mean {near[0]}?' if near else ''}")
 
 
@@ -121,10 +179,12 @@ def _value(option: "Field[Any]", node: yaml.Node) -> object:
     if not isinstance(node, yaml.ScalarNode):
         raise _Problem("must be a single value")
     text = str(node.value)
+    if kind == "size":
+        return _size(option, text)
     if option.type is bool:
         return _boolean(text, node)
     if option.type is int:
-        return _number(option, text, kind)
+        return _number(option, text, node)
     if node.tag == "tag:yaml.org,2002:null" and not node.style:
         text = ""
     return _text(option, text, kind)
@@ -133,55 +193,68 @@ def _value(option: "Field[Any]", node: yaml.Node) -> object:
 def _list(node: yaml.Node) -> tuple[str, ...]:
     if isinstance(node, yaml.ScalarNode):
         return tuple(str(node.value).split())
-    if not isinstance(node, yaml.SequenceNode) or not all(isinstance(n, yaml.ScalarNode) for n in node.value):
+    if not isinstance(node, yaml.SequenceNode):
         raise _Problem("must be a list of words")
     return tuple(str(each.value) for each in node.value)
 
 
 def _boolean(text: str, node: yaml.ScalarNode) -> bool:
     if text.lower() not in _BOOLEANS or node.style:
-        raise _Problem(f"must be true or false, not {text!r}")
+        raise _Problem(f"must be true or false, not {_shown(text, node)}")
     return _BOOLEANS[text.lower()]
 
 
-def _number(option: "Field[Any]", text: str, kind: str) -> int:
-    if kind == "size":
-        try:
-            return units.mebibytes(text)
-        except ValueError as error:
-            raise _Problem(str(error)) from None
-    if not (text.isascii() and text.isdecimal() and len(text) <= 12):
-        raise _Problem(f"must be a whole number, not {text!r}")
-    low, high = option.metadata.get("low", 0), option.metadata.get("high", 1 << 31)
-    if not low <= int(text) <= high:
-        raise _Problem(f"must be {low} to {high}, not {text}")
-    return int(text)
+def _number(option: "Field[Any]", text: str, node: yaml.ScalarNode) -> int:
+    if _NUMBER.fullmatch(text) is None or node.style:
+        raise _Problem(f"must be a whole number, not {_shown(text, node)}")
+    return _in_range(option, int(text))
+
+
+def _size(option: "Field[Any]", text: str) -> int:
+    try:
+        return _in_range(option, units.mebibytes(text[:_LONGEST_VALUE]))
+    except ValueError as error:
+        raise _Problem(str(error)) from None
+
+
+def _in_range(option: "Field[Any]", value: int) -> int:
+    most = _MOST_MIB if option.metadata.get("kind") == "size" else _MOST
+    low, high = option.metadata.get("low", 0), option.metadata.get("high", most)
+    if not low <= value <= high:
+        unit = option.metadata.get("unit", "")
+        raise _Problem(f"must be {low} to {high}{unit and f' {unit}'}, not {value}")
+    return value
 
 
 def _text(option: "Field[Any]", text: str, kind: str) -> str:
     choices = option.metadata.get("choices")
     if choices and text not in choices:
-        raise _Problem(f"must be {' or '.join(choices)}, not {text!r}")
-    if _PLAIN.fullmatch(text) is None:
-        raise _Problem("must be one line of at most 1024 characters")
+        raise _Problem(f"must be {' or '.join(choices)}, not {text[:80]!r}")
+    if len(text) > _LONGEST_VALUE or _CONTROL.search(text):
+        raise _Problem(f"must be one line of at most {_LONGEST_VALUE} characters")
+    if not text:
+        if option.default and kind != "share":
+            raise _Problem("must not be empty")
+        return ""
     match kind:
         case "path" if not text.startswith("/") or ".." in Path(text).parts:
-            raise _Problem(f"must be an absolute path, not {text!r}")
-        case "share" if text and _SHARE.fullmatch(text) is None:
-            raise _Problem(f"must be empty or server:/export, not {text!r}")
-        case "mac" if _MAC.fullmatch(text) is None or int(text[:2], 16) & 1:
-            raise _Problem(f"must be 1 to 3 octets of a unicast address, like 52:54:00, not {text!r}")
-        case "regex":
+            raise _Problem(f"must be an absolute path without .., not {text!r}")
+        case "hosts" if text == "*":
+            return ".*"
+        case "hosts" | "regex":
             return _regex(text)
+    if kind in FORMS and FORMS[kind][0].fullmatch(text) is None:
+        raise _Problem(f"must be {FORMS[kind][1]}, not {text[:80]!r}")
     return text
 
 
 def _regex(text: str) -> str:
-    """The manual writes a lone `*` for all hosts, which is no regular expression."""
-    if text == "*":
-        return ".*"
     try:
         re.compile(text)
-    except re.error as error:
-        raise _Problem(f"is not a regular expression: {error}") from None
+    except (re.error, RecursionError, OverflowError) as error:
+        raise _Problem(f"must be a regular expression: {error}") from None
     return text
+
+
+def _shown(text: str, node: yaml.ScalarNode) -> str:
+    return f"the text {text[:80]!r}" if node.style else repr(text[:80])

@@ -5,10 +5,46 @@ One table drives the parser, the checks and the manual. Names are those of the
 vTorque manual, in lower case here and in upper case in the file.
 """
 
+import re
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 INERT = "inert"
+
+FORMS = {
+    "share": (
+        re.compile(r"[A-Za-z0-9.:_\[\]-]{1,253}:/[^\s,'\"\\]{0,1023}", re.ASCII),
+        "empty or server:/export",
+    ),
+    # An odd second digit would make it a multicast address.
+    "mac": (
+        re.compile(r"[0-9A-Fa-f][02468ACEace](:[0-9A-Fa-f]{2}){0,2}", re.ASCII),
+        "1 to 3 octets of a unicast address, like 52:54:00",
+    ),
+    # The kernel's IFNAMSIZ is 16, with the final NUL (linux/if.h).
+    "interface": (
+        re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,14}", re.ASCII),
+        "the name of a network interface, at most 15 characters",
+    ),
+    "mount": (
+        re.compile(r"[A-Za-z0-9=._:,+/-]{1,255}", re.ASCII),
+        "mount options with commas between them",
+    ),
+    "user": (re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,31}", re.ASCII), "the name of a user"),
+    "uri": (re.compile(r"[a-z][a-z0-9+]{0,31}://\S{0,255}", re.ASCII), "a URI, like qemu:///system"),
+    "image": (
+        re.compile(r"[A-Za-z0-9](?=.{0,127}\Z)[A-Za-z0-9._+-]*\.(?:qcow2|img)", re.ASCII),
+        "the name of a .qcow2 or .img file in the catalogue",
+    ),
+}
+"""What a text of each kind has to look like, and how to say so."""
+
+LIMITS = (
+    ("max_vcpus", "vcpus_default"),
+    ("max_ram", "ram_default"),
+    ("max_vms_per_node", "vms_per_node_default"),
+)
+"""A limit, and the default that has to keep to it."""
 
 
 def option(default: Any, text: str, **about: Any) -> Any:
@@ -32,7 +68,7 @@ class SiteConfig:
     torque_home: str = option("/var/spool/torque", "mom's and server's directory", kind="path")
     pbs_qsub_on_fe: str = option("/usr/bin/qsub", "the real qsub on front ends", kind="path")
     pbs_qsub_on_nodes: str = option("/usr/bin/qsub", "the real qsub on nodes", kind="path")
-    regex_fe: str = option(".*", "which short host names are front ends", kind="regex")
+    regex_fe: str = option(".*", "which short host names are front ends", kind="hosts")
     disabled_hosts_list: str = option("", "short host names on which vsub refuses to work", kind="regex")
 
     vm_img_dir: str = option("/opt/vm-images", "the authorised images", kind="path")
@@ -48,8 +84,10 @@ class SiteConfig:
     vm_nfs_opt: str = option(
         "nfs-server.my-domain.com:/nfs/shared-opt", "export mounted at /opt", kind="share"
     )
-    vm_nfs_options: str = option("rw,hard,noatime,vers=4.2", "mount options of home and workspace")
-    vm_nfs_opt_options: str = option("ro,hard,noatime,vers=4.2", "mount options of /opt")
+    vm_nfs_options: str = option(
+        "rw,hard,noatime,vers=4.2", "mount options of home and workspace", kind="mount"
+    )
+    vm_nfs_opt_options: str = option("ro,hard,noatime,vers=4.2", "mount options of /opt", kind="mount")
     ws_dir: str = inert(
         "/workspace/.vtorque", "where images were copied to", "images are not copied any more", kind="path"
     )
@@ -58,21 +96,23 @@ class SiteConfig:
     hypervisor_type: str = option(
         "kvm", "accelerator of guests: kvm, or qemu (emulated)", choices=("kvm", "qemu")
     )
-    libvirt_uri: str = option("qemu:///system", "libvirt connection of root's hooks")
+    libvirt_uri: str = option("qemu:///system", "libvirt connection of root's hooks", kind="uri")
     machine_type: str = option("q35", "machine type of guests", choices=("q35", "pc"))
-    qemu_user: str = option("libvirt-qemu", "user and group that QEMU runs as")
-    bridge: str = option("br0", "bridge that guests are attached to")
+    qemu_user: str = option("libvirt-qemu", "user and group that QEMU runs as", kind="user")
+    bridge: str = option("br0", "bridge that guests are attached to", kind="interface")
     mac_prefix: str = option("52:54:00", "first octets of guests' MAC addresses, 1 to 3", kind="mac")
     address_source: str = option("neighbour", "where guests' addresses are learned", choices=("neighbour",))
     arp_bin: str = inert("/usr/sbin/arp", "the arp command", "the kernel is asked directly", kind="path")
     custom_ip_mapping: bool = inert(False, "ask IP_TO_MAC_SCRIPT for addresses", _LATER)
     ip_to_mac_script: str = inert("", "the site's mapping script", _LATER)
 
-    host_os_core_count: int = option(1, "cores of a node that guests do not get", low=0, high=4096)
+    host_os_core_count: int = option(
+        1, "cores of a node that guests do not get", unit="cores", low=0, high=4096
+    )
     host_os_ram_mb: int = option(2048, "memory of a node that guests do not get", kind="size", unit="MiB")
     pbs_exclusive_node_alloc: bool = inert(True, "ask for nodes of one user only", _LATER)
     kill_user_processes_after_job: bool = inert(
-        True, "kill all processes of the user after a job", "it would kill the user's other jobs"
+        True, "kill all processes of the user after a job", "only what the job itself started is ended"
     )
 
     timeout: int = option(120, "for a guest to boot and be proven", unit="seconds", low=1, high=86400)
@@ -82,7 +122,9 @@ class SiteConfig:
     )
     nfs_timeout: int = option(60, "for a guest to mount one share", unit="seconds", low=1, high=3600)
     undo_reserve: int = option(30, "of a hook's time kept for undoing", unit="seconds", low=1, high=3600)
-    requeue_limit: int = option(3, "failed starts on a node until the user is told", low=1, high=100)
+    requeue_limit: int = option(
+        3, "failed starts on a node until the user is told", unit="starts", low=1, high=100
+    )
 
     name_server: str = inert("name-server.my-domain.com", "name server of guests", "DHCP tells guests")
     domain: str = inert("my-domain.com", "domain of guests", "DHCP tells guests")
@@ -92,15 +134,15 @@ class SiteConfig:
     sw_packages_debian: tuple[str, ...] = inert((), "packages for Debian guests", _LATER, kind="list")
     sw_packages_redhat: tuple[str, ...] = inert((), "packages for RedHat guests", _LATER, kind="list")
 
-    img_default: str = option("ubuntu.x86_64.img", "image when a job names none")
+    img_default: str = option("ubuntu.x86_64.img", "image when a job names none", kind="image")
     distro_default: str = option(
         "debian", "distribution of IMG_DEFAULT", choices=("debian", "ubuntu", "redhat", "centos", "osv")
     )
     arch_default: str = option("x86_64", "architecture of guests", choices=("x86_64",))
-    vcpus_default: int = option(7, "vCPUs of a guest", low=1, high=1024)
+    vcpus_default: int = option(7, "vCPUs of a guest", unit="vCPUs", low=1, high=1024)
     vcpu_pinning_default: bool = option(True, "pin every vCPU to a core of its own")
-    ram_default: int = option(24576, "memory of a guest", kind="size", unit="MiB")
-    vms_per_node_default: int = option(1, "guests on each node", low=1, high=256)
+    ram_default: int = option(24576, "memory of a guest", kind="size", unit="MiB", low=64)
+    vms_per_node_default: int = option(1, "guests on each node", unit="guests", low=1, high=256)
     disk_default: str = inert("", "persistent disk", _LATER)
     filesystem_type_default: str = inert(
         "sharedfs", "where overlays lie", _LATER, choices=("sharedfs", "ramdisk")
@@ -109,11 +151,11 @@ class SiteConfig:
     unclot_enabled_default: bool = inert(False, "UNCLOT unless a job says otherwise", _LATER)
     unclot_shmem_default: int = inert(1024, "shared memory of UNCLOT", _LATER, kind="size", unit="MiB")
     iocm_enabled_default: bool = inert(True, "IOcm unless a job says otherwise", _LATER)
-    iocm_min_cores_default: int = inert(1, "cores of IOcm, at least", _LATER)
-    iocm_max_cores_default: int = inert(4, "cores of IOcm, at most", _LATER)
-    max_vcpus: int = option(0, "most vCPUs a guest may have, 0 for no limit", low=0, high=1024)
+    iocm_min_cores_default: int = inert(1, "cores of IOcm, at least", _LATER, unit="cores")
+    iocm_max_cores_default: int = inert(4, "cores of IOcm, at most", _LATER, unit="cores")
+    max_vcpus: int = option(0, "most vCPUs a guest may have, 0 for no limit", unit="vCPUs", low=0, high=1024)
     max_ram: int = option(0, "most memory a guest may have, 0 for no limit", kind="size", unit="MiB")
-    max_vms_per_node: int = option(0, "most guests on a node, 0 for no limit", low=0, high=256)
+    max_vms_per_node: int = option(0, "most guests on a node, 0 for no limit", unit="guests", low=0, high=256)
     min_uid: int = option(1000, "lowest uid that may have guests", low=1, high=2**32 - 2)
 
     parallel: bool = option(True, "start the guests of a node at the same time")
@@ -129,11 +171,11 @@ class SiteConfig:
     measure_time: bool = inert(False, "log run times", "run times are always logged")
 
     iocm_enabled: bool = inert(False, "IOcm on this cluster", _LATER)
-    iocm_min_cores: int = inert(1, "cores of IOcm, at least", _LATER)
-    iocm_max_cores: int = inert(12, "cores of IOcm, at most", _LATER)
-    iocm_nodes: str = inert(".*", "nodes with IOcm", _LATER, kind="regex")
+    iocm_min_cores: int = inert(1, "cores of IOcm, at least", _LATER, unit="cores")
+    iocm_max_cores: int = inert(12, "cores of IOcm, at most", _LATER, unit="cores")
+    iocm_nodes: str = inert(".*", "nodes with IOcm", _LATER, kind="hosts")
     vrdma_enabled: bool = inert(False, "virtual RDMA on this cluster", _LATER)
-    vrdma_nodes: str = inert(".*", "nodes with virtual RDMA", _LATER, kind="regex")
+    vrdma_nodes: str = inert(".*", "nodes with virtual RDMA", _LATER, kind="hosts")
     unclot_enabled: bool = inert(False, "UNCLOT on this cluster", _LATER)
     snap_monitoring_enabled: bool = inert(False, "Snap telemetry", "Snap is no longer maintained")
     snap_bin_dir: str = inert(

@@ -4,7 +4,7 @@
 import re
 from collections.abc import Iterable
 
-_SIZE = re.compile(r"([0-9]{1,12})\s*([KMGT]?)(?:I?B)?", re.ASCII | re.IGNORECASE)
+_SIZE = re.compile(r"([0-9]{1,12})\s*(?:([KMGT])(?:I?B)?)?", re.ASCII | re.IGNORECASE)
 _KIB = {"K": 1, "M": 1 << 10, "G": 1 << 20, "T": 1 << 30}
 _DURATION = re.compile(r"(?:(?:([0-9]{1,6}):)?([0-9]{1,6}):)?([0-9]{1,9})", re.ASCII)
 
