@@ -14,7 +14,7 @@ from vtorque import files, units
 from vtorque.errors import ConfigError, StateError
 from vtorque.options import ALIASES, FORMS, INERT, LIMITS, OPTIONS, SiteConfig
 
-__all__ = ["Note", "SiteConfig", "find", "load", "load_noted"]
+__all__ = ["FORMS", "Note", "SiteConfig", "find", "load", "load_noted"]
 
 _SYSTEM = Path("/etc/vtorque/vtorque.yaml")
 _SIZE_LIMIT = 256 * 1024

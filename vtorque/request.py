@@ -7,7 +7,6 @@ the user's text all the same, and checked as if vsub had not.
 """
 
 import base64
-import binascii
 import difflib
 import json
 import re
@@ -15,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from vtorque import units
-from vtorque.config import SiteConfig
+from vtorque.config import FORMS, SiteConfig
 from vtorque.errors import RequestError
 from vtorque.model import VmRequest
 
@@ -27,9 +26,9 @@ DISTROS = ("debian", "ubuntu", "redhat", "centos", "osv")
 ARCHS = ("x86_64",)
 
 _REQUEST_ID = re.compile(r"[0-9a-f]{16}", re.ASCII)
-_IMAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,118}\.(?:qcow2|img)", re.ASCII)
 _TEXT = re.compile(r"vt1\.[A-Za-z0-9_-]+", re.ASCII)
 _NUMBER = re.compile(r"[0-9]{1,9}", re.ASCII)
+_KEY = re.compile(r"[A-Za-z0-9_-]{43}", re.ASCII)
 _KEY_TYPE = "ssh-ed25519"
 # RFC 8709: the type's name and the 32 bytes of the key, each after its length.
 _KEY_HEAD = b"\0\0\0\x0bssh-ed25519\0\0\0\x20"
@@ -48,13 +47,11 @@ _LATER = (
 
 def encode(request: VmRequest) -> str:
     """The request as one word; RequestError when it is not valid or longer than LIMIT."""
-    data: dict[str, Any] = {key: getattr(request, name) for key, name in _STRINGS.items()}
-    data |= {key: getattr(request, name) for key, (name, _, _) in _INTEGERS.items()}
-    data["k"] = _b64(_key_bytes(request.public_key))
-    text = PREFIX + _b64(json.dumps(data, sort_keys=True, separators=(",", ":")).encode())
+    text = _spell(request)
     if len(text) > LIMIT:
         raise RequestError(f"the request has {len(text)} characters, {LIMIT} fit into a job")
-    decode(text)
+    if decode(text) != request:
+        raise RequestError("the job's public key has more to it than its type and the key")
     return text
 
 
@@ -66,8 +63,7 @@ def decode(text: str) -> VmRequest:
         data = json.loads(_unb64(text.removeprefix(PREFIX)), object_pairs_hook=_no_duplicates)
     except (ValueError, RecursionError) as error:
         raise RequestError(f"the request is damaged: {error}") from None
-    wanted = {*_STRINGS, *_INTEGERS, "k"}
-    if not isinstance(data, dict) or set(data) != wanted:
+    if not isinstance(data, dict) or set(data) != {*_STRINGS, *_INTEGERS, "k"}:
         raise RequestError("the request has missing or unknown keys")
     texts = {name: _string(name, data[key]) for key, name in _STRINGS.items()}
     numbers = {name: _integer(name, data[key], low, high) for key, (name, low, high) in _INTEGERS.items()}
@@ -82,20 +78,23 @@ def decode(text: str) -> VmRequest:
         public_key=_public_key(_string("key", data["k"])),
     )
     _check(request)
-    if text != PREFIX + _b64(json.dumps(data, sort_keys=True, separators=(",", ":")).encode()):
+    if _spell(request) != text:
         raise RequestError("the request is not in its canonical form")
     return request
 
 
 def parse_vm_options(texts: Sequence[str]) -> dict[str, str]:
-    """Keys and values of `-vm key=value,key=value`: keys in any case, the last one of each wins."""
+    """Keys and values of `-vm key=value,key=value`: keys in any case, the last one of each wins.
+
+    Raises RequestError that names what is wrong, or not a key.
+    """
     options: dict[str, str] = {}
     for text in texts:
         for part in text.split(","):
             key, equals, value = part.partition("=")
             name = key.strip().lower()
             if not (name and equals and value):
-                raise RequestError(f"-vm {part[:80]!r} is not key=value")
+                raise RequestError(f"-vm {part[:80]!r} is not key=value", hint="like -vm vcpus=4,ram=8G")
             if name not in OPTIONS:
                 raise _unknown(name)
             options[name] = value
@@ -105,7 +104,11 @@ def parse_vm_options(texts: Sequence[str]) -> dict[str, str]:
 def resolve(
     options: Mapping[str, str], site: SiteConfig, *, request_id: str, public_key: str
 ) -> VmRequest:
-    """The complete request: the user's options over the site's defaults, within the site's limits."""
+    """The complete request: the user's options over the site's defaults, within the site's limits.
+
+    Raises RequestError that names key, value and what is allowed. `public_key`
+    is only looked at by `encode`.
+    """
     image = options.get("img", site.img_default)
     request = VmRequest(
         request_id=request_id,
@@ -124,7 +127,7 @@ def resolve(
         ("vms_per_node", request.vms_per_node, site.max_vms_per_node, ""),
     ):
         if 0 < limit < value:
-            raise RequestError(f"-vm {name}={value}{unit}: this cluster allows {limit}{unit}")
+            raise RequestError(f"-vm {name}={value}{unit}: this cluster allows at most {limit}{unit}")
     return request
 
 
@@ -132,14 +135,13 @@ def _check(request: VmRequest) -> None:
     """What every request must be, wherever it comes from."""
     if _REQUEST_ID.fullmatch(request.request_id) is None:
         raise RequestError("the request's id is not 16 hexadecimal digits")
-    if _IMAGE.fullmatch(request.image) is None:
-        raise RequestError(
-            f"-vm img={request.image[:80]!r}: an image is the name of a .qcow2 or .img file in the catalogue"
-        )
+    pattern, form = FORMS["image"]
+    if pattern.fullmatch(request.image) is None:
+        raise RequestError(f"-vm img={request.image[:80]!r}: must be {form}")
     if request.distro not in DISTROS:
-        raise RequestError(f"-vm distro={request.distro[:80]!r}: must be {', '.join(DISTROS)}")
+        raise RequestError(f"-vm distro={request.distro[:80]!r}: must be one of {', '.join(DISTROS)}")
     if request.arch not in ARCHS:
-        raise RequestError(f"-vm arch={request.arch[:80]!r}: must be {', '.join(ARCHS)}")
+        raise RequestError(f"-vm arch={request.arch[:80]!r}: must be {' or '.join(ARCHS)}")
     for name, low, high in _INTEGERS.values():
         value = getattr(request, name)
         if not low <= value <= high:
@@ -200,7 +202,7 @@ def _key_bytes(public_key: str) -> bytes:
     kind, _, text = public_key.partition(" ")
     try:
         blob = base64.b64decode(text.partition(" ")[0], validate=True)
-    except binascii.Error:
+    except ValueError:
         blob = b""
     if kind != _KEY_TYPE or not blob.startswith(_KEY_HEAD) or len(blob) != len(_KEY_HEAD) + _KEY_BYTES:
         raise RequestError("the job's public key is not an ed25519 key")
@@ -208,10 +210,17 @@ def _key_bytes(public_key: str) -> bytes:
 
 
 def _public_key(text: str) -> str:
-    raw = _unb64(text) if re.fullmatch(r"[A-Za-z0-9_-]{43}", text, re.ASCII) else b""
-    if len(raw) != _KEY_BYTES:
+    if _KEY.fullmatch(text) is None:
         raise RequestError("the request's key is not an ed25519 key")
-    return f"{_KEY_TYPE} {base64.b64encode(_KEY_HEAD + raw).decode()}"
+    return f"{_KEY_TYPE} {base64.b64encode(_KEY_HEAD + _unb64(text)).decode()}"
+
+
+def _spell(request: VmRequest) -> str:
+    """The one way to write a request down."""
+    data: dict[str, str | int] = {key: getattr(request, name) for key, name in _STRINGS.items()}
+    data |= {key: getattr(request, name) for key, (name, _, _) in _INTEGERS.items()}
+    data["k"] = _b64(_key_bytes(request.public_key))
+    return PREFIX + _b64(json.dumps(data, sort_keys=True, separators=(",", ":")).encode())
 
 
 def _b64(data: bytes) -> str:
