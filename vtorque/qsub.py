@@ -2,20 +2,24 @@
 """The grammar of Torque's qsub: its options on the command line and in a script's header."""
 
 import re
-import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from vtorque.errors import RequestError
 
-# The getopt string of Torque 4 to 6 (qsub_functions.c, GETOPT_ARGS).
-WITH_VALUE = frozenset("aAbcCdDeFjJkKlLmMNopPqrStTuvwW")
+# The getopt strings of Torque 4 to 6 taken together (qsub_functions.c, GETOPT_ARGS): what a
+# given qsub does not know it refuses itself.
+WITH_VALUE = frozenset("aAbcCdDeFijJkKlLmMNopPqrStTuvwW")
 FLAGS = frozenset("EfhInVxXz")
 
 OURS = ("--wait", "--version", "--help")
+_LATER = ("--dry-run", "-gf")
 
 _DEFAULT_PREFIX = "#PBS"
 _NODES = re.compile(r"[0-9]{1,6}", re.ASCII)
+# A word of a directive: quotes may begin anywhere in it and know no escapes (make_argv).
+_WORD = re.compile(r"""(?:[^\s"'\\]|"[^"]*"|'[^']*'|\\.)+""", re.ASCII)
+_QUOTED = re.compile(r""""([^"]*)"|'([^']*)'|\\(.)""")
 
 
 class UsageError(RequestError):
@@ -59,37 +63,11 @@ def parse(words: Sequence[str]) -> CommandLine:
 
     `-vm` counts as ours only as a word of its own: to getopt it is `-v m`.
     """
-    passed: list[str] = []
-    options: list[tuple[str, str]] = []
-    vm: list[str] = []
-    ours: set[str] = set()
-    operands: list[str] = []
-    rest = list(words)
-    while rest:
-        word = rest.pop(0)
-        if word == "--":
-            operands += rest
-            break
-        if word == "-vm":
-            vm.append(_value(word, rest))
-        elif word in OURS:
-            ours.add(word)
-        elif word.startswith("--"):
-            raise UsageError(f"{word[:80]!r} is not an option", hint="vsub --help lists them")
-        elif word.startswith("-") and word != "-":
-            passed += _cluster(word, rest, options)
-        else:
-            operands.append(word)
+    line, operands = _take_apart(words)
     if len(operands) > 1:
         hint = '-F "words" hands words to the script'
         raise UsageError(f"{operands[1][:80]!r} is one word too many", hint=hint)
-    return CommandLine(
-        passed=tuple(passed),
-        options=tuple(options),
-        vm=tuple(vm),
-        ours=frozenset(ours),
-        script=operands[0] if operands else None,
-    )
+    return line
 
 
 def header(script: bytes, *, prefix: str | None = None) -> Header:
@@ -97,65 +75,133 @@ def header(script: bytes, *, prefix: str | None = None) -> Header:
 
     They count until the first line that the shell would execute; blank lines,
     comments and lines that begin with a colon do not end them, and a backslash
-    at the end continues a line (qsub_functions.c:604-624).
+    at the end continues a line (isexecutable, ispbsdir and get_script of
+    qsub_functions.c). An empty prefix means that there are none.
     """
     if b"\0" in script:
         raise RequestError("the script is not a text file")
-    if re.search(rb"\r\n", script):
+    if b"\r\n" in script:
         raise RequestError("the script has DOS line ends", hint="dos2unix mends it")
     mark = (_DEFAULT_PREFIX if prefix is None else prefix).encode(errors="surrogateescape")
     options: list[tuple[str, str]] = []
     vm: list[str] = []
-    kept = statement = original = b""
-    continued = False
-    for line in script.split(b"\n"):
-        if not continued and not (mark and line.startswith(mark)):
-            if line.strip() and not line.lstrip().startswith((b"#", b":")):
-                break
-            continue
-        text = line if continued else line[len(mark):]
-        if not continued:
-            statement, original = b"", b""
-        continued = text.endswith(b"\\")
-        statement += text.removesuffix(b"\\")
-        original += line + b"\n"
-        if not continued:
-            said = _directive(statement)
-            vm += said.vm
-            options += said.options
-            kept += original if not said.vm else _without_vm(mark, said)
-    return Header(lines=kept, options=tuple(options), vm=tuple(vm))
+    kept: list[bytes] = []
+    for number, original, statement in _directives(script, mark):
+        words = _words(number, statement)
+        try:
+            said, operands = _take_apart(words)
+        except UsageError as error:
+            raise UsageError(f"line {number}: {error.brief}", hint=error.hint) from error
+        if said.ours:
+            raise UsageError(f"line {number}: {min(said.ours)} belongs on the command line")
+        if said.vm:
+            _require_comment(number, operands)
+            original = b" ".join([mark, *(_bytes(word) for word in said.passed)]) + b"\n"
+        if said.passed or not said.vm:
+            kept.append(original)
+        vm += map(_unquoted, said.vm)
+        options += [(letter, _unquoted(value)) for letter, value in said.options]
+    return Header(lines=b"".join(kept), options=tuple(options), vm=tuple(vm))
+
+
+def resource(options: Sequence[tuple[str, str]], name: str) -> str:
+    """The value of a resource in -l, the last one given; empty when there is none."""
+    found = ""
+    for letter, value in options:
+        for entry in value.split(",") if letter == "l" else ():
+            key, _, amount = entry.partition("=")
+            if key.strip() == name:
+                found = amount.strip()
+    return found
 
 
 def nodes_requested(options: Sequence[tuple[str, str]]) -> int:
     """How many nodes `-l nodes=` asks for: `2:ppn=4+hostA` are three; one when nothing is said."""
-    count = 1
-    for letter, value in options:
-        for resource in value.split(",") if letter == "l" else ():
-            name, _, what = resource.partition("=")
-            if name == "nodes":
-                heads = [chunk.partition(":")[0] for chunk in what.split("+")]
-                count = sum(int(head) if _NODES.fullmatch(head) else 1 for head in heads)
-    return count
+    heads = [chunk.partition(":")[0] for chunk in resource(options, "nodes").split("+")]
+    return sum(int(head) if _NODES.fullmatch(head) else 1 for head in heads)
 
 
-def _directive(statement: bytes) -> CommandLine:
+def _take_apart(words: Sequence[str]) -> tuple[CommandLine, list[str]]:
+    """The options among `words`, and what is not one: getopt finds options behind operands, too."""
+    passed: list[str] = []
+    options: list[tuple[str, str]] = []
+    vm: list[str] = []
+    ours: set[str] = set()
+    operands: list[str] = []
+    rest = list(reversed(words))
+    while rest:
+        word = rest.pop()
+        if word == "--":
+            operands += reversed(rest)
+            break
+        if word == "-vm":
+            vm.append(_value(word, rest))
+        elif word in OURS:
+            ours.add(word)
+        elif word in _LATER:
+            raise UsageError(f"{word} is not supported by this version")
+        elif word.startswith("--"):
+            raise UsageError(f"{word[:80]!r} is not an option", hint="vsub --help lists them")
+        elif word.startswith("-") and word != "-":
+            passed += _cluster(word, rest, options)
+        else:
+            operands.append(word)
+    line = CommandLine(
+        passed=tuple(passed),
+        options=tuple(options),
+        vm=tuple(vm),
+        ours=frozenset(ours),
+        script=operands[0] if operands else None,
+    )
+    return line, operands
+
+
+def _directives(script: bytes, mark: bytes) -> Iterator[tuple[int, bytes, bytes]]:
+    """Line number, the line as it stands with all its continuations, and what it says behind the mark."""
+    lines = script.split(b"\n")
+    # What follows the last line end is a line only when there is something.
+    if not lines[-1]:
+        lines.pop()
+    at = 0
+    while at < len(lines):
+        number, line = at + 1, lines[at]
+        text = line.lstrip()
+        at += 1
+        if mark and text.startswith(mark):
+            original, statement = line, text.removeprefix(mark)
+            while statement.endswith(b"\\"):
+                if at == len(lines):
+                    raise UsageError(f"line {number}: the directive goes on behind the end of the script")
+                original += b"\n" + lines[at]
+                statement = statement[:-1] + lines[at]
+                at += 1
+            yield number, original + b"\n", statement
+        elif text and not text.startswith(b"#") and not line.startswith(b":"):
+            return
+
+
+def _words(number: int, statement: bytes) -> list[str]:
+    """Words with their quotes, which qsub keeps as well (make_argv)."""
     text = statement.decode(errors="surrogateescape")
-    try:
-        words = shlex.split(text, comments=False)
-    except ValueError as error:
-        raise RequestError(f"directive {text.strip()[:80]!r}: {error}") from None
-    line = parse(words)
-    if line.ours or line.script is not None:
-        raise RequestError(f"directive {text.strip()[:80]!r} is not made of qsub's options")
-    return line
+    left = _WORD.sub("", text).strip()
+    if left:
+        raise UsageError(f"line {number}: unmatched {left[0]}")
+    return _WORD.findall(text)
 
 
-def _without_vm(mark: bytes, said: CommandLine) -> bytes:
-    """What is left of a directive line for qsub, which would read `-vm` as `-v m`."""
-    if not said.passed:
-        return b""
-    return mark + b" " + shlex.join(said.passed).encode(errors="surrogateescape") + b"\n"
+def _require_comment(number: int, operands: Sequence[str]) -> None:
+    """qsub overlooks words that belong to no option; next to `-vm` they are a slip of the pen."""
+    if operands and not operands[0].startswith("#"):
+        hint = "no blanks between keys: -vm vcpus=4,ram=8G"
+        raise UsageError(f"line {number}: {operands[0][:80]!r} is one word too many", hint=hint)
+
+
+def _unquoted(word: str) -> str:
+    return _QUOTED.sub(lambda match: match[1] or match[2] or match[3] or "", word)
+
+
+def _bytes(word: str) -> bytes:
+    return word.encode(errors="surrogateescape")
 
 
 def _cluster(word: str, rest: list[str], options: list[tuple[str, str]]) -> list[str]:
@@ -180,4 +226,4 @@ def _cluster(word: str, rest: list[str], options: list[tuple[str, str]]) -> list
 def _value(option: str, rest: list[str]) -> str:
     if not rest:
         raise UsageError(f"{option} needs a value")
-    return rest.pop(0)
+    return rest.pop()
