@@ -25,7 +25,6 @@ from vtorque.state import JobState
 
 log = logging.getLogger(__name__)
 
-_CONNECT_SECONDS = 5.0
 _WAIT_SECONDS = 0.25
 _STATUS_LIMIT = 4096
 _CONSOLE_LIMIT = 4 << 20
@@ -86,7 +85,7 @@ def _try_candidates(
                 user=user,
                 key=guest.probe.private,
                 host_key=guest.host_key,
-                deadline=deadline.within(_CONNECT_SECONDS),
+                deadline=deadline.within(node.site.ssh_timeout),
             )
         except TransportError as error:
             log.debug("%s", error.brief)

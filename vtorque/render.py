@@ -29,8 +29,6 @@ AWAIT_SETUP = f"{GUEST_LIBRARY}/await-setup"
 # One cloud-config a family; the word of the request picks the family.
 _FAMILY = {"debian": "debian", "ubuntu": "debian"}
 
-_MOUNT_SECONDS = 60
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GuestKeys:
@@ -77,7 +75,7 @@ def guest(
     }
     environment = _environment(templates, Path(site.template_dir))
     values["guest_files"] = _guest_files(environment, values)
-    values["setup_command"] = _setup_command(environment, plan, announce)
+    values["setup_command"] = _setup_command(environment, plan, announce, site.nfs_timeout)
     rendered = Rendered(
         domain_xml=_render(environment, "domain.xml", values),
         user_data=_render(environment, f"user-data.{_family(plan)}.yaml", values),
@@ -162,7 +160,9 @@ def node_file_path(plan: JobPlan) -> str:
     return f"/var/spool/torque/aux/{plan.job.id}"
 
 
-def _setup_command(environment: jinja2.Environment, plan: JobPlan, announce: str) -> list[str]:
+def _setup_command(
+    environment: jinja2.Environment, plan: JobPlan, announce: str, mount_seconds: int
+) -> list[str]:
     account = plan.account
     words = ["user", account.name, str(account.uid), str(account.group.gid), str(account.home), account.shell]
     for group in account.groups:
@@ -171,7 +171,7 @@ def _setup_command(environment: jinja2.Environment, plan: JobPlan, announce: str
         words += ["announce", announce]
     for mount in plan.mounts:
         words += [
-            "mount", str(_MOUNT_SECONDS), mount.fstype, mount.options, mount.source, str(mount.target)
+            "mount", str(mount_seconds), mount.fstype, mount.options, mount.source, str(mount.target)
         ]
     return ["sh", "-c", _source(environment, "guest-setup.sh"), "guest-setup", *words]
 

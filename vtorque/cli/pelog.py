@@ -125,7 +125,7 @@ def _serve(call: Call, deadline: Deadline) -> None:
     if call.kind not in verbs:
         return
     site = assembly.site(_PREFIX)
-    logs.setup(assembly.log_file(site))
+    logs.setup(assembly.log_file(site), verbose=site.debug_default)
     dialect = batch.by_name(site.batch_system)
     job = dialect.parse_job(call.kind, call.arguments, call.environ, _node_file(call))
     with logs.about(job=job.id), logs.step(call.kind), assembly.node(site, _PREFIX) as node:
