@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterable
 
 _SIZE = re.compile(r"([0-9]{1,12})\s*(?:([KMGT])(?:I?B)?)?", re.ASCII | re.IGNORECASE)
+_SHOWN = 40
 _KIB = {"K": 1, "M": 1 << 10, "G": 1 << 20, "T": 1 << 30}
 _DURATION = re.compile(r"(?:(?:([0-9]{1,6}):)?([0-9]{1,6}):)?([0-9]{1,9})", re.ASCII)
 
@@ -16,7 +17,7 @@ def mebibytes(text: str) -> int:
     """
     match = _SIZE.fullmatch(text.strip())
     if match is None:
-        raise ValueError(f"{text!r} is not a size: digits, then K, M, G or T")
+        raise ValueError(f"{text[:_SHOWN]!r} is not a size: digits, then K, M, G or T")
     kib = int(match[1]) * _KIB[(match[2] or "M").upper()]
     return -(-kib // 1024)
 
@@ -30,7 +31,7 @@ def seconds(text: str) -> int:
     """Seconds from `[[HH:]MM:]SS`, Torque's spelling of a time. Raises ValueError."""
     match = _DURATION.fullmatch(text.strip())
     if match is None:
-        raise ValueError(f"{text!r} is not a time: [[HH:]MM:]SS")
+        raise ValueError(f"{text[:_SHOWN]!r} is not a time: [[HH:]MM:]SS")
     return int(match[1] or 0) * 3600 + int(match[2] or 0) * 60 + int(match[3])
 
 
@@ -45,7 +46,7 @@ def cpu_list(text: str) -> tuple[int, ...]:
     for part in text.strip().split(","):
         first, dash, last = part.partition("-")
         if not (first.isdecimal() and (last.isdecimal() if dash else True)):
-            raise ValueError(f"{text!r} is not a list of CPUs: like 2-5,8")
+            raise ValueError(f"{text[:_SHOWN]!r} is not a list of CPUs: like 2-5,8")
         cpus.extend(range(int(first), int(last if dash else first) + 1))
     return tuple(sorted(set(cpus)))
 

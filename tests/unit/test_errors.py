@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every failure says whose fault it is, in one line."""
+
+import inspect
+
+import pytest
+
+from vtorque import errors
+from vtorque.errors import Blame, RequestError, VtorqueError
+
+KINDS = [
+    kind for _, kind in inspect.getmembers(errors, inspect.isclass)
+    if issubclass(kind, VtorqueError) and kind is not VtorqueError
+]
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_only_a_request_is_the_users_fault(kind: type[VtorqueError]) -> None:
+    assert kind.blame is (Blame.USER if issubclass(kind, RequestError) else Blame.NODE)
+
+
+def test_the_way_out_follows_the_thing_in_brackets() -> None:
+    assert VtorqueError("no image x", hint="vmgr image list").one_line() == "no image x (vmgr image list)"
+    assert VtorqueError("no image x").one_line() == "no image x"
+
+
+def test_details_are_for_the_log_alone() -> None:
+    error = VtorqueError("no image x", details="/opt/x: ENOENT")
+    assert "ENOENT" not in error.one_line() and "ENOENT" not in str(error)
+    assert error.details == "/opt/x: ENOENT"
