@@ -38,7 +38,7 @@ def start(plan: JobPlan, *, node: Node, state: JobState, deadline: Deadline) -> 
     was begun.
     """
     _directory(Path(node.site.disk_dir) / plan.job.key, state, deadline)
-    Path(node.site.state_dir, "seeds").mkdir(mode=0o711, exist_ok=True)
+    files.directory(Path(node.site.state_dir, "seeds"), mode=0o711)
     probe = node.transport.make_key()
 
     def one(vm: VmPlan) -> Started:
@@ -51,11 +51,9 @@ def start(plan: JobPlan, *, node: Node, state: JobState, deadline: Deadline) -> 
 
 
 def _directory(path: Path, state: JobState, deadline: Deadline) -> None:
-    path.parent.mkdir(mode=0o711, parents=True, exist_ok=True)
+    # QEMU has to reach its overlay by its name.
     with state.taking(Resource(kind=DIRECTORY, name=str(path)), deadline=deadline):
-        path.mkdir(mode=0o711)
-        # mkdir's mode passes through umask; QEMU has to reach its overlay by name.
-        path.chmod(0o711)
+        files.directory(path, mode=0o711)
 
 
 def _start(

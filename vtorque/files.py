@@ -23,6 +23,15 @@ _MESSAGE_LIMIT = 64 * 1024
 _JOBS = ".vtorque"
 
 
+def directory(path: Path, *, mode: int) -> None:
+    """Make a directory of root's own and what is missing above it, all of `mode` whatever the umask is."""
+    if path.is_dir():
+        return
+    directory(path.parent, mode=mode)
+    path.mkdir(exist_ok=True)
+    path.chmod(mode)
+
+
 def write_new(path: Path, data: bytes, *, mode: int, group: int = -1) -> None:
     """Create `path`, which must not exist, with `mode` and, when given, the numeric `group`."""
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)

@@ -31,7 +31,8 @@ _OPTIONAL = {"kernel", "kernel_sha256", "initrd", "initrd_sha256", "cmdline"}
 # QEMU's docs/interop/qcow2.txt: magic, version, backing offset, backing size,
 # cluster bits, size, crypt method, L1 size, L1 table offset, refcount table offset.
 _QCOW2 = struct.Struct(">4sIQIIQIIQQ")
-_QCOW2_V3 = struct.Struct(">QQQII")  # at 72: three feature words, refcount order, header length
+_QCOW2_V3 = struct.Struct(">QQQII")  # three feature words, refcount order, header length
+_QCOW2_V3_OFFSET = 72
 _QCOW2_MAGIC = b"QFI\xfb"
 _DIRTY_OR_CORRUPT = 0b11
 _EXTENSION = struct.Struct(">II")
@@ -198,9 +199,9 @@ def _qcow2(head: bytes, file_size: int) -> Header:
 
 
 def _qcow2_features(head: bytes) -> None:
-    if len(head) < _QCOW2.size + _QCOW2_V3.size:
+    if len(head) < _QCOW2_V3_OFFSET + _QCOW2_V3.size:
         raise ImageError("is cut short")
-    incompatible, _, _, _, length = _QCOW2_V3.unpack_from(head, _QCOW2.size)
+    incompatible, _, _, _, length = _QCOW2_V3.unpack_from(head, _QCOW2_V3_OFFSET)
     if incompatible & _DIRTY_OR_CORRUPT:
         raise ImageError("was not closed properly, or is marked corrupt")
     if incompatible:

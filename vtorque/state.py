@@ -41,14 +41,12 @@ class JobState:
 
     def create(self) -> None:
         """Begin a generation; StateError when an earlier one was not torn down."""
-        self.path.parent.mkdir(mode=0o711, parents=True, exist_ok=True)
+        files.directory(self.path.parent, mode=0o711)
         try:
-            self.path.mkdir(mode=0o711)
+            self.path.mkdir()
         except FileExistsError:
             raise StateError(f"an earlier start of job {self.key} is still on this node") from None
-        # mkdir's mode passes through mom's umask; the wrapper has to reach the marker by name.
-        self.path.parent.parent.chmod(0o711)
-        self.path.parent.chmod(0o711)
+        # The wrapper has to reach the marker by its name.
         self.path.chmod(0o711)
         files.write_new(self.path / _LOCK, b"", mode=0o600)
         files.write_new(self.path / _LEDGER, b"", mode=0o600)
@@ -165,7 +163,7 @@ def jobs(root: Path) -> list[str]:
 def attempt(root: Path, job: Job) -> int:
     """Count one more failed start of the job on this node, and say how many that makes."""
     path = root / "attempts" / job.key
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    files.directory(path.parent, mode=0o700)
     count = 1
     with contextlib.suppress(FileNotFoundError, ValueError):
         count = int(files.read(path, limit=16)) + 1

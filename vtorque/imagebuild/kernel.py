@@ -12,10 +12,7 @@ import sh
 
 from vtorque.errors import ImageError
 
-# In the order in which they have to be loaded.
-ROOT_MODULES = (
-    "virtio", "virtio_ring", "virtio_pci_legacy_dev", "virtio_pci_modern_dev", "virtio_pci", "virtio_blk",
-)
+ROOT_MODULES = ("virtio_pci", "virtio_blk")
 
 _ELF = b"\x7fELF"
 _BUSYBOX = Path("/bin/busybox")
@@ -81,12 +78,22 @@ def initrd(root: Path, version: str, target: Path) -> None:
 
 
 def copy_modules(root: Path, version: str, names: Sequence[str], target: Path) -> None:
-    """Copy those kernel modules that are not built in, and the list `order` of what there is to load."""
-    modules = {path.stem: path for path in (root / "lib/modules" / version / "kernel").rglob("*.ko")}
-    order = [name for name in names if name in modules]
-    for name in order:
-        shutil.copy(modules[name], target / f"{name}.ko")
-    (target / "order").write_text("".join(f"{name}\n" for name in order))
+    """Copy kernel modules with all they depend on, and `order`, the list in which to load them.
+
+    Modules that are built in are left out.
+    """
+    directory = root / "lib/modules" / version
+    if not (directory / "modules.dep").exists():
+        sh.depmod("-b", str(root), version)
+    needs: dict[str, list[Path]] = {}
+    for line in (directory / "modules.dep").read_text().splitlines():
+        module, _, others = line.partition(":")
+        # modules.dep(5) names what has to be loaded first last.
+        needs[Path(module).stem] = [Path(other) for other in (*reversed(others.split()), module)]
+    order = list(dict.fromkeys(path for name in names for path in needs.get(name, [])))
+    for path in order:
+        shutil.copy(directory / path, target / path.name)
+    (target / "order").write_text("".join(f"{path.stem}\n" for path in order))
 
 
 def archive(tree: Path, target: Path) -> None:
