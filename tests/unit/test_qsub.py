@@ -148,6 +148,11 @@ class TestHeader:
         assert head.lines == lines
         assert head.options == (("v", "A=\udcff b,C=d e"), ("l", "nodes=1,walltime=5"), ("N", "glued"))
 
+    def test_a_backslash_at_the_end_of_a_line_joins_it_to_the_next(self) -> None:
+        head = qsub.header(b"#PBS -N x \\\n -q lo\\\nng \\\n#PBS -z\necho\n")
+        assert head.options == (("N", "x"), ("q", "long"), ("z", ""))
+        assert head.lines.count(b"\n") == 4
+
     def test_vm_lines_are_for_us_alone(self) -> None:
         head = qsub.header(b"#PBS -vm img=a.img,\\\nvcpus=2  # small\n#PBS -N x\n#PBS -vm ram=1G\n")
         assert head.vm == ("img=a.img,vcpus=2", "ram=1G")
