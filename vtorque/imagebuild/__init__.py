@@ -16,7 +16,8 @@ RECIPES = {"debian-12": debian.RECIPE}
 
 _TOOLS = {
     "mmdebstrap": "mmdebstrap", "mke2fs": "e2fsprogs", "sfdisk": "fdisk", "grub-mkimage": "grub-common",
-    "qemu-img": "qemu-utils", "cpio": "cpio", "busybox": "busybox-static", "depmod": "kmod", "zstd": "zstd", "lz4": "lz4",
+    "qemu-img": "qemu-utils", "cpio": "cpio", "busybox": "busybox-static", "depmod": "kmod",
+    "zstd": "zstd", "lz4": "lz4",
 }
 
 

@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The tiny guest: for tests that need many guests, or fast ones. Not a product.
+
+A Debian kernel and an initramfs; its disk is empty. It boots in seconds
+without KVM and reads the seeds that real guests read.
+"""
+
+import hashlib
+import re
+import shutil
+import tempfile
+from pathlib import Path
+
+import sh
+
+from vtorque import images
+from vtorque.errors import ImageError, RequestError
+from vtorque.imagebuild import kernel
+from vtorque.model import Image
+
+NAME = "tiny.qcow2"
+HERE = Path(__file__).parent
+MODULES = ("virtio_pci", "virtio_blk", "virtio_net", "isofs", "nfsv4")
+APPLETS = """
+sh ash awk cat chmod chown cp cut date dd df echo env grep head hostname id insmod ip kill ln ls mkdir mount
+mv nproc od ping ps pwd rm sed setsid sleep sort stat sync tail tee test timeout touch tr true umount uname
+uptime wc whoami
+""".split()  # noqa: SIM905
+PROGRAMS = ("/usr/sbin/sshd",)
+CMDLINE = "console=ttyS0 quiet net.ifnames=0 random.trust_cpu=1 audit=0 cryptomgr.notests no_timer_check"
+
+UDHCPC = """\
+#!/bin/sh
+[ "$1" = bound ] || exit 0
+ip addr add "$ip/${mask:-24}" dev "$interface"
+[ -z "$router" ] || ip route add default via "${router%% *}"
+"""
+# busybox leaves out what mount.nfs4 adds by itself.
+MOUNT = """\
+#!/bin/sh
+[ "$2" = nfs4 ] || exec busybox mount "$@"
+own=$(ip -4 -o addr show dev eth0 | awk '{ sub("/.*", "", $4); print $4 }')
+exec busybox mount -t nfs4 -o "$4,addr=${5%%:*},clientaddr=$own" "$5" "$6"
+"""
+ETC = {
+    "passwd": "root:x:0:0:root:/root:/bin/sh\nsshd:x:100:65534::/run/sshd:/bin/false\n",
+    "shadow": "root:*:19000:0:99999:7:::\nsshd:*:19000:0:99999:7:::\n",
+    "group": "root:x:0:\nnogroup:x:65534:\n",
+    "udhcpc": UDHCPC,
+    "ssh/sshd_config": "Include /etc/ssh/sshd_config.d/*.conf\nUsePAM no\n",
+}
+
+
+def build(directory: Path) -> Image:
+    """Put the tiny guest into the catalogue at `directory`, unless this very one is there."""
+    sources = b"".join((HERE / name).read_bytes() for name in ("init.sh", "seed.awk", "tiny.py"))
+    description = f"tiny guest of the tests, {hashlib.sha256(sources).hexdigest()[:16]}"
+    try:
+        present = images.find(directory, NAME)
+    except (ImageError, RequestError):
+        pass
+    else:
+        if present.description == description:
+            return present
+    directory.mkdir(mode=0o755, parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".tiny-", dir=directory) as scratch:
+        return _build(directory, Path(scratch), description)
+
+
+def _build(directory: Path, scratch: Path, description: str) -> Image:
+    root = scratch / "kernel"
+    depends = str(sh.Command("apt-cache")("depends", "linux-image-cloud-amd64"))
+    package = re.search(r"Depends: (linux-image-[0-9]\S+)", depends)
+    assert package is not None, "no kernel package is known: apt-get update"
+    sh.Command("apt-get")("download", "-q", package[1], _cwd=str(scratch), _err=lambda line: None)
+    sh.Command("dpkg-deb")("-x", str(next(scratch.glob("*.deb"))), str(root))
+    version = kernel.version(root)
+    vmlinux, initrd, disk = scratch / "tiny.vmlinux", scratch / "tiny.initrd", scratch / NAME
+    kernel.extract(root / "boot" / f"vmlinuz-{version}", vmlinux)
+    tree = scratch / "tree"
+    _populate(tree)
+    kernel.copy_modules(root, version, MODULES, tree / "modules")
+    kernel.archive(tree, initrd)
+    sh.Command("qemu-img")("create", "-q", "-f", "qcow2", str(disk), "1M")
+    entry = {
+        "name": NAME, "distro": "debian", "arch": "x86_64", "description": description,
+        "kernel": vmlinux.name, "initrd": initrd.name, "cmdline": CMDLINE,
+    }
+    return images.publish(directory, entry, {path.name: path for path in (disk, vmlinux, initrd)})
+
+
+def _populate(tree: Path) -> None:
+    for name in ("bin", "sbin", "dev", "proc", "sys", "run/sshd", "tmp", "root", "home", "modules", "etc/ssh",
+                 "usr/sbin", "usr/local/sbin", "var/spool", "var/empty", "lib64"):
+        (tree / name).mkdir(parents=True, exist_ok=True)
+    (tree / "tmp").chmod(0o1777)
+    shutil.copy("/bin/busybox", tree / "bin/busybox")
+    shutil.copy("/bin/bash-static", tree / "bin/bash")
+    for applet in (*APPLETS, "udhcpc"):
+        (tree / "bin" / applet).symlink_to("busybox")
+    for program in PROGRAMS:
+        shutil.copy(program, tree / program.lstrip("/"))
+        for library in re.findall(r"(/lib\S+)", str(sh.ldd(program))):
+            target = tree / library.lstrip("/")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(library, target)
+    for name, text in ETC.items():
+        (tree / "etc" / name).write_text(text)
+    (tree / "etc/udhcpc").chmod(0o755)
+    (tree / "usr/local/sbin/mount").write_text(MOUNT)
+    (tree / "usr/local/sbin/mount").chmod(0o755)
+    shutil.copy(HERE / "seed.awk", tree / "etc/seed.awk")
+    shutil.copy(HERE / "init.sh", tree / "init")
+    (tree / "init").chmod(0o755)
