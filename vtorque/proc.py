@@ -21,6 +21,10 @@ PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 CLEAN_ENV = {"PATH": PATH, "LC_ALL": "C.UTF-8"}
 """What a child of ours sees unless told otherwise; nothing is inherited."""
 
+PIPE, DEVNULL = subprocess.PIPE, subprocess.DEVNULL
+Child = subprocess.Popen[bytes]
+"""A started process."""
+
 _EXCERPT = 2000
 _PR_SET_NO_NEW_PRIVS = 38
 
@@ -90,7 +94,7 @@ def spawn(
     pass_fds: Collection[int] = (),
     before_exec: Callable[[], None] | None = None,
     session: bool = True,
-) -> subprocess.Popen[bytes]:
+) -> Child:
     """Start `argv` as the leader of a new session and return at once.
 
     With `session` false it only leads a process group, within our session.
@@ -123,7 +127,7 @@ def call(argv: Sequence[str], *, env: Mapping[str, str]) -> tuple[int, bytes]:
     return done.returncode if done.returncode >= 0 else 128 - done.returncode, done.stdout
 
 
-def wait_in_group(child: subprocess.Popen[bytes], *, deadline: Deadline) -> int:
+def wait_in_group(child: Child, *, deadline: Deadline) -> int:
     """The status of a child that leads a process group: killed with its group at the deadline.
 
     Raises DeadlineExceeded.

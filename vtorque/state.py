@@ -72,10 +72,15 @@ class JobState:
             yield
             self._note("did", resource)
 
-    def close(self, *, deadline: Deadline) -> None:
-        """End the generation: when this returns, no act runs and none will begin."""
-        with contextlib.suppress(GenerationClosed), self._locked(fcntl.LOCK_EX, deadline):
+    @contextlib.contextmanager
+    def closing(self, *, deadline: Deadline) -> Iterator[None]:
+        """End the generation and hold it: no act runs meanwhile, and none will ever begin again.
+
+        Raises GenerationClosed when somebody else has removed it.
+        """
+        with self._locked(fcntl.LOCK_EX, deadline):
             files.replace(self.path / _CLOSED, b"", mode=0o600)
+            yield
 
     def held(self) -> list[Resource]:
         """What was taken and not given back, newest first."""
@@ -103,10 +108,11 @@ class JobState:
         if held := self.held():
             raise StateError(f"job {self.key} still holds {held[0].kind} {held[0].name}")
         # The lock goes first: whoever waits for it then finds the generation gone.
-        for name in (_LOCK, *sorted(entry.name for entry in self.path.iterdir())):
-            with contextlib.suppress(FileNotFoundError):
-                (self.path / name).unlink()
-        self.path.rmdir()
+        (self.path / _LOCK).unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            for path in list(self.path.iterdir()):
+                path.unlink(missing_ok=True)
+            self.path.rmdir()
 
     @contextlib.contextmanager
     def _locked(self, how: int, deadline: Deadline) -> Iterator[None]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from vtorque import logs
 from vtorque.backends.hypervisor import Hypervisor
 from vtorque.deadline import Deadline
-from vtorque.errors import StateError, VtorqueError
+from vtorque.errors import GenerationClosed, StateError, VtorqueError
 from vtorque.model import Resource
 from vtorque.state import JobState
 
@@ -33,7 +33,16 @@ def release(state: JobState, *, hypervisor: Hypervisor, deadline: Deadline) -> N
     """
     if not state.exists:
         return
-    state.close(deadline=deadline)
+    try:
+        with state.closing(deadline=deadline):
+            _release_held(state, hypervisor, deadline)
+    except GenerationClosed:
+        # Removed meanwhile, or by somebody who was killed when only the lock was gone.
+        if state.exists:
+            _release_held(state, hypervisor, deadline)
+
+
+def _release_held(state: JobState, hypervisor: Hypervisor, deadline: Deadline) -> None:
     stuck = []
     for resource in state.held():
         try:

@@ -15,7 +15,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("model",),
     ("proc", "files"),
     ("config", "options", "request", "qsub", "topology"),
-    ("plan", "render", "state", "images", "seed", "backends"),
+    ("plan", "render", "state", "images", "seed", "backends", "submit", "follow"),
     ("node", "mom"),
     ("teardown",),
     ("boot", "chain", "run", "imagebuild"),

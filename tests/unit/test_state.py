@@ -60,15 +60,17 @@ def test_a_line_that_was_cut_short_promises_nothing(record: JobState) -> None:
 
 
 def test_after_closing_no_act_begins(record: JobState) -> None:
-    record.close(deadline=soon())
+    with record.closing(deadline=soon()):
+        pass
     with pytest.raises(GenerationClosed), record.taking(GUEST, deadline=soon()):
         pytest.fail("the act began")
     assert record.held() == []
 
 
 def test_closing_waits_for_a_running_act(record: JobState) -> None:
-    with record.act(deadline=soon()), pytest.raises(DeadlineExceeded):
-        record.close(deadline=Deadline(0.05))
+    waits = pytest.raises(DeadlineExceeded)
+    with record.act(deadline=soon()), waits, record.closing(deadline=Deadline(0.05)):
+        pytest.fail("it did not wait")
 
 
 def test_acts_do_not_wait_for_one_another(record: JobState) -> None:
@@ -77,8 +79,8 @@ def test_acts_do_not_wait_for_one_another(record: JobState) -> None:
 
 
 def test_an_act_after_removal_finds_its_generation_gone(record: JobState) -> None:
-    record.close(deadline=soon())
-    record.remove()
+    with record.closing(deadline=soon()):
+        record.remove()
     with pytest.raises(GenerationClosed), record.act(deadline=soon()):
         pytest.fail("the act began")
 
@@ -128,8 +130,8 @@ def test_a_second_start_is_refused_while_the_first_is_recorded(record: JobState)
 
 def test_removal_leaves_nothing(record: JobState, tmp_path: Path) -> None:
     record.save_plan("{}")
-    record.close(deadline=soon())
-    record.remove()
+    with record.closing(deadline=soon()):
+        record.remove()
     assert list((tmp_path / "jobs").iterdir()) == []
     assert jobs(tmp_path) == []
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from vtorque.errors import VtorqueError
-from vtorque.lab import parts
+from vtorque.lab import parts, services
 from vtorque.lab.parts import Part
 
 Progress = Callable[[str], None]
@@ -51,6 +51,6 @@ def status(source: Path) -> dict[str, bool]:
 
 def _parts(source: Path) -> list[Part]:
     return [
-        parts.Program(source), parts.Account(), parts.Network(), parts.Hypervisor(), parts.Shares(),
-        parts.Engine(),
+        parts.Program(source), parts.Account(), parts.Network(),
+        services.Hypervisor(), services.Shares(), services.Engine(),
     ]

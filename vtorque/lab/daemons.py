@@ -5,13 +5,12 @@ import contextlib
 import json
 import os
 import signal
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
 from vtorque import files, proc
 from vtorque.deadline import Deadline
-from vtorque.errors import CommandError
+from vtorque.errors import CommandError, DeadlineExceeded
 
 _STOP_SECONDS = 15.0
 _START_TIME, _STATE = 19, 0
@@ -33,7 +32,7 @@ class Daemon:
             return
         with self.log.open("ab") as log:
             child = proc.spawn(
-                self._argv, stdin=subprocess.DEVNULL, stdout=log.fileno(), stderr=log.fileno(),
+                self._argv, stdin=proc.DEVNULL, stdout=log.fileno(), stderr=log.fileno(),
                 env=proc.CLEAN_ENV, cwd=Path("/"), umask=self._umask,
             )
         about = {"pid": child.pid, "start": _fields(child.pid)[_START_TIME]}
@@ -43,13 +42,13 @@ class Daemon:
         """Whether the process that was started lives. One that nobody reaped is dead."""
         return self._pid() is not None
 
-    def stop(self, *, number: signal.Signals = signal.SIGTERM) -> None:
-        """Stop it, first politely, then with its whole session."""
+    def stop(self, *, number: signal.Signals = signal.SIGTERM, patience: float = _STOP_SECONDS) -> None:
+        """Stop it, first politely, after `patience` seconds with its whole session."""
         pid = self._pid()
         if pid is not None:
             os.kill(pid, number)
-            with contextlib.suppress(Exception):
-                for _ in Deadline(_STOP_SECONDS).ticks(doing=f"stop {self.name}"):
+            with contextlib.suppress(DeadlineExceeded):
+                for _ in Deadline(patience).ticks(doing=f"stop {self.name}"):
                     if self._pid() is None:
                         break
             proc.kill_session(pid)

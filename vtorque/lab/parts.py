@@ -1,18 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a cluster would have already, one part each: made, removed and looked at separately."""
+"""The lab's ground: the program, a user, a network; each made, removed and looked at separately."""
 
 import contextlib
 import os
 import pwd
 import shutil
-import signal
 import socket
 from collections.abc import Sequence
 from pathlib import Path
 
 from vtorque import files, proc
 from vtorque.deadline import Deadline
-from vtorque.errors import CommandError, ConfigError, StateError
+from vtorque.errors import ConfigError, StateError
 from vtorque.lab.daemons import Daemon
 
 ROOT = Path("/var/lib/vtorque-lab")
@@ -25,7 +24,6 @@ BRIDGE = "vtlab0"
 ADDRESS = "10.99.0.1"
 
 _TREE = ("vtorque", "scripts", "templates", "templates-vm", "contrib", "examples")
-_LIBVIRT_SOCKET = Path("/run/libvirt/libvirt-sock")
 _SECONDS = 60.0
 # An administrator who wants more of a lab than this edits the file; `up` writes it anew.
 _CONFIGURATION = """\
@@ -52,19 +50,6 @@ REQUEUE_LIMIT: 1
 STATE_DIR: {state}
 DISK_DIR: {root}/disks
 LOG_DIR: {root}/log
-"""
-_GANESHA = """\
-NFS_CORE_PARAM {{ Protocols = 4; Bind_addr = {address}; NFS_Port = 2049;
-  Enable_NLM = false; Enable_RQUOTA = false; }}
-NFSV4 {{ Graceless = true; Minor_Versions = 1, 2; Only_Numeric_Owners = true; RecoveryBackend = fs; }}
-EXPORT_DEFAULTS {{ Squash = No_Root_Squash; SecType = sys; Transports = TCP; Protocols = 4;
-  Access_Type = None; }}
-{exports}
-LOG {{ Default_Log_Level = EVENT; }}
-"""
-_EXPORT = """\
-EXPORT {{ Export_Id = {number}; Path = {path}; Pseudo = {pseudo};
-  CLIENT {{ Clients = 10.99.0.0/24; Access_Type = {access}; }} FSAL {{ Name = VFS; }} }}
 """
 
 
@@ -180,115 +165,6 @@ class Network(Part):
     @staticmethod
     def _has_bridge() -> bool:
         return Path(f"/sys/class/net/{BRIDGE}").exists()
-
-
-class Hypervisor(Part):
-    """libvirtd and virtlogd, unless this machine runs its own."""
-
-    name = "libvirt"
-
-    def __init__(self) -> None:
-        self._virtlogd = Daemon("virtlogd", ["/usr/sbin/virtlogd"], directory=ROOT)
-        hide = "yes" if not kvm_is_usable() else "no"
-        self._libvirtd = Daemon("libvirtd", [
-            "/usr/bin/unshare", "--mount", "--propagation", "private",
-            str(PROGRAM / "contrib/lab-libvirtd"), str(ROOT), hide,
-        ], directory=ROOT)
-
-    def up(self) -> None:
-        if answers(_LIBVIRT_SOCKET):
-            return
-        files.replace(ROOT / "qemu.conf", b"namespaces = []\n", mode=0o644)
-        files.replace(ROOT / "no-kvm", b"", mode=0o600)
-        self._virtlogd.start()
-        _LIBVIRT_SOCKET.unlink(missing_ok=True)
-        self._libvirtd.start()
-        self._libvirtd.require(_LIBVIRT_SOCKET, deadline=Deadline(_SECONDS))
-
-    def down(self) -> None:
-        self._libvirtd.stop()
-        self._virtlogd.stop()
-        for name in ("qemu.conf", "no-kvm"):
-            (ROOT / name).unlink(missing_ok=True)
-
-    def is_up(self) -> bool:
-        return answers(_LIBVIRT_SOCKET)
-
-
-class Shares(Part):
-    """A user-space NFS server that exports the user's home, a workspace and a read-only /opt to guests."""
-
-    name = "NFS server"
-
-    def __init__(self) -> None:
-        self._configuration = ROOT / "ganesha.conf"
-        self._ganesha = Daemon("ganesha", [
-            "/usr/bin/ganesha.nfsd", "-F", "-f", str(self._configuration), "-L", "/dev/stderr",
-            "-p", str(ROOT / "ganesha.pid"), "-N", "NIV_EVENT",
-        ], directory=ROOT)
-
-    def up(self) -> None:
-        user = pwd.getpwnam(USER)
-        workspace, opt = ROOT / "workspace", ROOT / "opt"
-        for directory in (workspace, opt):
-            directory.mkdir(mode=0o755, exist_ok=True)
-        workspace.chmod(0o1777)
-        files.replace(opt / "README", b"The software tree of the lab.\n", mode=0o644)
-        exports = ((user.pw_dir, f"/home/{USER}", "RW"), (workspace, "/workspace", "RW"), (opt, "/opt", "RO"))
-        text = _GANESHA.format(address=ADDRESS, exports="".join(
-            _EXPORT.format(number=number, path=path, pseudo=pseudo, access=access)
-            for number, (path, pseudo, access) in enumerate(exports, 1)
-        ))
-        files.replace(self._configuration, text.encode(), mode=0o644)
-        Path("/run/ganesha").mkdir(exist_ok=True)
-        self._ganesha.start()
-        for _ in Deadline(_SECONDS).ticks(doing="start the NFS server"):
-            if self.is_up():
-                return
-            if not self._ganesha.is_running():
-                raise CommandError("the NFS server did not start", hint=f"see {self._ganesha.log}")
-
-    def down(self) -> None:
-        self._ganesha.stop(number=signal.SIGKILL)
-        for path in (self._configuration, ROOT / "ganesha.pid"):
-            path.unlink(missing_ok=True)
-        for directory in (ROOT / "workspace", ROOT / "opt"):
-            shutil.rmtree(directory, ignore_errors=True)
-
-    def is_up(self) -> bool:
-        with contextlib.suppress(OSError), socket.create_connection((ADDRESS, 2049), timeout=1):
-            return self._ganesha.is_running()
-        return False
-
-
-class Engine(Part):
-    """The local batch system, with vtorque's hooks where an administrator would link them."""
-
-    name = "batch system"
-
-    def __init__(self) -> None:
-        self._home = ROOT / "torque"
-        mom = str(PROGRAM / "scripts/local/pbs_mom")
-        command = ["/usr/bin/python3", "-I", mom, "--home", str(self._home)]
-        self._daemon = Daemon("pbs_mom", command, directory=ROOT)
-
-    def up(self) -> None:
-        mom_priv = self._home / "mom_priv"
-        mom_priv.mkdir(mode=0o751, parents=True, exist_ok=True)
-        for name in ("prologue", "prologue.parallel", "epilogue", "epilogue.parallel", "epilogue.precancel"):
-            link = mom_priv / name
-            link.unlink(missing_ok=True)
-            link.symlink_to(PROGRAM / "scripts" / name)
-        files.replace(mom_priv / "config", b"$prologalarm 300\n", mode=0o644)
-        self._daemon.start()
-        self._daemon.require(self._home / "server.sock", deadline=Deadline(_SECONDS))
-
-    def down(self) -> None:
-        self._daemon.stop()
-        shutil.rmtree(self._home, ignore_errors=True)
-
-    def is_up(self) -> bool:
-        return self._daemon.is_running() and answers(self._home / "server.sock")
 
 
 def kvm_is_usable() -> bool:

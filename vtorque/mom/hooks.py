@@ -3,7 +3,6 @@
 
 import os
 import signal
-import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -43,7 +42,7 @@ class Hook:
         self._node_number = node_number
         self.kind = kind
         self.path = home.mom_priv / kind
-        self.child: subprocess.Popen[bytes] | None = None
+        self.child: proc.Child | None = None
         self._arguments: list[str] = []
         self._result: int | None = None
         self._started = time.monotonic()
@@ -88,12 +87,12 @@ class Hook:
             started=self._started, ended=time.monotonic(),
         )
 
-    def _spawn(self) -> subprocess.Popen[bytes]:
+    def _spawn(self) -> proc.Child:
         outputs = self._outputs()
         try:
             return proc.spawn(
                 [str(self.path), *self._arguments],
-                stdin=subprocess.DEVNULL, stdout=outputs[0], stderr=outputs[1],
+                stdin=proc.DEVNULL, stdout=outputs[0], stderr=outputs[1],
                 env=rules.environment(
                     self._job,
                     node_number=self._node_number,
@@ -106,12 +105,12 @@ class Hook:
                 before_exec=_before_exec(self._rule),
             )
         finally:
-            for handle in set(outputs) - {subprocess.DEVNULL}:
+            for handle in set(outputs) - {proc.DEVNULL}:
                 os.close(handle)
 
     def _outputs(self) -> tuple[int, int]:
         if self._rule.output is not Output.JOB:
-            return subprocess.DEVNULL, subprocess.DEVNULL
+            return proc.DEVNULL, proc.DEVNULL
         return open_outputs(self._home, self._job)
 
 

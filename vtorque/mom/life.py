@@ -7,7 +7,6 @@ Torque lets an epilogue run beside its own prologue.
 
 import os
 import signal
-import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -124,7 +123,7 @@ class Life:
         self._home.task(job.id).touch(mode=0o600)
         shell = job.shell or job.login_shell
         child = proc.spawn(
-            [f"-{Path(shell).name}"], executable=Path(shell), stdin=subprocess.PIPE, stdout=out, stderr=err,
+            [f"-{Path(shell).name}"], executable=Path(shell), stdin=proc.PIPE, stdout=out, stderr=err,
             env=self._environment(), cwd=Path(job.work_directory or job.home), umask=0o077,
             identity=proc.Identity(uid=job.uid, gid=job.gid, groups=job.groups),
         )
@@ -139,7 +138,7 @@ class Life:
             os.close(handle)
         return status
 
-    def _until_ended(self, child: "subprocess.Popen[bytes]", err: int) -> int:
+    def _until_ended(self, child: proc.Child, err: int) -> int:
         began = time.monotonic()
         while child.poll() is None:
             if self._deleted:
@@ -154,7 +153,7 @@ class Life:
             time.sleep(_TICK_SECONDS)
         return rules.job_exit_status(child.wait())
 
-    def _kill(self, child: "subprocess.Popen[bytes]", patience: float) -> None:
+    def _kill(self, child: proc.Child, patience: float) -> None:
         self._until_done(self._hook("epilogue.precancel"))
         proc.kill_session(child.pid, signal.SIGTERM)
         end = time.monotonic() + patience

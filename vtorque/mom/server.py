@@ -10,7 +10,6 @@ import selectors
 import signal
 import socket
 import struct
-import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -41,7 +40,7 @@ class Server:
         self._name = name
         self._host = host
         self._command = tuple(life_command)
-        self._lives: dict[str, subprocess.Popen[bytes]] = {}
+        self._lives: dict[str, proc.Child] = {}
         self._stop = False
 
     def serve(self, *, install: Callable[..., object]) -> None:
@@ -61,8 +60,16 @@ class Server:
                 if selector.select(_TICK_SECONDS):
                     self._answer(listener)
                 self._advance()
+        self._delete_all()
         for path in (self._home.socket, self._home.pid_file):
             path.unlink(missing_ok=True)
+
+    def _delete_all(self) -> None:
+        """An engine that is stopped takes its jobs along, each through its own epilogue."""
+        for life in self._lives.values():
+            life.send_signal(signal.SIGTERM)
+        for life in self._lives.values():
+            life.wait()
 
     def _recover(self) -> None:
         for job in self._home.jobs():
@@ -176,7 +183,7 @@ class Server:
     def _begin(self, job: JobRecord, *more: str) -> None:
         self._lives[job.id] = proc.spawn(
             [*self._command, job.id, *more],
-            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            stdin=proc.DEVNULL, stdout=proc.DEVNULL, stderr=proc.DEVNULL,
             env=proc.CLEAN_ENV, cwd=Path("/"), umask=0o022,
         )
 

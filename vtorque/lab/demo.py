@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One real job in one real guest, and proof that nothing of it is left."""
+
+import os
+import pwd
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from vtorque import plan, proc
+from vtorque.backends.hypervisor import Hypervisor
+from vtorque.deadline import Deadline
+from vtorque.errors import CommandError
+from vtorque.lab import parts
+
+_LOOK_SECONDS = 60.0
+
+
+def run(script: Path, hypervisor: Hypervisor, *, progress: Callable[[str], None]) -> int:
+    """Submit `script` as the lab's user, show its output, check what is left; the job's exit status.
+
+    Raises CommandError when the job did not run in its guest, or left something.
+    """
+    user = pwd.getpwnam(parts.USER)
+    before = leftovers(hypervisor)
+    progress(f"submitting {script.name} as {parts.USER}")
+    status, printed = as_user([str(parts.PROGRAM / "scripts/vsub"), "--wait", "-vm", "img=debian-12.qcow2",
+                               str(script)])
+    job = printed.decode().strip()
+    sys.stdout.write(f"{job}\n")
+    output = ""
+    for letter in "oe":
+        for path in sorted(Path(user.pw_dir).glob(f"*.{letter}{job.partition('.')[0]}")):
+            output += path.read_text()
+    sys.stdout.write(output)
+    _check_guest(job, output)
+    written = Path(user.pw_dir) / "hello-from-guest.txt"
+    progress(f"{written} belongs to {written.owner()}: {written.read_text().strip()}")
+    progress(f"the job's exit status is {status}")
+    left = leftovers(hypervisor) - before
+    if left:
+        raise CommandError(f"the job left behind: {', '.join(sorted(left))}")
+    progress("nothing is left: no domain, qemu, overlay, seed, state, key or job directory")
+    return status
+
+
+def as_user(argv: list[str]) -> tuple[int, bytes]:
+    """Run a command as the lab's user in his home; its status and standard output."""
+    user = pwd.getpwnam(parts.USER)
+    groups = tuple(os.getgrouplist(parts.USER, user.pw_gid))
+    path = f"{parts.PROGRAM}/scripts:{parts.PROGRAM}/scripts/local:/usr/bin:/bin"
+    child = proc.spawn(
+        argv, stdin=proc.DEVNULL, stdout=proc.PIPE, stderr=2, cwd=Path(user.pw_dir),
+        env={"PATH": path, "HOME": user.pw_dir, "USER": parts.USER, "LOGNAME": parts.USER,
+             "SHELL": user.pw_shell, "LANG": "C.UTF-8"},
+        identity=proc.Identity(uid=user.pw_uid, gid=user.pw_gid, groups=groups), umask=0o022,
+    )
+    printed, _ = child.communicate()
+    return child.returncode, printed
+
+
+def leftovers(hypervisor: Hypervisor) -> set[str]:
+    """Everything a job could leave on this machine, by name."""
+    found = {f"domain {name}" for name in hypervisor.domains(deadline=Deadline(_LOOK_SECONDS))}
+    user = Path(pwd.getpwnam(parts.USER).pw_dir)
+    places = (parts.STATE / "jobs", parts.STATE / "seeds", parts.STATE / "attempts", parts.ROOT / "disks",
+              user / ".vtorque", parts.ROOT / "torque/mom_priv/jobs", parts.ROOT / "torque/spool")
+    for place in places:
+        found |= {str(path) for path in place.glob("*")}
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (entry / "cmdline").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if words[0].startswith(b"/usr/bin/qemu-system"):
+            found.add(f"qemu process {entry.name}")
+    return found
+
+
+def _check_guest(job: str, output: str) -> None:
+    """The UUID that the guest itself reads from its firmware must be the planned one."""
+    seen = re.search(r"DMI UUID ([0-9a-f-]{36})", output)
+    planned = str(plan.guest_uuid(job, 0))
+    if seen is None or seen[1] != planned:
+        raise CommandError(f"job {job} did not run in the guest {planned}")
