@@ -45,8 +45,9 @@ def start(plan: JobPlan, *, node: Node, state: JobState, deadline: Deadline) -> 
         with logs.about(job=plan.job.id, guest=vm.name), logs.step("start"):
             return _start(plan, vm, probe, node=node, state=state, deadline=deadline)
 
-    workers = min(_AT_ONCE, len(plan.vms)) if node.site.parallel else 1
-    with ThreadPoolExecutor(max_workers=workers, thread_name_prefix="start") as pool:
+    if len(plan.vms) == 1 or not node.site.parallel:
+        return tuple(map(one, plan.vms))
+    with ThreadPoolExecutor(max_workers=_AT_ONCE, thread_name_prefix="start") as pool:
         return tuple(pool.map(one, plan.vms))
 
 

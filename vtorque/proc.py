@@ -127,6 +127,12 @@ def call(argv: Sequence[str], *, env: Mapping[str, str]) -> tuple[int, bytes]:
     return done.returncode if done.returncode >= 0 else 128 - done.returncode, done.stdout
 
 
+def detach(child: Child) -> int:
+    """Let a child outlive us, and stop subprocess from warning that it does; its process id."""
+    child.returncode = 0
+    return child.pid
+
+
 def wait_in_group(child: Child, *, deadline: Deadline) -> int:
     """The status of a child that leads a process group: killed with its group at the deadline.
 

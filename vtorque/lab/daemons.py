@@ -35,7 +35,8 @@ class Daemon:
                 self._argv, stdin=proc.DEVNULL, stdout=log.fileno(), stderr=log.fileno(),
                 env=proc.CLEAN_ENV, cwd=Path("/"), umask=self._umask,
             )
-        about = {"pid": child.pid, "start": _fields(child.pid)[_START_TIME]}
+        pid = proc.detach(child)
+        about = {"pid": pid, "start": _fields(pid)[_START_TIME]}
         files.replace(self._record, json.dumps(about).encode(), mode=0o600)
 
     def is_running(self) -> bool:

@@ -153,8 +153,12 @@ class Network(Part):
         _do("ip", "link", "set", BRIDGE, "up")
         self._dnsmasq.start()
 
-    def down(self) -> None:
+    def stop_dhcp(self) -> None:
+        """Leave guests without a DHCP server until the next `up`."""
         self._dnsmasq.stop()
+
+    def down(self) -> None:
+        self.stop_dhcp()
         self._leases.unlink(missing_ok=True)
         if self._has_bridge():
             _do("ip", "link", "delete", BRIDGE)

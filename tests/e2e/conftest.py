@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The lab, and jobs in it: everything here runs on real daemons and real guests."""
+
+import json
+import os
+import pwd
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.guests import tiny
+from vtorque import imagebuild, lab
+from vtorque.backends.hypervisor.libvirt import Libvirt
+from vtorque.lab import demo, parts
+
+PREFIX = Path(__file__).resolve().parents[2]
+JOB_SECONDS = 600
+TINY = "img=tiny.qcow2,ram=192M"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ended:
+    """A job that is over: its id, its exit status by qstat, and what it printed."""
+
+    id: str
+    exit_status: int
+    out: bytes
+    err: bytes
+
+
+class Lab:
+    """What a user of the lab does, and what its administrator looks at."""
+
+    def __init__(self) -> None:
+        user = pwd.getpwnam(parts.USER)
+        self.home = Path(user.pw_dir)
+        self.uid = user.pw_uid
+        self.hypervisor = Libvirt("qemu:///system")
+        self.mom_priv = parts.ROOT / "torque/mom_priv"
+        self.configuration = parts.PROGRAM / "etc/vtorque.yaml"
+
+    def as_user(self, *argv: str) -> subprocess.CompletedProcess[bytes]:
+        """Run a command as the user in his home."""
+        groups = os.getgrouplist(parts.USER, pwd.getpwnam(parts.USER).pw_gid)
+        path = f"{parts.PROGRAM}/scripts:{parts.PROGRAM}/scripts/local:/usr/bin:/bin"
+        return subprocess.run(
+            ["/usr/bin/env", *argv], check=False, capture_output=True, cwd=self.home,
+            env={"PATH": path, "HOME": str(self.home), "LOGNAME": parts.USER, "LANG": "C.UTF-8", "MARK": "a'b \" c"},
+            user=self.uid, group=pwd.getpwnam(parts.USER).pw_gid, extra_groups=groups, stdin=subprocess.DEVNULL,
+        )
+
+    def write(self, name: str, text: str) -> str:
+        """A script of the user's."""
+        path = self.home / name
+        path.write_text(text)
+        path.chmod(0o755)
+        os.chown(path, self.uid, pwd.getpwnam(parts.USER).pw_gid)
+        return name
+
+    def submit(self, script: str, *options: str, vm: str = TINY) -> str:
+        """Submit a script; the job's id."""
+        done = self.as_user("vsub", *options, "-vm", vm, script)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.decode().strip()
+
+    def state(self, job: str) -> dict[str, object]:
+        """The job's record."""
+        jobs: list[dict[str, object]] = json.loads(self.as_user("qstat", "--json", job).stdout)
+        return jobs[0]
+
+    def phase(self, job: str) -> list[str]:
+        """The phases that the job has noted so far."""
+        try:
+            lines = (self.home / ".vtorque" / job / "phases").read_text().splitlines()
+        except OSError:
+            return []
+        return [json.loads(line)["phase"] for line in lines]
+
+    def until(self, job: str, phase: str) -> None:
+        """Wait until the job has noted a phase."""
+        end = time.monotonic() + JOB_SECONDS
+        while phase not in self.phase(job):
+            assert time.monotonic() < end and self.state(job)["state"] != "C", self.read(job, "e")
+            time.sleep(0.05)
+
+    def ended(self, job: str) -> Ended:
+        """Wait for the job's end."""
+        end = time.monotonic() + JOB_SECONDS
+        while (record := self.state(job))["state"] != "C":
+            assert time.monotonic() < end, f"job {job} did not end"
+            time.sleep(0.1)
+        status = record["exit_status"]
+        assert isinstance(status, int)
+        return Ended(id=job, exit_status=status, out=self.read(job, "o"), err=self.read(job, "e"))
+
+    def run(self, text: str, *options: str, vm: str = TINY) -> Ended:
+        """Run a script in guests, to its end."""
+        return self.ended(self.submit(self.write("job.sh", text), *options, vm=vm))
+
+    def read(self, job: str, letter: str) -> bytes:
+        """An output file of the job, as far as it was delivered."""
+        number = job.partition(".")[0]
+        return b"".join(path.read_bytes() for path in sorted(self.home.glob(f"*.{letter}{number}")))
+
+    def leftovers(self) -> set[str]:
+        """What jobs have left on this machine."""
+        return demo.leftovers(self.hypervisor)
+
+
+@pytest.fixture(scope="session")
+def a_lab() -> Iterator[Lab]:
+    was_up = all(lab.status(PREFIX).values())
+    lab.up(PREFIX, progress=print)
+    tiny.build(parts.IMAGES)
+    yield Lab()
+    if not was_up:
+        lab.down(PREFIX, progress=print)
+
+
+@pytest.fixture
+def the_lab(a_lab: Lab) -> Iterator[Lab]:
+    """The lab; after every test nothing of any job may be left."""
+    yield a_lab
+    assert a_lab.leftovers() == set()
+
+
+@pytest.fixture
+def debian_image(a_lab: Lab) -> str:
+    return imagebuild.build("debian-12", parts.IMAGES, progress=print).name
+
+
+@pytest.fixture
+def setting(a_lab: Lab) -> Iterator[object]:
+    """Change options of the lab's configuration for one test."""
+    before = a_lab.configuration.read_text()
+
+    def change(**options: object) -> None:
+        lines = [line for line in before.splitlines() if line.partition(":")[0] not in options]
+        lines += [f"{name}: {value}" for name, value in options.items()]
+        a_lab.configuration.write_text("\n".join(lines) + "\n")
+
+    yield change
+    a_lab.configuration.write_text(before)

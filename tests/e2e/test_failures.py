@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Bad input and failures on real guests: one line, the documented status, nothing left behind."""
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.conftest import TINY, Lab
+from vtorque.backends.transport.ssh import Ssh
+from vtorque.lab import parts, services
+from vtorque.lab.parts import Network
+
+pytestmark = pytest.mark.e2e
+
+Change = Callable[..., None]
+REFUSED, NO_GUEST = 65, 69
+
+
+@pytest.fixture
+def script(the_lab: Lab) -> str:
+    return the_lab.write("job.sh", "#!/bin/bash\necho ran\n")
+
+
+@pytest.mark.parametrize(
+    ("vm", "says"),
+    [
+        ("img=tiny.qcow2,vcpu=2", "did you mean vcpus?"),
+        ("img=tiny.qcow2,ram=lots", "'lots' is not a size"),
+        ("img=tyni.qcow2", "did you mean tiny.qcow2?"),
+        ("img=../../etc/passwd", "an image is the name"),
+        ("img=tiny.qcow2,vms_per_node=0", "must be 1 to 256"),
+    ],
+)
+def test_vsub_refuses_what_is_wrong_and_leaves_nothing(the_lab: Lab, script: str, vm: str, says: str) -> None:
+    done = the_lab.as_user("vsub", "-vm", vm, script)
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert says in done.stderr.decode()
+    assert done.stderr.count(b"\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("vm", "says"),
+    [
+        ("vcpus=64", "1 guest of 64 vCPUs need 64 cores; node"),
+        ("ram=9T", "1 guest of 9437184 MiB need"),
+    ],
+)
+def test_more_than_the_node_offers_is_said_on_the_jobs_stderr(the_lab: Lab, script: str, vm: str, says: str) -> None:
+    ended = the_lab.ended(the_lab.submit(script, vm=f"img=tiny.qcow2,{vm}"))
+    assert ended.exit_status == REFUSED
+    assert ended.out == b""
+    assert says in ended.err.decode() and "offers" in ended.err.decode()
+
+
+def test_an_nfs_server_that_is_down_is_named(the_lab: Lab, script: str) -> None:
+    shares = services.Shares()
+    shares.down()
+    try:
+        ended = the_lab.ended(the_lab.submit(script))
+    finally:
+        shares.up()
+    assert ended.exit_status == NO_GUEST
+    assert f"cannot mount {parts.ADDRESS}:/home/{parts.USER}" in ended.err.decode()
+
+
+@pytest.fixture
+def no_dhcp(the_lab: Lab) -> Iterator[None]:
+    network = Network()
+    network.stop_dhcp()
+    yield
+    network.up()
+
+
+def test_a_guest_that_never_gets_an_address(the_lab: Lab, script: str, setting: Change, no_dhcp: None) -> None:
+    setting(TIMEOUT=8)
+    ended = the_lab.ended(the_lab.submit(script))
+    assert ended.exit_status == NO_GUEST
+    assert "got no address within 8 s" in ended.err.decode()
+
+
+def test_a_guest_with_another_host_key_is_not_believed(the_lab: Lab, script: str, setting: Change) -> None:
+    """A set-up script that replaces the key root made, before sshd reads it, makes an impostor."""
+    templates = parts.ROOT / "other-templates"
+    templates.mkdir(exist_ok=True)
+    original = (parts.PROGRAM / "templates-vm/guest-setup.sh").read_text()
+    swap = f"printf '%s' '{Ssh().make_key().private}' >/etc/ssh/ssh_host_ed25519_key\n"
+    (templates / "guest-setup.sh").write_text(original.replace("set -u\n", f"set -u\n{swap}"))
+    setting(TEMPLATE_DIR=templates, TIMEOUT=15)
+    ended = the_lab.ended(the_lab.submit(script))
+    assert ended.exit_status == NO_GUEST
+    assert "is not the one that was started: its SSH host key is SHA256:" in ended.err.decode()
+
+
+def test_libvirt_refusing_the_domain(the_lab: Lab, script: str, setting: Change) -> None:
+    setting(BRIDGE="vtnosuch0", REQUEUE_LIMIT=1)
+    ended = the_lab.ended(the_lab.submit(script))
+    assert ended.exit_status == NO_GUEST
+    assert "cannot start guest" in ended.err.decode() and "vtnosuch0" in ended.err.decode()
+
+
+def test_a_guest_that_dies_while_it_boots(the_lab: Lab, script: str) -> None:
+    job = the_lab.submit(script)
+    the_lab.until(job, "started")
+    _kill_qemu()
+    ended = the_lab.ended(job)
+    assert ended.exit_status == NO_GUEST
+    assert "stopped while it was booting" in ended.err.decode()
+
+
+def test_a_guest_that_dies_under_its_job(the_lab: Lab) -> None:
+    job = the_lab.submit(the_lab.write("long.sh", "#!/bin/bash\necho up\nsleep 1000\n"))
+    the_lab.until(job, "running")
+    time.sleep(1)
+    _kill_qemu()
+    ended = the_lab.ended(job)
+    assert ended.exit_status == 76
+    assert "lost the connection to the guest" in ended.err.decode()
+
+
+def _kill_qemu() -> None:
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            if (entry / "cmdline").read_bytes().startswith(b"/usr/bin/qemu-system"):
+                os.kill(int(entry.name), signal.SIGKILL)
+        except OSError:
+            continue
+
+
+def test_a_job_that_is_deleted_during_its_prologue(the_lab: Lab, script: str) -> None:
+    job = the_lab.submit(script)
+    the_lab.until(job, "started")
+    the_lab.as_user("qdel", job)
+    ended = the_lab.ended(job)
+    assert ended.out == b""
+    assert the_lab.leftovers() == set()
+
+
+def test_a_node_fault_is_tried_again_before_the_user_is_told(the_lab: Lab, script: str, setting: Change) -> None:
+    setting(BRIDGE="vtnosuch0", REQUEUE_LIMIT=2)
+    ended = the_lab.ended(the_lab.submit(script))
+    assert ended.exit_status == NO_GUEST
+    assert ended.err.decode().count("cannot start guest") == 2
+
+
+def test_an_epilogue_that_nobody_needs_is_quiet(the_lab: Lab, script: str) -> None:
+    """Twice in sequence, and for a job whose prologue never ran."""
+    job = the_lab.submit(script, vm=TINY)
+    request = str(the_lab.state(job)["resources"]["other"])  # type: ignore[index]
+    the_lab.ended(job)
+    epilogue = the_lab.mom_priv / "epilogue"
+    for number in (job, job, "999.lab"):
+        limits = f"nodes=1,other={request}"
+        arguments = [number, parts.USER, parts.USER, "job.sh", "0", limits, "", "batch", "", "0", ""]
+        done = subprocess.run([epilogue, *arguments], capture_output=True, check=False)
+        assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")

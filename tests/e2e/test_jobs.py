@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Jobs in real guests: what a script sees and says is what it would on bare metal."""
+
+import pytest
+
+from tests.e2e.conftest import Lab
+from vtorque import plan
+from vtorque.lab import parts
+
+pytestmark = pytest.mark.e2e
+
+PROOF = "cat /sys/class/dmi/id/product_uuid\n"
+
+
+def test_the_example_runs_in_a_debian_guest(the_lab: Lab, debian_image: str) -> None:
+    example = str(parts.PROGRAM / "examples/hello.sh")
+    done = the_lab.as_user("vsub", "--wait", "-vm", f"img={debian_image}", example)
+    job = done.stdout.decode().strip()
+    ended = the_lab.ended(job)
+    assert done.returncode == ended.exit_status == 0, done.stderr
+    text = ended.out.decode()
+    assert f"DMI UUID {plan.guest_uuid(job, 0)}\n" in text
+    for group in ("vtlab", *parts.GROUPS):
+        assert f"({group})" in text
+    assert f"{parts.ADDRESS}:/home/{parts.USER} /home/{parts.USER}" in " ".join(text.split())
+    assert ended.err == b""
+    written = the_lab.home / "hello-from-guest.txt"
+    assert written.stat().st_uid == the_lab.uid
+    phases = [line.split()[-1] for line in done.stderr.decode().splitlines()]
+    assert phases[-6:] == ["planned", "started", "ready", "running", "ended", "done"]
+
+
+def test_the_debian_guest_lets_nobody_else_in(the_lab: Lab, debian_image: str) -> None:
+    ended = the_lab.run(
+        "#!/bin/bash\nhostname\n/usr/sbin/sshd -V 2>/dev/null\ngrep -h . /etc/ssh/sshd_config.d/*\n"
+        "grep -c '^root:[!*]' /etc/passwd /etc/shadow 2>/dev/null\n"
+        "ls -l /etc/ssh/ssh_host_*_key\nid -u\nsu root -c id </dev/null\nwc -c </etc/machine-id\n",
+        vm=f"img={debian_image}",
+    )
+    text = ended.out.decode()
+    for line in ("PasswordAuthentication no", "PermitRootLogin no", f"AllowUsers {parts.USER}"):
+        assert line in text
+    assert "uid=0" not in text
+    assert text.count("/etc/ssh/ssh_host_") == 1
+
+
+def test_status_streams_environment_and_directory_are_those_of_bare_metal(the_lab: Lab) -> None:
+    script = (
+        "#!/bin/bash\n" + PROOF +
+        'printf "to out\\n"; printf "to err\\n" >&2\npwd\nprintf "%s|" "$MARK" "$OWN" "$PBS_JOBID" "$PBS_O_WORKDIR" '
+        '"$PBS_NP" "$DISTRO"\nprintf "\\n"\ncat "$PBS_NODEFILE"\numask\nid -u\ncat\n'
+        'head -c 300000 /dev/zero | tr "\\0" x\nhead -c 300000 /dev/zero | tr "\\0" y >&2\nexit 3\n'
+    )
+    ended = the_lab.run(script, "-v", "MARK,OWN=x y", "-l", "nodes=1:ppn=1")
+    lines = ended.out.split(b"\n")
+    assert ended.exit_status == 3
+    assert lines[0].decode() == str(plan.guest_uuid(ended.id, 0))
+    assert lines[1:3] == [b"to out", str(the_lab.home).encode()]
+    marks = f"a'b \" c|x y|{ended.id}|{the_lab.home}|1|SLG|"
+    assert lines[3].decode() == marks
+    assert lines[5:7] == [b"0077", str(the_lab.uid).encode()]
+    assert lines[7] == b"x" * 300000
+    assert ended.err == b"to err\n" + b"y" * 300000
+
+
+@pytest.mark.parametrize(("body", "status"), [("kill -SEGV $$", 139), ("kill -KILL $$", 137), ("exit 255", 255)])
+def test_death_by_signal_and_high_statuses_are_exact(the_lab: Lab, body: str, status: int) -> None:
+    assert the_lab.run(f"#!/bin/bash\n{body}\n").exit_status == status
+
+
+def test_term_reaches_the_script_at_once_and_a_trap_runs(the_lab: Lab) -> None:
+    job = the_lab.submit(the_lab.write("trap.sh", "#!/bin/bash\ntrap 'echo caught' TERM\necho up\nsleep 1000\n"))
+    the_lab.until(job, "running")
+    assert the_lab.as_user("qdel", job).returncode == 0
+    ended = the_lab.ended(job)
+    assert ended.exit_status == 271 or ended.exit_status == 143
+    assert b"caught" in ended.out
+
+
+def test_a_script_that_ignores_term_is_gone_after_the_kill_delay(the_lab: Lab) -> None:
+    job = the_lab.submit(str(parts.PROGRAM / "examples/stubborn.sh"))
+    the_lab.until(job, "running")
+    the_lab.as_user("qdel", job)
+    assert the_lab.ended(job).exit_status >= 256 or the_lab.ended(job).exit_status == 137
+
+
+def test_walltime_ends_the_script_in_the_guest(the_lab: Lab) -> None:
+    ended = the_lab.run("#!/bin/bash\nsleep 1000\n", "-l", "walltime=10")
+    assert ended.exit_status == -11
+    assert b"walltime" in ended.err and b"exceeded limit 10" in ended.err
+
+
+def test_two_guests_on_one_node(the_lab: Lab) -> None:
+    ended = the_lab.run("#!/bin/bash\n" + PROOF + 'cat "$PBS_NODEFILE"\n', vm="img=tiny.qcow2,ram=192M,vms_per_node=2")
+    lines = ended.out.decode().splitlines()
+    assert lines[0] == str(plan.guest_uuid(ended.id, 0))
+    assert [line.rpartition("-")[2] for line in lines[1:]] == ["1", "2"]
+
+
+def test_a_job_without_a_request_is_an_ordinary_job(the_lab: Lab) -> None:
+    name = the_lab.write("plain.sh", "#!/bin/bash\ncat /sys/class/dmi/id/product_name 2>/dev/null\nhostname\nexit 4\n")
+    done = the_lab.as_user("vsub", "-l", "nodes=1", name)
+    ended = the_lab.ended(done.stdout.decode().strip())
+    assert ended.exit_status == 4
+    assert ended.out.decode().strip().splitlines()[-1] == the_lab.as_user("hostname").stdout.decode().strip()
