@@ -27,8 +27,7 @@ _HINTS = (
     ("Failed to connect socket", "is libvirtd running on this node?"),
     ("Permission denied", "QEMU_USER must be able to read the image and every directory above it"),
 )
-_UNDEFINE = (libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE | libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
-             | libvirt.VIR_DOMAIN_UNDEFINE_NVRAM)
+_UNDEFINE = libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE | libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
 _STOPPED = frozenset((libvirt.VIR_DOMAIN_SHUTOFF, libvirt.VIR_DOMAIN_CRASHED))
 
 
@@ -144,9 +143,10 @@ def _abandonable(act: Callable[[], Any], doing: str, deadline: Deadline) -> Any:
         except Exception as error:  # noqa: BLE001
             answers.put((None, error))
 
+    seconds = deadline.require(doing)
     threading.Thread(target=work, daemon=True, name=doing).start()
     try:
-        answer, error = answers.get(timeout=deadline.require(doing))
+        answer, error = answers.get(timeout=seconds)
     except queue.Empty:
         raise DeadlineExceeded(f"libvirt did not answer in time: {doing}") from None
     if error is not None:

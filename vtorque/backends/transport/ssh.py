@@ -28,7 +28,9 @@ from vtorque.errors import TransportError
 _PORT = 22
 _KEY_TYPE = "ssh-ed25519"
 _CONNECT_SECONDS = 5.0
-_KEEPALIVE_SECONDS = 15
+# A guest that is gone does not close its connections: it is noticed by what it fails to acknowledge.
+_KEEPALIVE_SECONDS = 5
+_ACKNOWLEDGE_SECONDS = 30
 _CHUNK = 1 << 16
 _MEGABYTE = 1 << 20
 # After a command has ended, something it left behind may hold its output open for ever.
@@ -98,6 +100,7 @@ class Ssh:
             reason = error.strerror or str(error)
             raise NotListening(f"the guest at {address} does not answer SSH: {reason}") from error
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _ACKNOWLEDGE_SECONDS * 1000)
         transport = paramiko.Transport(connection, default_window_size=16 * _MEGABYTE)
         transport.banner_timeout = deadline.remaining
         transport.get_security_options().key_types = (_KEY_TYPE,)

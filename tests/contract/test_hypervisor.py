@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What we and a hypervisor promise each other: one suite over the fake and over libvirt itself."""
+
+from collections.abc import Iterator
+from uuid import uuid4
+
+import pytest
+
+from tests.fakes.hypervisor import FakeHypervisor
+from vtorque.backends.hypervisor import Hypervisor
+from vtorque.backends.hypervisor.libvirt import Libvirt
+from vtorque.deadline import Deadline
+from vtorque.errors import DeadlineExceeded, HypervisorError
+
+pytestmark = pytest.mark.runs
+
+XML = """\
+<domain type='test'><name>{name}</name><uuid>{uuid}</uuid>
+<metadata>{tag}</metadata><memory unit='MiB'>64</memory><os><type>hvm</type></os></domain>
+"""
+TAG = "<vt:vtorque xmlns:vt='https://vtorque.org/xmlns/domain/1' job='7.srv' rank='0'/>"
+
+
+def xml(name: str, *, tag: str = TAG, uuid: str = "") -> str:
+    return XML.format(name=name, uuid=uuid or uuid4(), tag=tag)
+
+
+def soon() -> Deadline:
+    return Deadline(30)
+
+
+@pytest.fixture(params=["fake", "libvirt"])
+def hypervisor(request: pytest.FixtureRequest) -> Iterator[Hypervisor]:
+    """libvirt's own test driver keeps its domains in memory and needs no daemon."""
+    if request.param == "fake":
+        yield FakeHypervisor()
+    else:
+        libvirt = Libvirt("test:///default")
+        yield libvirt
+        libvirt.close()
+
+
+def test_a_domain_is_defined_then_started_then_gone(hypervisor: Hypervisor) -> None:
+    hypervisor.define(xml("a"), deadline=soon())
+    assert not hypervisor.is_running("a", deadline=soon())
+    hypervisor.start("a", deadline=soon())
+    assert hypervisor.is_running("a", deadline=soon())
+    assert hypervisor.destroy("a", deadline=soon()) is True
+    assert not hypervisor.is_running("a", deadline=soon())
+
+
+def test_destroying_twice_or_never_started_is_quiet(hypervisor: Hypervisor) -> None:
+    assert hypervisor.destroy("b", deadline=soon()) is False
+    hypervisor.define(xml("b"), deadline=soon())
+    assert hypervisor.destroy("b", deadline=soon()) is True
+    assert hypervisor.destroy("b", deadline=soon()) is False
+
+
+def test_every_verb_may_be_repeated(hypervisor: Hypervisor) -> None:
+    same = xml("c", uuid=str(uuid4()))
+    for _ in range(2):
+        hypervisor.define(same, deadline=soon())
+    for _ in range(2):
+        hypervisor.start("c", deadline=soon())
+    assert hypervisor.destroy("c", deadline=soon())
+
+
+def test_only_domains_with_our_tag_are_listed_running_or_not(hypervisor: Hypervisor) -> None:
+    hypervisor.define(xml("ours"), deadline=soon())
+    hypervisor.define(xml("theirs", tag=""), deadline=soon())
+    assert hypervisor.domains(deadline=soon()) == {"ours": "7.srv"}
+    hypervisor.start("ours", deadline=soon())
+    assert hypervisor.domains(deadline=soon()) == {"ours": "7.srv"}
+    for name in ("ours", "theirs"):
+        hypervisor.destroy(name, deadline=soon())
+
+
+def test_a_name_that_belongs_to_another_domain_is_refused(hypervisor: Hypervisor) -> None:
+    hypervisor.define(xml("d"), deadline=soon())
+    with pytest.raises(HypervisorError, match="cannot define a guest"):
+        hypervisor.define(xml("d"), deadline=soon())
+    hypervisor.destroy("d", deadline=soon())
+
+
+def test_starting_what_is_not_defined_is_an_error_in_one_line(hypervisor: Hypervisor) -> None:
+    with pytest.raises(HypervisorError) as error:
+        hypervisor.start("nobody", deadline=soon())
+    assert error.value.brief.startswith("cannot start guest nobody: ")
+    assert "\n" not in error.value.brief
+
+
+def test_nothing_begins_after_the_deadline(hypervisor: Hypervisor) -> None:
+    with pytest.raises(DeadlineExceeded):
+        hypervisor.define(xml("late"), deadline=Deadline(0))
+    assert hypervisor.domains(deadline=soon()) == {}

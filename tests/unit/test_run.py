@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The wrapper's side: no marker, no run; and what goes along into the guest."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.builders import KEY, a_plan
+from vtorque import run
+from vtorque.errors import HypervisorError, RequestError, StateError
+from vtorque.model import Guest
+from vtorque.run import ExitStatus, NotStarted
+
+ME = os.getuid()
+
+
+def marker(job: str = "7.srv") -> dict[str, object]:
+    plan = a_plan()
+    return {**run.ready_marker(plan, [Guest(vm=plan.vms[0], address="10.0.0.9", host_key=KEY)]), "job": job}
+
+
+def put(path: Path, data: object) -> None:
+    path.write_text(json.dumps(data))
+
+
+def test_with_the_marker_the_job_knows_its_guest(tmp_path: Path) -> None:
+    put(tmp_path / "ready", marker())
+    guest = run.rank_zero(tmp_path, "7.srv", owner=ME)
+    assert (guest.address, guest.hostname, guest.host_key) == ("10.0.0.9", "vn1-1", KEY)
+    assert guest.environment["PBS_NODEFILE"] == "/var/spool/torque/aux/7.srv"
+    assert guest.environment["PBS_NP"] == "2"
+
+
+def test_without_a_marker_nothing_runs(tmp_path: Path) -> None:
+    with pytest.raises(NotStarted, match="its prologue did not end") as refusal:
+        run.rank_zero(tmp_path, "7.srv", owner=ME)
+    assert refusal.value.status == ExitStatus.NO_GUEST == 69
+
+
+def test_the_reason_of_a_failure_is_the_users_to_read(tmp_path: Path) -> None:
+    put(tmp_path / "failed", run.failure_marker(RequestError("too much", hint="ask for less")))
+    with pytest.raises(NotStarted, match=r"too much \(ask for less\)") as refusal:
+        run.rank_zero(tmp_path, "7.srv", owner=ME)
+    assert refusal.value.status == ExitStatus.REFUSED == 65
+    put(tmp_path / "failed", run.failure_marker(HypervisorError("no")))
+    with pytest.raises(NotStarted) as refusal:
+        run.rank_zero(tmp_path, "7.srv", owner=ME)
+    assert refusal.value.status == ExitStatus.NO_GUEST
+
+
+@pytest.mark.parametrize("change", [{"job": "8.srv"}, {"boot_id": "another boot"}])
+def test_a_marker_of_another_job_or_boot_is_not_believed(tmp_path: Path, change: dict[str, str]) -> None:
+    put(tmp_path / "ready", marker() | change)
+    with pytest.raises(NotStarted):
+        run.rank_zero(tmp_path, "7.srv", owner=ME)
+
+
+def test_a_marker_that_is_not_roots_is_not_believed(tmp_path: Path) -> None:
+    put(tmp_path / "ready", marker())
+    with pytest.raises(StateError, match="belongs to uid"):
+        run.rank_zero(tmp_path, "7.srv", owner=ME + 1)
+
+
+def test_a_link_to_a_marker_is_not_believed(tmp_path: Path) -> None:
+    put(tmp_path / "elsewhere", marker())
+    (tmp_path / "ready").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(StateError):
+        run.rank_zero(tmp_path, "7.srv", owner=ME)
+
+
+def test_the_environment_is_the_batch_systems_and_what_the_user_sends(tmp_path: Path) -> None:
+    put(tmp_path / "ready", marker())
+    guest = run.rank_zero(tmp_path, "7.srv", owner=ME)
+    environ = {"PBS_JOBID": "7.srv", "PBS_NP": "99", "HOME": "/x", "MINE": "1", "OTHER": "2", "ENVIRONMENT": "BATCH"}
+    sent = run.job_environment(environ, {"MINE", "ABSENT"}, guest)
+    assert sent["PBS_JOBID"] == "7.srv" and sent["MINE"] == "1" and sent["ENVIRONMENT"] == "BATCH"
+    assert sent["PBS_NP"] == "2", "the guest's own count wins"
+    assert not {"HOME", "OTHER", "ABSENT"} & set(sent)
+
+
+def test_the_order_counts_its_own_bytes_and_quotes_everything() -> None:
+    values = {"A": "x y'\"\n$(id)`", "B": "caf\udce9", "BASH_FUNC_x%%": "() { :; }", "": "no"}
+    text = run.order(environment=values, directory="/a b", shell="/bin/bash", command=["/s", "it's"])
+    size, _, rest = text.partition(b"\n")
+    assert int(size) == len(rest)
+    assert b"caf\xe9" in rest
+    assert b"BASH_FUNC" not in rest
+    assert rest.count(b"export ") == 2

@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Giving back: everything is tried, what failed stays in the ledger, and it can be said twice."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.fakes.hypervisor import FakeHypervisor
+from vtorque.deadline import Deadline
+from vtorque.errors import StateError
+from vtorque.model import Resource
+from vtorque.state import JobState
+from vtorque.teardown import DIRECTORY, DOMAIN, FILE, release, release_unrecorded
+
+XML = """<domain><name>{}</name><uuid>{}</uuid><metadata>
+<v:vtorque xmlns:v='https://vtorque.org/xmlns/domain/1' job='{}'/></metadata></domain>"""
+
+
+def soon() -> Deadline:
+    """A deadline whose pauses cost no time."""
+    now = [0.0]
+
+    def sleep(seconds: float) -> None:
+        now[0] += seconds
+
+    return Deadline(60, clock=lambda: now[0], sleep=sleep)
+
+
+def started(hypervisor: FakeHypervisor, name: str, job: str = "7.srv") -> None:
+    hypervisor.define(XML.format(name, f"uuid-{name}", job), deadline=soon())
+    hypervisor.start(name, deadline=soon())
+
+
+@pytest.fixture
+def record(tmp_path: Path) -> JobState:
+    state = JobState(tmp_path / "state", "7.srv")
+    state.create()
+    return state
+
+
+def take_all(record: JobState, hypervisor: FakeHypervisor, disks: Path) -> None:
+    """What a start takes, in its order."""
+    with record.taking(Resource(kind=DIRECTORY, name=str(disks)), deadline=soon()):
+        disks.mkdir()
+    for name in ("overlay", "seed"):
+        with record.taking(Resource(kind=FILE, name=str(disks / name)), deadline=soon()):
+            (disks / name).touch()
+    with record.taking(Resource(kind=DOMAIN, name="7.srv_1of1"), deadline=soon()):
+        started(hypervisor, "7.srv_1of1")
+
+
+def test_everything_is_given_back_and_forgotten(record: JobState, tmp_path: Path) -> None:
+    hypervisor = FakeHypervisor()
+    take_all(record, hypervisor, tmp_path / "disks")
+    release(record, hypervisor=hypervisor, deadline=soon())
+    assert hypervisor.domains(deadline=soon()) == {}
+    assert not (tmp_path / "disks").exists()
+    assert not record.exists
+
+
+def test_it_may_be_said_twice_and_of_a_job_that_never_was(record: JobState, tmp_path: Path) -> None:
+    hypervisor = FakeHypervisor()
+    for _ in range(2):
+        release(record, hypervisor=hypervisor, deadline=soon())
+    release(JobState(tmp_path, "8.srv"), hypervisor=hypervisor, deadline=soon())
+    assert not record.exists
+
+
+@pytest.mark.parametrize("call", range(1, 8))
+def test_what_could_not_be_given_back_stays_held_for_the_next_try(record: JobState, tmp_path: Path, call: int) -> None:
+    hypervisor = FakeHypervisor()
+    take_all(record, hypervisor, tmp_path / "disks")
+    hypervisor._fail_at = len(hypervisor.calls) + call
+    if call == 1:
+        with pytest.raises(StateError, match=r"could not give back domain 7\.srv_1of1"):
+            release(record, hypervisor=hypervisor, deadline=soon())
+        assert record.held() == [Resource(kind=DOMAIN, name="7.srv_1of1")]
+        assert not (tmp_path / "disks/overlay").exists(), "one failure must not keep the others"
+    release(record, hypervisor=hypervisor, deadline=soon())
+    assert not record.exists and not (tmp_path / "disks").exists()
+    assert "7.srv_1of1" not in hypervisor._domains
+
+
+def test_a_domain_that_appears_late_is_destroyed(record: JobState) -> None:
+    """libvirtd goes on with a start whose caller was killed."""
+
+    class Late(FakeHypervisor):
+        def destroy(self, name: str, *, deadline: Deadline) -> bool:
+            if self.calls.count("destroy") == 3:
+                started(self, name)
+            return super().destroy(name, deadline=deadline)
+
+    hypervisor = Late()
+    with pytest.raises(KeyboardInterrupt), record.taking(Resource(kind=DOMAIN, name="g"), deadline=soon()):
+        raise KeyboardInterrupt
+    release(record, hypervisor=hypervisor, deadline=soon())
+    assert hypervisor.domains(deadline=soon()) == {}
+
+
+def test_a_domain_that_was_seen_to_exist_and_is_gone_is_believed_gone(record: JobState) -> None:
+    hypervisor = FakeHypervisor()
+    with record.taking(Resource(kind=DOMAIN, name="g"), deadline=soon()):
+        pass
+    release(record, hypervisor=hypervisor, deadline=soon())
+    assert hypervisor.calls.count("destroy") == 1
+
+
+def test_without_a_ledger_things_are_found_by_tag_and_name(tmp_path: Path) -> None:
+    hypervisor = FakeHypervisor()
+    started(hypervisor, "7.srv_1of1")
+    started(hypervisor, "8.srv_1of1", job="8.srv")
+    disks, seeds = tmp_path / "7.srv", tmp_path / "seeds"
+    for directory in (disks, seeds):
+        directory.mkdir()
+    for path in (disks / "7.srv_1of1.qcow2", seeds / "7.srv_1of1.iso", seeds / "77.srv_1of1.iso"):
+        path.touch()
+    release_unrecorded("7.srv", hypervisor=hypervisor, directories=(disks, seeds), deadline=soon())
+    assert hypervisor.domains(deadline=soon()) == {"8.srv_1of1": "8.srv"}
+    assert [path.name for path in seeds.iterdir()] == ["77.srv_1of1.iso"]
+    assert not disks.exists()
