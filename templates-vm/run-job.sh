@@ -18,6 +18,16 @@ if ! cd -- "$directory" 2>/dev/null; then
 fi
 [ -x "$shell" ] || shell=/bin/sh
 
+pass_on() { # SIGNAL, to all of the job's session but its shell, so that a trap has time to run
+    for entry in /proc/[0-9]*/stat; do
+        read -r line <"$entry" || continue
+        pid=${line%% *}
+        # State, parent, group, session, after a name that may hold blanks and brackets.
+        set -- "$1" ${line##*) }
+        [ "$5" != "$job" ] || [ "$pid" = "$job" ] || kill -s "$1" "$pid"
+    done
+}
+
 exec 3<&0 </dev/null
 # Started in the background it leads no process group yet, so setsid does not fork:
 # its process id is the job's session and group.
@@ -27,7 +37,7 @@ job=$!
 exec 2>/dev/null
 {
     while read -r signal; do
-        kill -s "$signal" -- "-$job"
+        pass_on "$signal"
     done
     # The end of input: the node's side was killed, and the job goes with it.
     kill -s KILL -- "-$job"

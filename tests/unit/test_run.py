@@ -36,14 +36,14 @@ def test_with_the_marker_the_job_knows_its_guest(tmp_path: Path) -> None:
 def test_without_a_marker_nothing_runs(tmp_path: Path) -> None:
     with pytest.raises(NotStarted, match="its prologue did not end") as refusal:
         run.rank_zero(tmp_path, "7.srv", owner=ME)
-    assert refusal.value.status == ExitStatus.NO_GUEST == 69
+    assert int(refusal.value.status) == 69
 
 
 def test_the_reason_of_a_failure_is_the_users_to_read(tmp_path: Path) -> None:
     put(tmp_path / "failed", run.failure_marker(RequestError("too much", hint="ask for less")))
     with pytest.raises(NotStarted, match=r"too much \(ask for less\)") as refusal:
         run.rank_zero(tmp_path, "7.srv", owner=ME)
-    assert refusal.value.status == ExitStatus.REFUSED == 65
+    assert int(refusal.value.status) == 65
     put(tmp_path / "failed", run.failure_marker(HypervisorError("no")))
     with pytest.raises(NotStarted) as refusal:
         run.rank_zero(tmp_path, "7.srv", owner=ME)

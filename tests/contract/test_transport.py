@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What we and SSH promise each other, over OpenSSH's own daemon on loopback."""
+
+import hashlib
+import os
+import pwd
+import socket
+import subprocess
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from vtorque.backends.transport import KeyPair
+from vtorque.backends.transport.ssh import LoginRefused, NotListening, Ssh, SshSession, WrongHostKey
+from vtorque.deadline import Deadline
+from vtorque.errors import TransportError
+
+pytestmark = pytest.mark.runs
+
+CONFIG = """\
+Port {port}
+ListenAddress 127.0.0.1
+HostKey {directory}/host
+AuthorizedKeysFile {directory}/authorized
+PidFile none
+StrictModes no
+UsePAM no
+PermitRootLogin yes
+"""
+USER = pwd.getpwuid(os.getuid()).pw_name
+
+
+@dataclass(frozen=True)
+class Daemon:
+    port: int
+    host: KeyPair
+    user: KeyPair
+
+
+@pytest.fixture(scope="module")
+def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    directory = tmp_path_factory.mktemp("sshd")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    host, user = Ssh().make_key(), Ssh().make_key()
+    (directory / "host").write_text(host.private)
+    (directory / "host").chmod(0o600)
+    (directory / "authorized").write_text(user.public + "\n")
+    (directory / "config").write_text(CONFIG.format(port=port, directory=directory))
+    Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
+    process = subprocess.Popen(
+        ["/usr/sbin/sshd", "-D", "-f", str(directory / "config")], stderr=subprocess.DEVNULL
+    )
+    for _ in Deadline(10).ticks(doing="start sshd"):
+        with socket.socket() as connection:
+            if connection.connect_ex(("127.0.0.1", port)) == 0:
+                break
+    yield Daemon(port=port, host=host, user=user)
+    process.terminate()
+    process.wait()
+
+
+def login(daemon: Daemon, *, key: str = "", host_key: str = "") -> SshSession:
+    return Ssh(daemon.port).open(
+        "127.0.0.1", user=USER, key=key or daemon.user.private, host_key=host_key or daemon.host.public,
+        deadline=Deadline(20),
+    )
+
+
+@pytest.fixture
+def session(daemon: Daemon) -> Iterator[SshSession]:
+    opened = login(daemon)
+    yield opened
+    opened.close()
+
+
+def collect(session: SshSession, command: str, stdin: bytes = b"") -> tuple[int, bytes, bytes]:
+    out, err = bytearray(), bytearray()
+    status = session.run(command, stdin=stdin, stdout=out.extend, stderr=err.extend)
+    return status, bytes(out), bytes(err)
+
+
+def test_streams_are_separate_and_the_input_arrives(session: SshSession) -> None:
+    assert collect(session, "head -c 3; echo; echo oops >&2", b"abcdef") == (0, b"abc\n", b"oops\n")
+
+
+@pytest.mark.parametrize("status", [0, 1, 3, 126, 127, 128, 139, 254, 255])
+def test_exit_statuses_are_exact(session: SshSession, status: int) -> None:
+    assert collect(session, f"exit {status}")[0] == status
+
+
+def test_much_output_on_both_streams_at_once_arrives_whole(session: SshSession) -> None:
+    size = 20_000_000
+    command = f"head -c {size} /dev/urandom | tee >(sha256sum >&2)"
+    status, out, err = collect(session, f"bash -c '{command}'")
+    assert (status, len(out)) == (0, size)
+    assert err.decode().split()[0] == hashlib.sha256(out).hexdigest()
+
+
+def test_output_comes_as_it_is_made(session: SshSession) -> None:
+    seen = threading.Event()
+
+    def sink(data: bytes) -> None:
+        seen.set()
+
+    thread = threading.Thread(
+        target=session.run, args=("echo early; read -r line; exit 0",),
+        kwargs={"stdin": b"", "stdout": sink, "stderr": sink},
+    )
+    thread.start()
+    assert seen.wait(20), "the line was held back until the command ended"
+    session.send(b"go\n")
+    thread.join(20)
+    assert not thread.is_alive()
+
+
+def test_what_outlives_the_command_does_not_hold_it_up(session: SshSession) -> None:
+    status, out, _ = collect(session, "sleep 300 & echo done")
+    assert (status, out) == (0, b"done\n")
+
+
+def test_another_host_key_is_refused_before_the_user_is_named(daemon: Daemon) -> None:
+    with pytest.raises(WrongHostKey, match="its SSH host key is SHA256:"):
+        login(daemon, host_key=Ssh().make_key().public)
+
+
+def test_another_user_key_is_refused(daemon: Daemon) -> None:
+    with pytest.raises(LoginRefused, match=f"does not let {USER} in"):
+        login(daemon, key=Ssh().make_key().private)
+
+
+def test_nothing_listening_is_told_from_everything_else(daemon: Daemon) -> None:
+    with pytest.raises(NotListening, match="Connection refused"):
+        Ssh(1).open("127.0.0.1", user=USER, key=daemon.user.private, host_key=daemon.host.public, deadline=Deadline(5))
+
+
+def test_a_host_that_accepts_and_says_nothing_is_given_up(daemon: Daemon) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent, pytest.raises(TransportError):
+        Ssh(silent.getsockname()[1]).open(
+            "127.0.0.1", user=USER, key=daemon.user.private, host_key=daemon.host.public, deadline=Deadline(1)
+        )
+
+
+def test_a_connection_that_is_cut_is_no_exit_status(session: SshSession) -> None:
+    threading.Timer(0.5, session._transport.sock.close).start()
+    with pytest.raises(TransportError, match="lost the connection"):
+        collect(session, "sleep 60")
+
+
+def test_a_command_that_a_signal_killed_is_no_success(session: SshSession) -> None:
+    try:
+        status = collect(session, "kill -KILL $$")[0]
+    except TransportError:
+        status = -1
+    assert status != 0
+
+
+def test_keys_are_new_each_time() -> None:
+    assert len({Ssh().make_key().public for _ in range(10)}) == 10
