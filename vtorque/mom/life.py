@@ -161,6 +161,7 @@ class Life:
             child.poll()
             time.sleep(_TICK_SECONDS)
         proc.kill_session(child.pid)
+        child.wait()
 
     def _finish(self, status: int, *, comment: str = "") -> None:
         if not self._ended:
