@@ -77,3 +77,9 @@ class StateError(VtorqueError):
 
 class GenerationClosed(VtorqueError):
     """The job was deleted or torn down while its guests were being started."""
+
+
+class InternalError(VtorqueError):
+    """Something that nobody foresaw."""
+
+    blame = Blame.BUG

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from vtorque import boot, discover, images, plan, request, run, state, teardown, topology
 from vtorque.deadline import Deadline
-from vtorque.errors import Blame, GenerationClosed, RequestError, VtorqueError
+from vtorque.errors import Blame, GenerationClosed, InternalError, RequestError, VtorqueError
 from vtorque.files import UserSide
 from vtorque.model import Account, Job, JobPlan, VmRequest
 from vtorque.node import Node
@@ -34,11 +34,14 @@ def prologue(job: Job, node: Node, *, deadline: Deadline) -> None:
     """
     record = node.state(job.key)
     teardown.release(record, hypervisor=node.hypervisor, deadline=deadline)
-    record.create()
     try:
+        record.create()
         _bring_up(job, node, record, deadline=deadline.reserve(node.site.undo_reserve))
     except VtorqueError as error:
         _undo(job, node, record, error, deadline=deadline)
+    except Exception as error:
+        log.exception("unforeseen")
+        _undo(job, node, record, InternalError(f"internal error: {error!r}"), deadline=deadline)
     else:
         state.forget_attempts(Path(node.site.state_dir), job.key)
 
@@ -111,14 +114,23 @@ def _undo(
         return
     root = Path(node.site.state_dir)
     if error.blame is not Blame.USER:
-        tries = state.attempt(root, job)
+        tries = _count_attempt(root, job, node.site.requeue_limit)
         if tries < node.site.requeue_limit:
             # Torque itself starts a requeued job again at once, 56 times in 15 s.
-            deadline.within(_FIRST_PAUSE_SECONDS**tries).pause(_FIRST_PAUSE_SECONDS**tries)
+            deadline.pause(_FIRST_PAUSE_SECONDS**tries)
             raise error
     state.forget_attempts(root, job.key)
     record.create()
     record.publish(state.FAILED, run.failure_marker(error), group=topology.primary_group(job.user))
+
+
+def _count_attempt(root: Path, job: Job, limit: int) -> int:
+    """Failed starts so far; the limit when they cannot be counted, or the job would start for ever."""
+    try:
+        return state.attempt(root, job)
+    except OSError:
+        log.exception("cannot count the failed starts of job %s", job.id)
+        return limit
 
 
 def _release_unrecorded(job: Job, node: Node, deadline: Deadline) -> None:

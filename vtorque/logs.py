@@ -29,6 +29,7 @@ class JsonLines(logging.Formatter):
             "job": _job.get(),
             "guest": _guest.get(),
             "message": record.getMessage()[:_FIELD_LIMIT],
+            "details": str(getattr(record, "details", ""))[-_FIELD_LIMIT:],
         }
         if record.exc_info:
             fields["traceback"] = self.formatException(record.exc_info)[-_FIELD_LIMIT:]

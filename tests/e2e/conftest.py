@@ -87,6 +87,15 @@ class Lab:
             assert time.monotonic() < end and self.state(job)["state"] != "C", self.read(job, "e")
             time.sleep(0.05)
 
+    def appears(self, name: str) -> None:
+        """Wait until a job has made a file in the home."""
+        path = self.home / name
+        end = time.monotonic() + JOB_SECONDS
+        while not path.exists():
+            assert time.monotonic() < end, f"{name} was not made"
+            time.sleep(0.05)
+        path.unlink()
+
     def ended(self, job: str) -> Ended:
         """Wait for the job's end."""
         end = time.monotonic() + JOB_SECONDS

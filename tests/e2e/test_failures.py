@@ -32,7 +32,7 @@ def script(the_lab: Lab) -> str:
         ("img=tiny.qcow2,vcpu=2", "did you mean vcpus?"),
         ("img=tiny.qcow2,ram=lots", "'lots' is not a size"),
         ("img=tyni.qcow2", "did you mean tiny.qcow2?"),
-        ("img=../../etc/passwd", "an image is the name"),
+        ("img=../../etc/passwd", "must be the name of a .qcow2 or .img file"),
         ("img=tiny.qcow2,vms_per_node=0", "must be 1 to 256"),
     ],
 )

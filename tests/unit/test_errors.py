@@ -6,7 +6,7 @@ import inspect
 import pytest
 
 from vtorque import errors
-from vtorque.errors import Blame, RequestError, VtorqueError
+from vtorque.errors import Blame, InternalError, RequestError, VtorqueError
 
 KINDS = [
     kind for _, kind in inspect.getmembers(errors, inspect.isclass)
@@ -16,7 +16,8 @@ KINDS = [
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 def test_only_a_request_is_the_users_fault(kind: type[VtorqueError]) -> None:
-    assert kind.blame is (Blame.USER if issubclass(kind, RequestError) else Blame.NODE)
+    others = Blame.BUG if kind is InternalError else Blame.NODE
+    assert kind.blame is (Blame.USER if issubclass(kind, RequestError) else others)
 
 
 def test_the_way_out_follows_the_thing_in_brackets() -> None:
