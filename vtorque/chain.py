@@ -21,6 +21,7 @@ def run(
     *,
     environ: Mapping[str, str],
     directory: Path,
+    umask: int,
     deadline: Deadline,
 ) -> int:
     """Run a site's hook with exactly what mom gave ours; its exit status, minus the signal that killed it.
@@ -30,6 +31,6 @@ def run(
     """
     child = proc.spawn(
         (str(path), *arguments),
-        stdin=0, stdout=1, stderr=2, env=environ, cwd=directory, umask=-1, session=False,
+        stdin=0, stdout=1, stderr=2, env=environ, cwd=directory, umask=umask, session=False,
     )
     return proc.wait_in_group(child, deadline=deadline)

@@ -75,13 +75,17 @@ def read(path: Path, *, limit: int, owner: int | None = None) -> bytes:
         raise
     except OSError as error:
         raise StateError(f"cannot read {path}: {error.strerror}") from error
-    with os.fdopen(handle, "rb") as file:
+    try:
         about = os.fstat(handle)
         if not stat.S_ISREG(about.st_mode):
             raise StateError(f"{path} is not a regular file")
         if owner is not None and about.st_uid != owner:
             raise StateError(f"{path} belongs to uid {about.st_uid}, not {owner}")
-        data = file.read(limit + 1)
+        data = b""
+        while len(data) <= limit and (part := os.read(handle, limit + 1 - len(data))):
+            data += part
+    finally:
+        os.close(handle)
     if len(data) > limit:
         raise StateError(f"{path} is larger than {limit} bytes")
     return data

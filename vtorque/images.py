@@ -123,11 +123,13 @@ def inspect(path: Path) -> Header:
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
         raise ImageError(f"cannot open image {path}: {error.strerror}") from error
-    with os.fdopen(handle, "rb") as file:
+    try:
         about = os.fstat(handle)
         if not stat.S_ISREG(about.st_mode):
             raise ImageError(f"image {path} is not a regular file")
-        head = file.read(_HEADER_LIMIT)
+        head = os.pread(handle, _HEADER_LIMIT, 0)
+    finally:
+        os.close(handle)
     try:
         if path.suffix == ".qcow2":
             return _qcow2(head, about.st_size)

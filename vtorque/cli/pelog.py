@@ -26,6 +26,7 @@ _PREFIX = Path(__file__).resolve().parents[2]
 _MOM_CONFIG_LIMIT = 1 << 20
 # mom kills a hook without warning; this much earlier we stop by ourselves.
 _MARGIN_SECONDS = 5.0
+_UMASK = 0o077
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +38,7 @@ class Call:
     arguments: tuple[str, ...]
     environ: Mapping[str, str]
     directory: Path
+    umask: int
 
 
 def main(argv: Sequence[str]) -> int:
@@ -48,6 +50,7 @@ def main(argv: Sequence[str]) -> int:
         arguments=tuple(argv[2:]),
         environ=dict(os.environ),
         directory=Path.cwd(),
+        umask=os.umask(_UMASK),
     )
     _be_orderly()
     deadline = Deadline(_hook_seconds(call) - _MARGIN_SECONDS - (time.monotonic() - started))
@@ -70,7 +73,6 @@ def _be_orderly() -> None:
             os.open(os.devnull, os.O_RDWR)
     os.closerange(3, os.sysconf("SC_OPEN_MAX"))
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
-    os.umask(0o077)
     os.chdir("/")
     os.environ.clear()
     os.environ.update(proc.CLEAN_ENV)
@@ -90,7 +92,8 @@ def _original(call: Call, deadline: Deadline) -> int:
         return 0
     try:
         status = chain.run(
-            path, call.arguments, environ=call.environ, directory=call.directory, deadline=deadline
+            path, call.arguments,
+            environ=call.environ, directory=call.directory, umask=call.umask, deadline=deadline,
         )
     except VtorqueError as error:
         _say(error.one_line())

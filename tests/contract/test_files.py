@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The user's side: everything below a home is done as the user, and a home that hangs is given up."""
+
+import os
+import pwd
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from vtorque.deadline import Deadline
+from vtorque.errors import ConfigError, StateError
+from vtorque.files import UserSide, read, require_trusted
+from vtorque.proc import Identity
+
+pytestmark = [
+    pytest.mark.runs,
+    pytest.mark.skipif(os.getuid() != 0, reason="becomes another user"),
+]
+
+USER = pwd.getpwnam("games")
+ID = "0123456789abcdef"
+IDENTITY = Identity(uid=USER.pw_uid, gid=USER.pw_gid, groups=(USER.pw_gid,))
+
+
+def own(path: Path) -> Path:
+    os.chown(path, USER.pw_uid, USER.pw_gid, follow_symlinks=False)
+    return path
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    for parent in tmp_path.parents[:3]:
+        parent.chmod(0o755)
+    tmp_path.chmod(0o755)
+    for part in ("", ".vtorque", f".vtorque/{ID}"):
+        path = tmp_path / "home" / part
+        path.mkdir()
+        path.chmod(0o700)
+        own(path)
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def side(home: Path) -> Iterator[UserSide]:
+    opened = UserSide(IDENTITY, home, ID)
+    yield opened
+    opened.close()
+
+
+def soon() -> Deadline:
+    return Deadline(10)
+
+
+def test_lines_are_appended_as_the_user(side: UserSide, home: Path) -> None:
+    assert side.append("phases", "one\n", deadline=soon()) and side.append("phases", "two\n", deadline=soon())
+    path = home / ".vtorque" / ID / "phases"
+    assert path.read_text() == "one\ntwo\n"
+    assert (path.stat().st_uid, path.stat().st_mode & 0o777) == (USER.pw_uid, 0o600)
+
+
+@pytest.mark.parametrize("target", ["/etc/shadow", "{outside}/victim", "nowhere"])
+def test_a_link_is_not_followed(side: UserSide, home: Path, tmp_path: Path, target: str) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    (home / ".vtorque" / ID / "phases").symlink_to(target.format(outside=tmp_path))
+    assert not side.append("phases", "x\n", deadline=soon())
+    assert victim.read_text() == "precious"
+
+
+def test_a_job_directory_that_is_a_link_is_not_entered(side: UserSide, home: Path, tmp_path: Path) -> None:
+    (home / ".vtorque" / ID).rmdir()
+    (home / ".vtorque" / ID).symlink_to(tmp_path)
+    assert not side.append("phases", "x\n", deadline=soon())
+    assert not (tmp_path / "phases").exists()
+
+
+def test_what_is_roots_stays_roots(side: UserSide, home: Path, tmp_path: Path) -> None:
+    (tmp_path / "tree").mkdir()
+    (tmp_path / "tree" / "file").touch()
+    (home / ".vtorque" / ID / "link").symlink_to(tmp_path / "tree")
+    assert side.remove("7.srv", deadline=soon())
+    assert (tmp_path / "tree" / "file").exists()
+    assert not (home / ".vtorque" / ID).exists()
+
+
+def test_the_link_by_job_id_goes_only_when_it_is_this_jobs(side: UserSide, home: Path) -> None:
+    for name, target in (("7.srv", ID), ("8.srv", "another")):
+        (home / ".vtorque" / name).symlink_to(target)
+    side.remove("8.srv", deadline=soon())
+    assert (home / ".vtorque" / "8.srv").is_symlink()
+
+
+def test_a_pipe_that_nobody_reads_is_not_waited_for(side: UserSide, home: Path) -> None:
+    os.mkfifo(home / ".vtorque" / ID / "fifo")
+    own(home / ".vtorque" / ID / "fifo")
+    assert not side.append("fifo", "x\n", deadline=soon())
+
+
+def test_a_side_that_hangs_is_given_up_and_not_asked_again(home: Path) -> None:
+    side = UserSide(IDENTITY, home, ID)
+    os.kill(side._pid, signal.SIGSTOP)
+    assert not side.append("phases", "x\n", deadline=Deadline(0.1))
+    os.kill(side._pid, signal.SIGCONT)
+    assert not side.append("phases", "x\n", deadline=soon()), "it was asked again after it had not answered"
+    side.close()
+
+
+def test_root_reads_only_regular_files_of_the_right_owner(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"12345")
+    assert read(path, limit=5, owner=0) == b"12345"
+    for limit, owner in ((4, 0), (5, 1)):
+        with pytest.raises(StateError):
+            read(path, limit=limit, owner=owner)
+    (tmp_path / "link").symlink_to(path)
+    os.mkfifo(tmp_path / "fifo")
+    for name in ("link", "fifo", "."):
+        with pytest.raises(StateError):
+            read(tmp_path / name, limit=5)
+
+
+def test_trust_ends_where_others_may_write(tmp_path: Path) -> None:
+    require_trusted(Path("/usr/bin/env").resolve())
+    for parent in tmp_path.parents[:-1]:
+        assert parent.stat().st_uid == 0
+    directory = tmp_path / "d"
+    directory.mkdir()
+    directory.chmod(0o775)
+    with pytest.raises(ConfigError, match="is writable by others"):
+        require_trusted(directory)
+    directory.chmod(0o755)
+    own(directory)
+    with pytest.raises(ConfigError, match="belongs to uid"):
+        require_trusted(directory / ".")
