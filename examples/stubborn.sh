@@ -4,4 +4,5 @@
 # Ignores the polite signal of qdel; the batch system's kill delay ends it.
 trap 'echo "not yet"' TERM
 echo "up"
+touch "$HOME/stubborn-is-up"
 while :; do sleep 1; done

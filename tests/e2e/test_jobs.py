@@ -80,10 +80,17 @@ def test_term_reaches_the_script_at_once_and_a_trap_runs(the_lab: Lab) -> None:
 
 
 def test_a_script_that_ignores_term_is_gone_after_the_kill_delay(the_lab: Lab) -> None:
-    job = the_lab.submit(the_lab.write("deaf.sh", "#!/bin/bash\ntrap '' TERM\ntouch up\nwhile :; do sleep 1; done\n"))
-    the_lab.appears("up")
+    job = the_lab.submit(str(parts.PROGRAM / "examples/stubborn.sh"))
+    the_lab.appears("stubborn-is-up")
     the_lab.as_user("qdel", job)
-    assert the_lab.ended(job).exit_status == 271
+    ended = the_lab.ended(job)
+    assert ended.exit_status == 271
+    assert ended.out.startswith(b"up\n") and b"not yet" in ended.out
+
+
+def test_a_script_that_fails_is_reported_as_it_failed(the_lab: Lab) -> None:
+    ended = the_lab.ended(the_lab.submit(str(parts.PROGRAM / "examples/fails.sh")))
+    assert (ended.exit_status, ended.out, ended.err) == (3, b"", b"about to fail\n")
 
 
 def test_walltime_ends_the_script_in_the_guest(the_lab: Lab) -> None:
