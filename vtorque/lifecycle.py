@@ -24,6 +24,7 @@ Report = Callable[[str], None]
 
 _USER_SIDE_SECONDS = 5.0
 _FIRST_PAUSE_SECONDS = 2.0
+_SWEEP_SECONDS = 30.0
 
 
 def prologue(job: Job, node: Node, *, deadline: Deadline) -> None:
@@ -32,6 +33,7 @@ def prologue(job: Job, node: Node, *, deadline: Deadline) -> None:
     A user's fault is left for the job's wrapper to report; a node's fault is
     raised, and with it the job is requeued, until it has happened too often.
     """
+    sweep(node, deadline=deadline.within(_SWEEP_SECONDS))
     record = node.state(job.key)
     teardown.release(record, hypervisor=node.hypervisor, deadline=deadline)
     try:
@@ -60,14 +62,21 @@ def epilogue(job: Job, node: Node, *, deadline: Deadline) -> None:
         )
 
 
-def sweep(node: Node, *, known: Callable[[str], bool], deadline: Deadline) -> list[str]:
-    """Tear down the jobs recorded here that the batch system no longer knows; their keys."""
+def forgotten(node: Node) -> list[str]:
+    """Keys of the jobs that are recorded here and that mom no longer knows."""
+    return [key for key in state.jobs(Path(node.site.state_dir)) if not node.knows(key)]
+
+
+def sweep(node: Node, *, deadline: Deadline) -> list[str]:
+    """Tear down the jobs that nobody will send an epilogue for; the keys of those that are gone."""
     swept = []
-    for key in state.jobs(Path(node.site.state_dir)):
-        if not known(key):
-            log.warning("job %s is forgotten by the batch system, tearing it down", key)
+    for key in forgotten(node):
+        log.warning("job %s is forgotten by mom, tearing it down", key)
+        try:
             teardown.release(node.state(key), hypervisor=node.hypervisor, deadline=deadline)
             swept.append(key)
+        except (VtorqueError, OSError):
+            log.exception("job %s could not be torn down", key)
     return swept
 
 

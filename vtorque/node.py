@@ -31,6 +31,11 @@ class Node:
     announce: str
     qemu_ids: tuple[int, int]
 
+    def knows(self, key: str) -> bool:
+        """Whether mom still knows the job: she keeps its script and her record of it while she does."""
+        jobs = Path(self.site.torque_home) / "mom_priv" / "jobs"
+        return any((jobs / f"{key}.{ending}").exists() for ending in ("SC", "JB"))
+
     def state(self, key: str) -> JobState:
         """The node's record of a job, which need not exist."""
         return JobState(Path(self.site.state_dir), key)

@@ -128,6 +128,9 @@ def a_lab() -> Iterator[Lab]:
     yield Lab()
     if not was_up:
         lab.down(PREFIX, progress=print)
+        assert not any(lab.status(PREFIX).values())
+        for path in (parts.ROOT, parts.STATE, Path("/sys/class/net") / parts.BRIDGE, Path("/home") / parts.USER):
+            assert not path.exists(), f"{path} was left by lab down"
 
 
 @pytest.fixture

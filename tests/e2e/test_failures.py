@@ -158,3 +158,22 @@ def test_an_epilogue_that_nobody_needs_is_quiet(the_lab: Lab, script: str) -> No
         arguments = [number, parts.USER, parts.USER, "job.sh", "0", limits, "", "batch", "", "0", ""]
         done = subprocess.run([epilogue, *arguments], capture_output=True, check=False)
         assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+
+
+def test_a_job_that_nobody_sends_an_epilogue_for_is_swept(the_lab: Lab, script: str) -> None:
+    """Mom forgets jobs without an epilogue (mom_comm.c:3960-3984): the next start on the node cleans up."""
+    orphan = parts.STATE / "jobs/77.lab"
+    the_lab.ended(the_lab.submit(script))
+    (parts.ROOT / "disks/77.lab").mkdir()
+    (parts.ROOT / "disks/77.lab/77.lab_1of1.qcow2").touch()
+    orphan.mkdir()
+    (orphan / "lock").touch()
+    (orphan / "ledger").write_text(
+        f'["take", "directory", "{parts.ROOT}/disks/77.lab"]\n'
+        f'["take", "file", "{parts.ROOT}/disks/77.lab/77.lab_1of1.qcow2"]\n'
+    )
+    vmgr = parts.PROGRAM / "scripts/vmgr"
+    listed = subprocess.run([vmgr, "sweep", "--dry-run"], capture_output=True, check=True)
+    assert listed.stdout == b"77.lab\n" and orphan.exists()
+    assert the_lab.ended(the_lab.submit(script)).exit_status == 0
+    assert not orphan.exists()

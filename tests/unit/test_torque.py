@@ -7,7 +7,7 @@ import pytest
 
 from vtorque.backends.batch.torque import Torque
 from vtorque.errors import Blame, CommandError, RequestError, StateError
-from vtorque.model import JobId, PelogKind
+from vtorque.model import PelogKind
 
 PROLOGUE = ["7.srv", "ann", "grp", "my job", "nodes=1:ppn=2,other=vt1.abc,walltime=1", "batch", "", "/x/7.srv.SC"]
 EPILOGUE = ["7.srv", "ann", "grp", "-rf", "99", "other=vt1.abc", "cput=1", "batch", "", "271", "/x/7.srv.SC"]
@@ -83,7 +83,3 @@ def test_the_job_id_is_the_last_word_of_qsub() -> None:
     assert Torque().job_id_from(b"note: something\n12[].srv.example.org\n") == "12[].srv.example.org"
     with pytest.raises(CommandError, match="printed no job id"):
         Torque().job_id_from(b"\n")
-
-
-def test_mom_knows_a_job_by_its_spool_files() -> None:
-    assert Torque().job_files(JobId("58[2].srv")) == ("58-2.srv.SC", "58-2.srv.JB")

@@ -11,13 +11,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from vtorque import __version__, config, imagebuild, images, lab
+from vtorque import __version__, config, imagebuild, images, lab, lifecycle
 from vtorque.backends.hypervisor.libvirt import Libvirt
+from vtorque.cli import assembly
+from vtorque.deadline import Deadline
 from vtorque.errors import RequestError, VtorqueError
 from vtorque.lab import demo, parts
 
 _PREFIX = Path(__file__).resolve().parents[2]
 _PARTLY, _DOWN = 1, 3
+_SWEEP_SECONDS = 300.0
 
 _EXAMPLES = """\
 examples:
@@ -26,6 +29,7 @@ examples:
   vmgr lab up; vmgr lab shell      a one-machine cluster, and a shell of its user
   vmgr lab demo                    run a job in a guest, show everything, leave nothing
   vmgr lab down                    remove what `up` made; built images stay
+  vmgr sweep --dry-run             jobs that left something on this node
 
 exit status: 0 done, 1 failed, 2 wrong usage; `lab status`: 0 up, 1 partly, 3 down
 """
@@ -58,9 +62,12 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"vtorque {__version__}")
-    areas = parser.add_subparsers(required=True, metavar="image|lab")
+    areas = parser.add_subparsers(required=True, metavar="image|lab|sweep")
     _image_parser(areas.add_parser("image", help="the catalogue of guest images"))
     _lab_parser(areas.add_parser("lab", help="a cluster on this one machine"))
+    sweep = areas.add_parser("sweep", help="give back what jobs hold on this node that mom no longer knows")
+    sweep.add_argument("--dry-run", action="store_true", help="only say which jobs these are")
+    sweep.set_defaults(act=_sweep)
     return parser
 
 
@@ -175,6 +182,15 @@ def _lab_demo(arguments: argparse.Namespace) -> int:
     finally:
         if not was_up:
             lab.down(_PREFIX, progress=lambda text: progress(f"removing: {text}"))
+
+
+def _sweep(arguments: argparse.Namespace) -> int:
+    site = assembly.site(_PREFIX)
+    with assembly.node(site, _PREFIX) as node:
+        found = lifecycle.forgotten(node)
+        gone = found if arguments.dry_run else lifecycle.sweep(node, deadline=Deadline(_SWEEP_SECONDS))
+    sys.stdout.writelines(f"{key}\n" for key in gone)
+    return 0 if len(gone) == len(found) else 1
 
 
 def _catalogue() -> Path:

@@ -42,10 +42,6 @@ class BatchSystem(Protocol):
         """The job id in what the submit command printed; CommandError when there is none."""
         ...
 
-    def job_files(self, job: JobId) -> tuple[str, ...]:
-        """Names in mom's jobs directory any of which shows that mom still knows the job."""
-        ...
-
 
 def by_name(name: str) -> BatchSystem:
     """The dialect called `name` in the configuration; ConfigError when there is none."""

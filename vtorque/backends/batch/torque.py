@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from vtorque.errors import Blame, CommandError, RequestError, StateError
-from vtorque.model import Job, JobId, PelogKind, job_id, job_key
+from vtorque.model import Job, JobId, PelogKind, job_id
 
 REQUEUE = 3
 
@@ -78,10 +78,6 @@ class Torque:
             return job_id(lines[-1])
         except (IndexError, RequestError):
             raise CommandError("qsub printed no job id", details=repr(stdout[:500])) from None
-
-    def job_files(self, job: JobId) -> tuple[str, ...]:
-        """The script and the record of a job in mom_priv/jobs, for as long as mom knows it."""
-        return (f"{job_key(job)}.SC", f"{job_key(job)}.JB")
 
 
 def _at(arguments: Sequence[str], place: int) -> str:
