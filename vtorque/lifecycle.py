@@ -11,7 +11,7 @@ from pathlib import Path
 
 from vtorque import boot, discover, images, plan, request, run, state, teardown, topology
 from vtorque.deadline import Deadline
-from vtorque.errors import Blame, GenerationClosed, InternalError, RequestError, VtorqueError
+from vtorque.errors import Blame, GenerationClosed, InternalError, RequestError, StateError, VtorqueError
 from vtorque.files import UserSide
 from vtorque.model import Account, Job, JobPlan, VmRequest
 from vtorque.node import Node
@@ -41,6 +41,9 @@ def prologue(job: Job, node: Node, *, deadline: Deadline) -> None:
         _bring_up(job, node, record, deadline=deadline.reserve(node.site.undo_reserve))
     except VtorqueError as error:
         _undo(job, node, record, error, deadline=deadline)
+    except OSError as error:
+        trouble = StateError(f"{error.filename or 'a file of root'}: {error.strerror}")
+        _undo(job, node, record, trouble, deadline=deadline)
     except Exception as error:
         log.exception("unforeseen")
         _undo(job, node, record, InternalError(f"internal error: {error!r}"), deadline=deadline)

@@ -190,6 +190,15 @@ def test_with_a_broken_configuration_the_sites_own_hooks_still_run(site: Site) -
     assert site.output("o") == "site prologue\nran\nsite epilogue\n"
 
 
+def test_a_broken_configuration_ends_a_job_that_wants_guests_with_every_mistake(site: Site) -> None:
+    site.configure("VM_IMG_DRI: /x\nTIMEOUT: soon\n")
+    ended = site.run(wrapper(site), request.encode(a_request()))
+    assert ended.exit_status == 69
+    lines = set(site.output("e").splitlines())
+    assert len(lines) == 2 and all(line.startswith("vtorque: ") and "vtorque.yaml:" in line for line in lines)
+    assert "Traceback" not in site.output("e")
+
+
 def test_a_poisoned_environment_does_not_reach_root(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     trap = site.root / "trap"
     trap.mkdir()

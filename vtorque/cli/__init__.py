@@ -1,2 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Commands: argv, environment, exit status; nothing else."""
+
+import sysconfig
+from pathlib import Path
+
+_TREE = Path(__file__).resolve().parents[2]
+
+PREFIX = _TREE if (_TREE / "templates" / "job-wrapper.sh").is_file() else Path(sysconfig.get_path("data"), "share", "vtorque")
+"""Where scripts and templates lie: in the tree that this file is part of, or where setup.py put them."""

@@ -15,13 +15,13 @@ from typing import Any
 from vtorque import config, files, run
 from vtorque.backends.transport import Session
 from vtorque.backends.transport.ssh import Ssh
+from vtorque.cli import PREFIX
 from vtorque.config import SiteConfig
 from vtorque.deadline import Deadline
 from vtorque.errors import TransportError, VtorqueError
 from vtorque.model import job_id, job_key
 from vtorque.run import ExitStatus, NotStarted, RankZero
 
-_PREFIX = Path(__file__).resolve().parents[2]
 _JOB_FILE_LIMIT = 1 << 20
 # What a batch system or a user sends to a job. KILL needs no passing on: it ends
 # this process, and the guest's side sees the connection close.
@@ -48,7 +48,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _run(request_id: str, arguments: Sequence[str]) -> int:
     directory = Path(pwd.getpwuid(os.getuid()).pw_dir, ".vtorque", request_id)
-    site = config.load(config.find(_PREFIX), trusted_owner=0)
+    site = config.load(config.find(PREFIX), trusted_owner=0)
     job = job_id(os.environ.get("PBS_JOBID", ""))
     guest = run.rank_zero(Path(site.state_dir) / "jobs" / job_key(job), job)
     wanted = json.loads(files.read(directory / "job.json", limit=_JOB_FILE_LIMIT))
@@ -100,4 +100,5 @@ def _note(directory: Path, phase: str) -> None:
 
 
 def _say(message: str) -> None:
-    print(f"vtorque: {message}", file=sys.stderr, flush=True)
+    for line in message.splitlines():
+        print(f"vtorque: {line}", file=sys.stderr, flush=True)

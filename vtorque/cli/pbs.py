@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from vtorque import config, qsub
+from vtorque.cli import PREFIX
 from vtorque.errors import RequestError, VtorqueError
 from vtorque.mom import life, server
 from vtorque.mom.spool import Home
 
-_PREFIX = Path(__file__).resolve().parents[2]
 _UNKNOWN_RESOURCE, _UNKNOWN_QUEUE = 189, 172
 _KNOWN = frozenset(
     ("nodes", "walltime", "mem", "vmem", "pmem", "pvmem", "cput", "pcput", "procs", "ncpus", "other",
@@ -168,7 +168,7 @@ def _pbs_mom(argv: Sequence[str]) -> int:
 
 
 def _ask(order: dict[str, Any]) -> dict[str, Any]:
-    site = config.load(config.find(_PREFIX), trusted_owner=None)
+    site = config.load(config.find(PREFIX), trusted_owner=None)
     path = Home(Path(site.torque_home)).socket
     with socket.socket(socket.AF_UNIX) as connection:
         try:

@@ -10,19 +10,19 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from vtorque import chain, logs, proc
 from vtorque.backends import batch
+from vtorque.cli import PREFIX
 from vtorque.deadline import Deadline
 from vtorque.errors import Blame, StateError, VtorqueError
 from vtorque.model import PelogKind
 
 log = logging.getLogger(__name__)
 
-_PREFIX = Path(__file__).resolve().parents[2]
 _MOM_CONFIG_LIMIT = 1 << 20
 # mom kills a hook without warning; this much earlier we stop by ourselves.
 _MARGIN_SECONDS = 5.0
@@ -53,6 +53,8 @@ def main(argv: Sequence[str]) -> int:
         umask=os.umask(_UMASK),
     )
     _be_orderly()
+    # Until there is a log file: Python would print warnings and worse to the job's stderr.
+    logs.setup(None)
     deadline = Deadline(_hook_seconds(call) - _MARGIN_SECONDS - (time.monotonic() - started))
     if not call.kind.starts:
         status = _own_part(call, deadline)
@@ -103,36 +105,48 @@ def _original(call: Call, deadline: Deadline) -> int:
 
 
 def _own_part(call: Call, deadline: Deadline) -> int:
-    dialect = batch.by_name("torque")
-    try:
-        _serve(call, deadline)
-    except VtorqueError as error:
-        log.exception("%s: %s", call.kind, error.one_line())
-        _say(error.one_line())
-        return dialect.exit_status(call.kind, error.blame)
-    except Exception as error:
-        # Whatever it is, it must not become the exit status 1 that aborts the job.
-        log.exception("%s: unforeseen", call.kind)
-        _say(f"internal error: {error!r}")
-        return dialect.exit_status(call.kind, Blame.BUG)
-    return dialect.exit_status(call.kind, None)
+    if call.kind not in (PelogKind.PROLOGUE, PelogKind.EPILOGUE):
+        return 0
+    with contextlib.ExitStack() as stack:
+        try:
+            verb = _prepare(call, stack)
+        except Exception as error:  # noqa: BLE001
+            # Failed starts cannot be counted without a configuration, and a requeue that is not
+            # counted would go on for ever. The wrapper finds no ready marker and says why.
+            _report(call, error)
+            return 0
+        try:
+            verb(deadline)
+        except Exception as error:  # noqa: BLE001
+            # Whatever it is, it must not become the exit status 1 that aborts the job.
+            _report(call, error)
+            blame = error.blame if isinstance(error, VtorqueError) else Blame.BUG
+            return batch.by_name("torque").exit_status(call.kind, blame)
+    return 0
 
 
-def _serve(call: Call, deadline: Deadline) -> None:
+def _prepare(call: Call, stack: contextlib.ExitStack) -> Callable[[Deadline], None]:
+    """Everything up to the verb itself, which is all that may be repeated by a requeue."""
     # Imported here, not above: whatever is missing or broken on this node, the site's
     # own hooks have to run.
     from vtorque import lifecycle
     from vtorque.cli import assembly
 
-    verbs = {PelogKind.PROLOGUE: lifecycle.prologue, PelogKind.EPILOGUE: lifecycle.epilogue}
-    if call.kind not in verbs:
-        return
-    site = assembly.site(_PREFIX)
+    site = assembly.site(PREFIX)
     logs.setup(assembly.log_file(site), verbose=site.debug_default)
     dialect = batch.by_name(site.batch_system)
     job = dialect.parse_job(call.kind, call.arguments, call.environ, _node_file(call))
-    with logs.about(job=job.id), logs.step(call.kind), assembly.node(site, _PREFIX) as node:
-        verbs[call.kind](job, node, deadline=deadline)
+    stack.enter_context(logs.about(job=job.id))
+    stack.enter_context(logs.step(call.kind))
+    node = stack.enter_context(assembly.node(site, PREFIX))
+    verb = lifecycle.prologue if call.kind is PelogKind.PROLOGUE else lifecycle.epilogue
+    return lambda deadline: verb(job, node, deadline=deadline)
+
+
+def _report(call: Call, error: Exception) -> None:
+    said = error.one_line() if isinstance(error, VtorqueError) else f"internal error: {error!r}"
+    log.error("%s: %s", call.kind, said, exc_info=error)
+    _say(said)
 
 
 def _node_file(call: Call) -> str:
@@ -148,4 +162,5 @@ def _node_file(call: Call) -> str:
 def _say(message: str) -> None:
     """To the job's own stderr, where mom shows it."""
     with contextlib.suppress(OSError):
-        print(f"vtorque: {message}", file=sys.stderr, flush=True)
+        for line in message.splitlines():
+            print(f"vtorque: {line}", file=sys.stderr, flush=True)

@@ -13,12 +13,11 @@ from pathlib import Path
 
 from vtorque import __version__, config, imagebuild, images, lab, lifecycle
 from vtorque.backends.hypervisor.libvirt import Libvirt
-from vtorque.cli import assembly
+from vtorque.cli import PREFIX, assembly
 from vtorque.deadline import Deadline
 from vtorque.errors import RequestError, VtorqueError
 from vtorque.lab import demo, parts
 
-_PREFIX = Path(__file__).resolve().parents[2]
 _PARTLY, _DOWN = 1, 3
 _SWEEP_SECONDS = 300.0
 
@@ -143,17 +142,17 @@ def _image_verify(arguments: argparse.Namespace) -> int:
 
 
 def _lab_up(arguments: argparse.Namespace) -> int:
-    lab.up(_PREFIX, progress=_progress())
+    lab.up(PREFIX, progress=_progress())
     return 0
 
 
 def _lab_down(arguments: argparse.Namespace) -> int:
-    lab.down(_PREFIX, progress=_progress())
+    lab.down(PREFIX, progress=_progress())
     return 0
 
 
 def _lab_status(arguments: argparse.Namespace) -> int:
-    states = lab.status(_PREFIX)
+    states = lab.status(PREFIX)
     if arguments.json:
         sys.stdout.write(json.dumps(states) + "\n")
     else:
@@ -164,7 +163,7 @@ def _lab_status(arguments: argparse.Namespace) -> int:
 
 
 def _lab_shell(arguments: argparse.Namespace) -> int:
-    if all(lab.status(_PREFIX).values()):
+    if all(lab.status(PREFIX).values()):
         os.execv("/bin/su", ["su", "-", parts.USER])
     sys.stderr.write("vmgr: the lab is not up: vmgr lab up\n")
     return 1
@@ -172,21 +171,21 @@ def _lab_shell(arguments: argparse.Namespace) -> int:
 
 def _lab_demo(arguments: argparse.Namespace) -> int:
     progress = _progress()
-    was_up = any(lab.status(_PREFIX).values())
+    was_up = any(lab.status(PREFIX).values())
     imagebuild.build("debian-12", parts.IMAGES, progress=lambda text: progress(f"image: {text}"))
-    lab.up(_PREFIX, progress=lambda text: progress(f"lab: {text}"))
+    lab.up(PREFIX, progress=lambda text: progress(f"lab: {text}"))
     try:
         site = config.load(parts.PROGRAM / "etc/vtorque.yaml", trusted_owner=0)
         with contextlib.closing(Libvirt(site.libvirt_uri)) as hypervisor:
             return demo.run(parts.PROGRAM / "examples/hello.sh", hypervisor, progress=progress)
     finally:
         if not was_up:
-            lab.down(_PREFIX, progress=lambda text: progress(f"removing: {text}"))
+            lab.down(PREFIX, progress=lambda text: progress(f"removing: {text}"))
 
 
 def _sweep(arguments: argparse.Namespace) -> int:
-    site = assembly.site(_PREFIX)
-    with assembly.node(site, _PREFIX) as node:
+    site = assembly.site(PREFIX)
+    with assembly.node(site, PREFIX) as node:
         found = lifecycle.forgotten(node)
         gone = found if arguments.dry_run else lifecycle.sweep(node, deadline=Deadline(_SWEEP_SECONDS))
     sys.stdout.writelines(f"{key}\n" for key in gone)
@@ -196,7 +195,7 @@ def _sweep(arguments: argparse.Namespace) -> int:
 def _catalogue() -> Path:
     """The site's catalogue; the lab's on a machine that has no site."""
     try:
-        site = config.load(config.find(_PREFIX), trusted_owner=None)
+        site = config.load(config.find(PREFIX), trusted_owner=None)
     except VtorqueError:
         return parts.IMAGES
     return Path(site.vm_img_dir)

@@ -13,12 +13,11 @@ from pathlib import Path
 
 from vtorque import __version__, config, follow, images, proc, qsub, render, request, submit
 from vtorque.backends import batch
+from vtorque.cli import PREFIX
 from vtorque.config import SiteConfig
 from vtorque.errors import ConfigError, RequestError, VtorqueError
 from vtorque.model import JobId
 from vtorque.qsub import CommandLine, Header
-
-_PREFIX = Path(__file__).resolve().parents[2]
 
 EXIT_FAILED, EXIT_USAGE, EXIT_CONFIG = 1, 2, 78
 
@@ -81,7 +80,7 @@ def _main(words: Sequence[str]) -> int:
     if "--version" in line.ours:
         sys.stdout.write(f"vtorque {__version__}\n")
         return 0
-    site = config.load(config.find(_PREFIX), trusted_owner=None)
+    site = config.load(config.find(PREFIX), trusted_owner=None)
     host = socket.gethostname().partition(".")[0]
     if site.disabled_hosts_list and re.search(site.disabled_hosts_list, host):
         return _complain(f"jobs cannot be submitted from {host}", EXIT_FAILED)
@@ -127,8 +126,8 @@ def _submit(line: CommandLine, head: Header, script: bytes, site: SiteConfig, re
     exported = submit.exported_names(lists, everything=everything, environ=os.environ)
     with submit.job_directory(Path(account.pw_dir), draft.request_id) as directory:
         directory.keep_script(name, script, shell=_shell(options, account.pw_shell), exported=exported)
-        command = [str(_PREFIX / "scripts" / "jobrun"), draft.request_id]
-        text = render.job_wrapper(directives=head.lines, command=command, templates=_PREFIX / "templates")
+        command = [str(PREFIX / "scripts" / "jobrun"), draft.request_id]
+        text = render.job_wrapper(directives=head.lines, command=command, templates=PREFIX / "templates")
         wrapper = directory.keep_wrapper(name, text)
         encoded = request.encode(dataclasses.replace(draft, public_key=directory.public_key))
         carried = batch.by_name(site.batch_system).submit_options(encoded)
