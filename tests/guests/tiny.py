@@ -69,9 +69,10 @@ def build(directory: Path) -> Image:
 
 def _build(directory: Path, scratch: Path, description: str) -> Image:
     root = scratch / "kernel"
+    sh.Command("apt-get")("update", "-qq")
     depends = str(sh.Command("apt-cache")("depends", "linux-image-cloud-amd64"))
     package = re.search(r"Depends: (linux-image-[0-9]\S+)", depends)
-    assert package is not None, "no kernel package is known: apt-get update"
+    assert package is not None, "no kernel package is known"
     sh.Command("apt-get")("download", "-q", package[1], _cwd=str(scratch), _err=lambda line: None)
     sh.Command("dpkg-deb")("-x", str(next(scratch.glob("*.deb"))), str(root))
     version = kernel.version(root)

@@ -5,6 +5,7 @@ import sysconfig
 from pathlib import Path
 
 _TREE = Path(__file__).resolve().parents[2]
+_INSTALLED = Path(sysconfig.get_path("data"), "share", "vtorque")
 
-PREFIX = _TREE if (_TREE / "templates" / "job-wrapper.sh").is_file() else Path(sysconfig.get_path("data"), "share", "vtorque")
+PREFIX = _TREE if (_TREE / "templates" / "job-wrapper.sh").is_file() else _INSTALLED
 """Where scripts and templates lie: in the tree that this file is part of, or where setup.py put them."""
