@@ -91,20 +91,27 @@ def _try_candidates(
             log.debug("%s", error.brief)
             trouble = error
             continue
+        except DeadlineExceeded as error:
+            # That of one attempt; the whole wait has its own.
+            trouble = TransportError(f"the guest at {address} is too slow: {error.brief}")
+            continue
         with contextlib.closing(session):
-            _await_setup(guest.vm, session)
+            _await_setup(guest.vm, session, deadline)
         return Guest(vm=guest.vm, address=address, host_key=guest.host_key)
     return trouble
 
 
-def _await_setup(vm: VmPlan, session: Session) -> None:
+def _await_setup(vm: VmPlan, session: Session, deadline: Deadline) -> None:
     """The guest's own word on its set-up: a hint that may fail the start, never a proof."""
     said = bytearray()
 
     def listen(data: bytes) -> None:
         said.extend(data[: _STATUS_LIMIT - len(said)])
 
-    session.run("await-setup", stdin=b"", stdout=listen, stderr=lambda data: None)
+    try:
+        session.run("await-setup", stdin=b"", stdout=listen, stderr=lambda data: None, deadline=deadline)
+    except DeadlineExceeded:
+        raise GuestError(f"guest {vm.hostname} did not finish its set-up", details=_console(vm)) from None
     word, _, rest = said.decode(errors="backslashreplace").strip().partition(" ")
     if word != "ready":
         raise GuestError(f"guest {vm.hostname}: {rest or 'did not say how its set-up ended'}")

@@ -33,11 +33,8 @@ def prologue(job: Job, node: Node, *, deadline: Deadline) -> None:
     A user's fault is left for the job's wrapper to report; a node's fault is
     raised, and with it the job is requeued, until it has happened too often.
     """
-    sweep(node, deadline=deadline.within(_SWEEP_SECONDS))
     record = node.state(job.key)
-    teardown.release(record, hypervisor=node.hypervisor, deadline=deadline)
     try:
-        record.create()
         _bring_up(job, node, record, deadline=deadline.reserve(node.site.undo_reserve))
     except VtorqueError as error:
         _undo(job, node, record, error, deadline=deadline)
@@ -86,7 +83,11 @@ def sweep(node: Node, *, deadline: Deadline) -> list[str]:
 def _bring_up(job: Job, node: Node, record: JobState, *, deadline: Deadline) -> None:
     account = topology.account(job.user, min_uid=node.site.min_uid)
     wanted = request.decode(job.request)
+    # The user's side is forked before anything starts a thread.
     with _reporting(account, wanted, deadline) as report:
+        sweep(node, deadline=deadline.within(_SWEEP_SECONDS))
+        teardown.release(record, hypervisor=node.hypervisor, deadline=deadline)
+        record.create()
         report("planned")
         decided = _decide(job, account, wanted, node)
         record.save_plan(json.dumps(asdict(decided), default=str, indent=1))

@@ -143,7 +143,7 @@ def order(*, environment: Mapping[str, str], directory: str, shell: str, command
 
 def script(session: Session, text: bytes, *, stdout: Sink, stderr: Sink) -> int:
     """Run the job in the guest; the status of its shell, 0 to 255."""
-    return session.run(f"exec {render.RUN_JOB}", stdin=text, stdout=stdout, stderr=stderr)
+    return session.run(f"exec {render.RUN_JOB}", stdin=text, stdout=stdout, stderr=stderr, deadline=None)
 
 
 def _marker(path: Path, owner: int) -> dict[str, Any] | None:

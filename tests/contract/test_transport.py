@@ -16,7 +16,7 @@ import pytest
 from vtorque.backends.transport import KeyPair
 from vtorque.backends.transport.ssh import LoginRefused, NotListening, Ssh, SshSession, WrongHostKey
 from vtorque.deadline import Deadline
-from vtorque.errors import TransportError
+from vtorque.errors import DeadlineExceeded, TransportError
 
 pytestmark = pytest.mark.runs
 
@@ -80,7 +80,7 @@ def session(daemon: Daemon) -> Iterator[SshSession]:
 
 def collect(session: SshSession, command: str, stdin: bytes = b"") -> tuple[int, bytes, bytes]:
     out, err = bytearray(), bytearray()
-    status = session.run(command, stdin=stdin, stdout=out.extend, stderr=err.extend)
+    status = session.run(command, stdin=stdin, stdout=out.extend, stderr=err.extend, deadline=None)
     return status, bytes(out), bytes(err)
 
 
@@ -109,7 +109,7 @@ def test_output_comes_as_it_is_made(session: SshSession) -> None:
 
     thread = threading.Thread(
         target=session.run, args=("echo early; read -r line; exit 0",),
-        kwargs={"stdin": b"", "stdout": sink, "stderr": sink},
+        kwargs={"stdin": b"", "stdout": sink, "stderr": sink, "deadline": None},
     )
     thread.start()
     assert seen.wait(20), "the line was held back until the command ended"
@@ -161,3 +161,8 @@ def test_a_command_that_a_signal_killed_is_no_success(session: SshSession) -> No
 
 def test_keys_are_new_each_time() -> None:
     assert len({Ssh().make_key().public for _ in range(10)}) == 10
+
+
+def test_a_command_that_outlasts_its_deadline_is_given_up(session: SshSession) -> None:
+    with pytest.raises(DeadlineExceeded, match="did not answer in time"):
+        session.run("sleep 60", stdin=b"", stdout=bytearray().extend, stderr=bytearray().extend, deadline=Deadline(0.3))

@@ -21,10 +21,13 @@ class KeyPair:
 class Session(Protocol):
     """An open, proven connection to one guest."""
 
-    def run(self, command: str, *, stdin: bytes, stdout: Sink, stderr: Sink) -> int:
+    def run(
+        self, command: str, *, stdin: bytes, stdout: Sink, stderr: Sink, deadline: Deadline | None
+    ) -> int:
         """Run a command to its end, handing output over as it comes; its exit status, 0 to 255.
 
-        Raises TransportError when the connection is lost before the command ended.
+        Without a deadline it may take as long as it likes. Raises TransportError
+        when the connection is lost before the command ended, DeadlineExceeded.
         """
         ...
 

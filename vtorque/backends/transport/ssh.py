@@ -23,7 +23,7 @@ with warnings.catch_warnings():
 
 from vtorque.backends.transport import KeyPair, Sink
 from vtorque.deadline import Deadline
-from vtorque.errors import TransportError
+from vtorque.errors import DeadlineExceeded, TransportError
 
 _PORT = 22
 _KEY_TYPE = "ssh-ed25519"
@@ -115,7 +115,9 @@ class SshSession:
         self._address = address
         self._channel: paramiko.Channel | None = None
 
-    def run(self, command: str, *, stdin: bytes, stdout: Sink, stderr: Sink) -> int:
+    def run(
+        self, command: str, *, stdin: bytes, stdout: Sink, stderr: Sink, deadline: Deadline | None
+    ) -> int:
         """Run a command without a terminal; 128 plus the signal when one killed it.
 
         Each sink is called from a thread of its own.
@@ -129,7 +131,7 @@ class SshSession:
                 channel.sendall(stdin)
         except (paramiko.SSHException, OSError, EOFError) as error:
             raise TransportError(f"lost the connection to the guest at {self._address}: {error}") from error
-        status = self._await_status(channel)
+        status = self._await_status(channel, deadline)
         for reader in readers:
             reader.finish()
         channel.close()
@@ -153,9 +155,11 @@ class SshSession:
         """End the connection at once."""
         self._transport.close()
 
-    def _await_status(self, channel: paramiko.Channel) -> int | None:
+    def _await_status(self, channel: paramiko.Channel, deadline: Deadline | None) -> int | None:
         # Not recv_exit_status(): it cannot be told from a status when the connection is lost.
-        channel.status_event.wait()
+        if not channel.status_event.wait(None if deadline is None else deadline.remaining):
+            self.close()
+            raise DeadlineExceeded(f"the guest at {self._address} did not answer in time")
         status = channel.exit_status
         return status if status >= 0 else None
 

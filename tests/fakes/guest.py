@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Guests in memory: addresses that show up, and machines that answer there."""
+
+from collections.abc import Callable
+
+from vtorque.backends.transport import KeyPair, Sink
+from vtorque.deadline import Deadline
+from vtorque.errors import DeadlineExceeded, TransportError
+from vtorque.model import VmPlan
+
+
+class FakeAddresses:
+    """An address book: each look is one entry of `looks`, the last one stays."""
+
+    def __init__(self, *looks: tuple[str, ...]) -> None:
+        self._looks = list(looks)
+        self.closed = False
+
+    def candidates(self, vm: VmPlan) -> tuple[str, ...]:
+        return self._looks.pop(0) if len(self._looks) > 1 else self._looks[0]
+
+    def wait(self, seconds: float) -> None:
+        """Everything happens at once here."""
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class FakeSession:
+    """A guest that says one thing and ends."""
+
+    def __init__(self, says: bytes | None) -> None:
+        self._says = says
+
+    def run(self, command: str, *, stdin: bytes, stdout: Sink, stderr: Sink, deadline: Deadline | None) -> int:
+        if self._says is None:
+            raise DeadlineExceeded("the guest did not answer in time")
+        stdout(self._says)
+        return 0
+
+    def send(self, data: bytes) -> None:
+        """Nobody listens."""
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+class FakeTransport:
+    """Machines by address: what happens when one logs in there."""
+
+    def __init__(self, machines: dict[str, Callable[[], FakeSession]]) -> None:
+        self._machines = machines
+        self.tried: list[str] = []
+
+    def make_key(self) -> KeyPair:
+        return KeyPair(private="private", public="public")
+
+    def open(self, address: str, *, user: str, key: str, host_key: str, deadline: Deadline) -> FakeSession:
+        self.tried.append(address)
+        if address not in self._machines:
+            raise TransportError(f"the guest at {address} does not answer SSH: Connection refused")
+        return self._machines[address]()
