@@ -98,7 +98,8 @@ def _bring_up(job: Job, node: Node, record: JobState, *, deadline: Deadline) -> 
         )
         report("ready")
         with record.act(deadline=deadline):
-            _check_wanted(job)
+            if not _is_wanted(job):
+                raise GenerationClosed(f"job {job.id} was deleted while its guests were being started")
             record.publish(state.READY, run.ready_marker(decided, guests), group=account.group.gid)
 
 
@@ -111,10 +112,9 @@ def _decide(job: Job, account: Account, wanted: VmRequest, node: Node) -> JobPla
     )
 
 
-def _check_wanted(job: Job) -> None:
+def _is_wanted(job: Job) -> bool:
     """A deleted job's spool file is gone, and nobody tells its prologue (requests.c:2261-2285)."""
-    if job.spool_script is not None and not job.spool_script.exists():
-        raise GenerationClosed(f"job {job.id} was deleted while its guests were being started")
+    return job.spool_script is None or job.spool_script.exists()
 
 
 def _undo(
@@ -123,7 +123,8 @@ def _undo(
     """Give back what was begun; then say why, to the user or to the batch system."""
     log.error("%s", error.one_line(), extra={"details": error.details})
     teardown.release(record, hypervisor=node.hypervisor, deadline=deadline)
-    if isinstance(error, GenerationClosed):
+    if isinstance(error, GenerationClosed) or not _is_wanted(job):
+        # Its epilogue has been here, and no other will come for what would be left now.
         return
     root = Path(node.site.state_dir)
     if error.blame is not Blame.USER:

@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The verbs in their order, over fakes: every failure at every call, and nothing is left."""
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.builders import KEY, a_job, a_request, a_shape, a_site
+from tests.fakes.guest import FakeAddresses, FakeSession, FakeTransport
+from tests.fakes.hypervisor import FakeHypervisor
+from vtorque import images, lifecycle, plan, request, topology
+from vtorque.deadline import Deadline
+from vtorque.errors import VtorqueError
+from vtorque.model import Job
+from vtorque.node import Node
+
+pytestmark = [
+    pytest.mark.runs,
+    pytest.mark.skipif(os.getuid() != 0, reason="root's own verbs"),
+]
+
+USER = "games"
+TEMPLATES = Path(__file__).resolve().parents[2] / "templates-vm"
+
+
+class Scene:
+    """A node of fakes on which everything else is real: files, ledger, overlays, seeds."""
+
+    def __init__(self, root: Path, *, fail_at: int = 0, says: bytes = b"", **site: Any) -> None:
+        self.root = root
+        pool = root / "images"
+        source = root / "source.qcow2"
+        subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", source, "1M"], check=True)
+        images.publish(pool, {"name": "a.qcow2", "distro": "debian", "arch": "x86_64", "description": ""}, {
+            "a.qcow2": source,
+        })
+        script = root / "7.srv.SC"
+        script.touch()
+        self.request = a_request(image="a.qcow2", vcpus=1, memory_mib=64)
+        self.job = a_job(user=USER, request=request.encode(self.request), spool_script=script)
+        self.hypervisor = FakeHypervisor(fail_at=fail_at)
+        said = says or f"ready {plan.guest_uuid(self.job.id, 0)}\n".encode()
+        self.node = Node(
+            site=a_site(**{
+                "state_dir": str(root / "run"), "disk_dir": str(root / "disks"), "vm_img_dir": str(pool),
+                "torque_home": str(root), "min_uid": 1, "requeue_limit": 1, "timeout": 5, **site,
+            }),
+            shape=a_shape(), hypervisor=self.hypervisor, addresses=lambda: FakeAddresses(("10.0.0.1",)),
+            transport=FakeTransport({"10.0.0.1": lambda: FakeSession(said)}), templates=TEMPLATES,
+            announce="10.0.0.254", qemu_ids=(0, 0),
+        )
+        self.state = self.node.state(self.job.key)
+
+    def prologue(self, **changes: Any) -> None:
+        lifecycle.prologue(replace(self.job, **changes), self.node, deadline=Deadline(60))
+
+    def epilogue(self, status: int = 0) -> None:
+        lifecycle.epilogue(replace(self.job, exit_status=status), self.node, deadline=Deadline(60))
+
+    def markers(self) -> set[str]:
+        return {path.name for path in self.state.path.glob("*")} & {"ready", "failed"}
+
+    def left(self) -> list[str]:
+        """Files and domains that belong to the job."""
+        files = [
+            str(path) for place in ("run", "disks") for path in (self.root / place).rglob("*") if not path.is_dir()
+        ]
+        return files + list(self.hypervisor._domains)
+
+
+@pytest.fixture
+def root() -> Iterator[Path]:
+    path = Path("/var/lib") / f"vtorque-test-{os.getpid()}"
+    shutil.rmtree(path, ignore_errors=True)
+    path.mkdir(mode=0o755)
+    topology.account(USER, min_uid=1)
+    yield path
+    shutil.rmtree(path)
+
+
+def test_a_start_that_succeeds_leaves_the_marker_and_one_epilogue_leaves_nothing(root: Path) -> None:
+    scene = Scene(root)
+    scene.prologue()
+    assert scene.markers() == {"ready"}
+    assert scene.hypervisor.calls[:3] == ["define", "start", "is_running"]
+    scene.epilogue()
+    assert scene.left() == []
+    scene.epilogue()
+    assert scene.left() == []
+
+
+@pytest.mark.parametrize("call", range(1, 5))
+def test_a_hypervisor_that_fails_at_any_call_is_reported_and_leaves_nothing(root: Path, call: int) -> None:
+    scene = Scene(root, fail_at=call)
+    scene.prologue()
+    if call == 4:
+        assert scene.markers() == {"ready"}, "the fourth call is the epilogue's own"
+        with pytest.raises(VtorqueError):
+            scene.epilogue()
+    else:
+        assert scene.markers() == {"failed"}
+        assert "told to fail" in (scene.state.path / "failed").read_text()
+        assert not scene.hypervisor._domains
+    scene.epilogue()
+    assert scene.left() == []
+
+
+def test_a_node_fault_is_raised_until_it_happened_too_often(root: Path) -> None:
+    scene = Scene(root, says=b"failed: cannot mount\n", requeue_limit=2)
+    with pytest.raises(VtorqueError, match="cannot mount"):
+        scene.prologue()
+    assert scene.markers() == set()
+    scene.epilogue(status=-3)
+    scene.prologue()
+    assert scene.markers() == {"failed"}
+    scene.epilogue()
+    assert scene.left() == []
+
+
+def test_a_job_that_is_deleted_meanwhile_gets_no_marker_of_any_kind(root: Path) -> None:
+    """Whatever goes wrong after an epilogue was here, nobody would take away what it left."""
+    for says in (b"", b"failed: cannot mount\n"):
+        scene = Scene(root, says=says)
+        (root / "7.srv.SC").unlink()
+        scene.prologue()
+        assert scene.left() == []
+        shutil.rmtree(root / "images")
+
+
+@pytest.mark.parametrize(
+    "changes", [{"request": "vt1.garbage"}, {"user": "nosuchuser"}, {"nodes": ("n1", "n2")}, {"request": ""}]
+)
+def test_a_users_fault_is_left_for_the_wrapper(root: Path, changes: dict[str, Any]) -> None:
+    scene = Scene(root)
+    scene.prologue(**changes)
+    assert scene.markers() == {"failed"}
+    assert '"blame": "user"' in (scene.state.path / "failed").read_text()
+    assert scene.hypervisor.calls == []
+    scene.epilogue()
+    assert scene.left() == []
+
+
+def test_a_start_over_an_earlier_one_begins_anew(root: Path) -> None:
+    scene = Scene(root)
+    scene.prologue()
+    scene.prologue()
+    assert scene.markers() == {"ready"}
+    assert len(scene.hypervisor._domains) == 1
+    scene.epilogue()
+    assert scene.left() == []
+
+
+def test_jobs_that_mom_forgot_are_swept_and_those_she_knows_are_not(root: Path) -> None:
+    scene = Scene(root)
+    scene.prologue()
+    other: Job = replace(scene.job, id=type(scene.job.id)("8.srv"))
+    (root / "mom_priv/jobs").mkdir(parents=True)
+    (root / "mom_priv/jobs/8.srv.JB").touch()
+    said = f"ready {plan.guest_uuid(other.id, 0)}\n".encode()
+    node = replace(scene.node, transport=FakeTransport({"10.0.0.1": lambda: FakeSession(said)}))
+    lifecycle.prologue(other, node, deadline=Deadline(60))
+    assert set(scene.hypervisor._domains) == {"8.srv_1of1"}
+    (root / "mom_priv/jobs/8.srv.JB").unlink()
+    assert lifecycle.sweep(scene.node, deadline=Deadline(60)) == ["8.srv"]
+    assert scene.left() == []
+
+
+def test_the_seed_is_private_and_the_marker_is_for_the_users_group(root: Path) -> None:
+    scene = Scene(root)
+    scene.prologue()
+    (seed,) = (root / "run/seeds").iterdir()
+    assert seed.stat().st_mode & 0o777 == 0o600
+    marker = scene.state.path / "ready"
+    account = topology.account(USER, min_uid=1)
+    assert (marker.stat().st_uid, marker.stat().st_gid, marker.stat().st_mode & 0o777) == (0, account.group.gid, 0o640)
+    assert KEY not in marker.read_text()
+    scene.epilogue()
