@@ -4,5 +4,5 @@
 # Ignores the polite signal of qdel; the batch system's kill delay ends it.
 trap 'echo "not yet"' TERM
 echo "up"
-touch "$HOME/stubborn-is-up"
+touch "$HOME/stubborn-is-up" # for whoever waits to delete it
 while :; do sleep 1; done
