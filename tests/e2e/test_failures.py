@@ -90,7 +90,7 @@ def test_a_guest_with_another_host_key_is_not_believed(the_lab: Lab, script: str
     original = (parts.PROGRAM / "templates-vm/guest-setup.sh").read_text()
     swap = f"printf '%s' '{Ssh().make_key().private}' >/etc/ssh/ssh_host_ed25519_key\n"
     (templates / "guest-setup.sh").write_text(original.replace("set -u\n", f"set -u\n{swap}"))
-    setting(TEMPLATE_DIR=templates, TIMEOUT=15)
+    setting(TEMPLATE_DIR=templates, TIMEOUT=25)
     ended = the_lab.ended(the_lab.submit(script))
     assert ended.exit_status == NO_GUEST
     assert "is not the one that was started: its SSH host key is SHA256:" in ended.err.decode()
