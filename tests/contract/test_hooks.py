@@ -176,6 +176,15 @@ def test_an_image_that_is_not_roots_alone_is_the_sites_fault(site: Site) -> None
     assert "is writable by others (chmod go-w" in site.output("e")
 
 
+@pytest.mark.parametrize("part", ["vtorque/cli/assembly.py", "templates-vm", "etc/vtorque.yaml", "scripts", "."])
+def test_a_program_that_others_can_change_starts_nothing(site: Site, part: str) -> None:
+    (site.prefix / part).chmod(0o777)
+    ended = site.run(wrapper(site), request.encode(a_request()))
+    assert ended.exit_status == 69
+    assert "is writable by others" in site.output("e")
+    assert not (site.root / "run").exists()
+
+
 def test_system_accounts_get_no_guests(site: Site) -> None:
     site.configure(CONFIGURATION.format(root=site.root) + "MIN_UID: 70000\n")
     assert site.run(wrapper(site), request.encode(a_request())).exit_status == 65

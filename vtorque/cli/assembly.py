@@ -5,7 +5,7 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from vtorque import config, topology
+from vtorque import config, files, topology
 from vtorque.backends.address.neighbour import Neighbours
 from vtorque.backends.hypervisor.libvirt import Libvirt
 from vtorque.backends.transport.ssh import Ssh
@@ -14,8 +14,17 @@ from vtorque.node import Node
 
 
 def site(prefix: Path) -> SiteConfig:
-    """The configuration that root may act on: ConfigError unless it is root's own."""
-    return config.load(config.find(prefix), trusted_owner=0)
+    """The configuration that root may act on.
+
+    Raises ConfigError unless it, the program and the site's own templates are
+    root's and nobody else can change them.
+    """
+    found = config.load(config.find(prefix), trusted_owner=0)
+    for directory in (prefix / "scripts", prefix / "templates-vm", Path(found.template_dir)):
+        if directory.exists():
+            files.require_trusted(directory)
+    files.require_trusted(Path(__file__))
+    return found
 
 
 def log_file(site: SiteConfig) -> Path | None:
