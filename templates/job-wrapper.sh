@@ -1,3 +1,3 @@
 #!/bin/sh
 @DIRECTIVES@
-exec {{ command }} "$@"
+exec @COMMAND@ "$@"

@@ -10,13 +10,13 @@ from typing import Any
 
 import yaml
 
-from vtorque import files, units
+from vtorque import files, limits, units
 from vtorque.errors import ConfigError, StateError
 from vtorque.options import ALIASES, FORMS, INERT, LIMITS, OPTIONS, SiteConfig
+from vtorque.sitefile import find
 
-__all__ = ["FORMS", "Note", "SiteConfig", "find", "load", "load_noted"]
+__all__ = ["FORMS", "Loaded", "Note", "SiteConfig", "find", "load", "load_noted", "load_whole"]
 
-_SYSTEM = Path("/etc/vtorque/vtorque.yaml")
 _SIZE_LIMIT = 256 * 1024
 _LONGEST_VALUE = 1024
 _MOST = 1 << 31
@@ -38,23 +38,17 @@ class Note:
     text: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loaded:
+    """The site's settings, notes on the file, and the line of each option that it sets."""
+
+    site: SiteConfig
+    notes: tuple[Note, ...]
+    lines: Mapping[str, int]
+
+
 class _Problem(Exception):
     """A value that is not allowed; the text says what is."""
-
-
-def find(prefix: Path) -> Path:
-    """The configuration that belongs to the program at `prefix`, else the system's own.
-
-    Raises ConfigError when there is neither.
-    """
-    own = prefix / "etc" / "vtorque.yaml"
-    for path in (own, _SYSTEM):
-        if path.is_file():
-            return path
-    raise ConfigError(
-        f"there is no configuration: neither {own} nor {_SYSTEM}",
-        hint=f"copy {prefix}/contrib/vtorque.yaml to {_SYSTEM} and adapt it",
-    )
 
 
 def load(path: Path, *, trusted_owner: int | None) -> SiteConfig:
@@ -63,11 +57,17 @@ def load(path: Path, *, trusted_owner: int | None) -> SiteConfig:
     With `trusted_owner` (a uid) the file and every directory above it must be
     writable by that user or root only: root acts on what it says.
     """
-    return load_noted(path, trusted_owner=trusted_owner)[0]
+    return load_whole(path, trusted_owner=trusted_owner).site
 
 
 def load_noted(path: Path, *, trusted_owner: int | None) -> tuple[SiteConfig, tuple[Note, ...]]:
     """The same, with notes on options that have no effect any more."""
+    loaded = load_whole(path, trusted_owner=trusted_owner)
+    return loaded.site, loaded.notes
+
+
+def load_whole(path: Path, *, trusted_owner: int | None) -> Loaded:
+    """The same, with all that is known of the file."""
     values: dict[str, Any] = {}
     lines: dict[str, int] = {}
     problems: list[tuple[int, str, str]] = []
@@ -89,7 +89,7 @@ def load_noted(path: Path, *, trusted_owner: int | None) -> tuple[SiteConfig, tu
     problems += _beyond_limits(site, values, lines)
     if problems:
         raise ConfigError("\n".join(f"{path}:{line}: {key}: {text}" for line, key, text in sorted(problems)))
-    return site, tuple(notes)
+    return Loaded(site=site, notes=tuple(notes), lines=lines)
 
 
 def _read(path: Path, trusted_owner: int | None) -> str:
@@ -174,8 +174,8 @@ def _known(name: str) -> "Field[Any]":
 
 def _value(option: "Field[Any]", node: yaml.Node) -> object:
     kind = option.metadata.get("kind", "")
-    if kind == "list":
-        return _list(node)
+    if kind in ("list", "limits"):
+        return _limits(node) if kind == "limits" else _list(node)
     if not isinstance(node, yaml.ScalarNode):
         raise _Problem("must be a single value")
     text = str(node.value)
@@ -196,6 +196,18 @@ def _list(node: yaml.Node) -> tuple[str, ...]:
     if not isinstance(node, yaml.SequenceNode):
         raise _Problem("must be a list of words")
     return tuple(str(each.value) for each in node.value)
+
+
+def _limits(node: yaml.Node) -> tuple[str, ...]:
+    if not isinstance(node, yaml.SequenceNode):
+        raise _Problem('must be a list, like ["students max_vcpus=4 max_ram=8G"]')
+    texts = tuple(str(each.value) for each in node.value)
+    for text in texts:
+        try:
+            limits.parse(text)
+        except ValueError as error:
+            raise _Problem(str(error)) from None
+    return texts
 
 
 def _boolean(text: str, node: yaml.ScalarNode) -> bool:
@@ -227,6 +239,8 @@ def _in_range(option: "Field[Any]", value: int) -> int:
 
 
 def _text(option: "Field[Any]", text: str, kind: str) -> str:
+    if kind == "switch":
+        text = str(_BOOLEANS.get(text.lower(), text)).lower()
     choices = option.metadata.get("choices")
     if choices and text not in choices:
         raise _Problem(f"must be {' or '.join(choices)}, not {text[:80]!r}")

@@ -21,6 +21,7 @@ from vtorque.errors import ConfigError, StateError
 
 _MESSAGE_LIMIT = 64 * 1024
 _JOBS = ".vtorque"
+_ENDED = "ended"
 
 
 def directory(path: Path, *, mode: int) -> None:
@@ -122,9 +123,12 @@ class UserSide:
         """Add `text` to the file `name` of the job directory; whether it was done."""
         return self._do({"do": "append", "name": name, "text": text}, deadline)
 
-    def remove(self, link: str, *, deadline: Deadline) -> bool:
-        """Remove the job directory and the symbolic `link` to it; whether it was done."""
-        return self._do({"do": "remove", "link": link}, deadline)
+    def remove(self, job: str, *, elements: int, deadline: Deadline) -> bool:
+        """Remove the job directory and the symbolic link to it by the job's id; whether it was done.
+
+        One of the `elements` of an array only notes that it has ended; the last one removes.
+        """
+        return self._do({"do": "remove", "job": job, "elements": elements}, deadline)
 
     def close(self) -> None:
         """Let the child go; one that hangs in the kernel is left to it."""
@@ -135,7 +139,7 @@ class UserSide:
         with contextlib.suppress(ChildProcessError):
             os.waitpid(self._pid, 0 if self._usable else os.WNOHANG)
 
-    def _do(self, order: dict[str, str], deadline: Deadline) -> bool:
+    def _do(self, order: dict[str, Any], deadline: Deadline) -> bool:
         if not self._usable:
             return False
         try:
@@ -174,9 +178,23 @@ class _Clerk:
             if order["do"] == "append":
                 self._append(jobs, order["name"], order["text"])
             else:
-                self._remove(jobs, order["link"])
+                self._remove(jobs, order["job"], order["elements"])
         finally:
             os.close(jobs)
+
+    def _was_last(self, jobs: int, name: str, elements: int) -> bool:
+        job = os.open(self._request_id, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=jobs)
+        try:
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(_ENDED, 0o700, dir_fd=job)
+            ended = os.open(_ENDED, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=job)
+        finally:
+            os.close(job)
+        try:
+            os.close(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o600, dir_fd=ended))
+            return len(os.listdir(ended)) >= elements  # noqa: PTH208
+        finally:
+            os.close(ended)
 
     def _append(self, jobs: int, name: str, text: str) -> None:
         job = os.open(self._request_id, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=jobs)
@@ -190,7 +208,12 @@ class _Clerk:
         finally:
             os.close(handle)
 
-    def _remove(self, jobs: int, link: str) -> None:
+    def _remove(self, jobs: int, name: str, elements: int) -> None:
+        # `58[2].srv` is one of `58[].srv`, and the link has the array's name.
+        head, bracket, rest = name.partition("[")
+        link = f"{head}[{rest[rest.find(']'):]}" if bracket else name
+        if elements > 1 and not self._was_last(jobs, name, elements):
+            return
         with contextlib.suppress(OSError):
             if os.readlink(link, dir_fd=jobs) == self._request_id:
                 os.unlink(link, dir_fd=jobs)

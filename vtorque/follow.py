@@ -10,12 +10,14 @@ from pathlib import Path
 
 from vtorque import proc
 from vtorque.deadline import Deadline
+from vtorque.errors import CommandError
 from vtorque.model import JobId
 
 _FOREVER_SECONDS = 366 * 86400.0
 _LONGEST_PAUSE_SECONDS = 2.0
 # Torque reports 256 plus the signal for a job whose shell a signal killed.
 _SIGNAL_BASE = 256
+_UNKNOWN_JOB = 153
 _FIELD = r"^[ \t]*{}[ \t]*=[ \t]*(.*)$"
 
 Show = Callable[[str, float], None]
@@ -50,6 +52,19 @@ def until_done(
             break
     show("done", time.time() - start)
     return End(exit_status=_status(_field("exit_status", text)), comment=_field("comment", text))
+
+
+def is_over(job: str, *, qstat: str, env: Mapping[str, str]) -> bool:
+    """Whether the batch system knows nothing of the job, or that it is completed; CommandError when it is not there.
+
+    Torque's qstat exits with 153 for a job that it does not know (PBSE_UNKJOBID, 15001 & 255).
+    """
+    status, printed = proc.call([qstat, "-f", job], env=env)
+    if status == 0:
+        return _field("job_state", printed.decode(errors="replace")) == "C"
+    if status == _UNKNOWN_JOB:
+        return True
+    raise CommandError(f"qstat failed with exit status {status}: whether job {job} is over is not known")
 
 
 def _show_new(phases: Path, seen: int, start: float, show: Show) -> int:

@@ -1,156 +1,226 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The catalogue of authorised images, a look into their headers, and overlays on them.
+"""The catalogue of authorised images, their revisions, and overlays on them.
 
-Beside `NAME` lies its entry `NAME.json`. Trust comes from the directory being
-root's own, not from hashing gigabytes before each job; `vmgr image verify`
-compares the digests.
+Beside the newest `NAME` lies its entry `NAME.json`, and the entry of revision N
+is also at `NAME@N.json`. Trust comes from the directory being root's own, not
+from hashing gigabytes before each job; `vmgr image verify` compares the digests.
 """
 
+import contextlib
 import difflib
-import hashlib
+import fcntl
 import json
 import os
 import re
-import stat
-import struct
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from vtorque import files, proc
 from vtorque.deadline import Deadline
 from vtorque.errors import ImageError, RequestError, StateError
+from vtorque.imageheader import Header, digest, inspect, opened
 from vtorque.model import Image
+from vtorque.options import FORMS
+
+__all__ = [
+    "LOCK", "Header", "Revision", "digest", "find", "inspect", "locked", "make_overlay", "names", "publish", "record",
+    "references", "require_name", "require_trusted", "revision", "revisions",
+]
+
+LOCK = ".lock"
+"""The file in the catalogue that whoever changes it has locked."""
 
 _SCHEMA = 1
 _ENTRY_LIMIT = 64 * 1024
-_FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,127}", re.ASCII)
+_NAME = FORMS["image"][0]
+_FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+@-]{0,159}", re.ASCII)
 _REQUIRED = {"schema", "name", "distro", "arch", "sha256", "description"}
-_OPTIONAL = {"kernel", "kernel_sha256", "initrd", "initrd_sha256", "cmdline"}
-
-# QEMU's docs/interop/qcow2.txt: magic, version, backing offset, backing size,
-# cluster bits, size, crypt method, L1 size, L1 table offset, refcount table offset.
-_QCOW2 = struct.Struct(">4sIQIIQIIQQ")
-_QCOW2_V3 = struct.Struct(">QQQII")  # three feature words, refcount order, header length
-_QCOW2_V3_OFFSET = 72
-_QCOW2_MAGIC = b"QFI\xfb"
-_DIRTY_OR_CORRUPT = 0b11
-_EXTENSION = struct.Struct(">II")
-_EXTENSION_END, _EXTENSION_BACKING_FORMAT, _EXTENSION_DATA_FILE = 0, 0xE2792ACA, 0x44415441
-_HEADER_LIMIT = 1 << 16
-# What QEMU would take for another format than raw if it were asked to guess.
-_FOREIGN_MAGICS = (
-    _QCOW2_MAGIC, b"QED\0", b"KDMV", b"COWD", b"# Disk DescriptorFile", b"vhdxfile", b"conectix",
-    b"<<< ", b"LUKS\xba\xbe", b"WithoutFreeSpace", b"WithouFreSpacExt", b"Bochs Virtual HD Image",
-    b"\x7f\x10\xda\xbe",
-)
+_OPTIONAL = {"revision", "file", "kernel", "kernel_sha256", "initrd", "initrd_sha256", "cmdline"}
+_DIGESTS = {"file": "sha256", "kernel": "kernel_sha256", "initrd": "initrd_sha256"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Header:
-    """What an image's own header says: its format and its size as a disk, in bytes."""
+class Revision:
+    """One revision of an image: its number, its entry as it is written, and what it means."""
 
-    format: str
-    size: int
+    number: int
+    entry: Mapping[str, Any]
+    image: Image
+
+    def parts(self) -> dict[Path, str]:
+        """Its files, each with its digest or nothing where the entry has none."""
+        of = {"file": self.image.path, "kernel": self.image.kernel, "initrd": self.image.initrd}
+        return {path: self.entry.get(_DIGESTS[key], "") for key, path in of.items() if path is not None}
 
 
 def find(directory: Path, name: str) -> Image:
-    """The catalogue's entry for an image; RequestError when there is none, ImageError when it is broken."""
-    if _FILE_NAME.fullmatch(name) is None:
+    """The image `NAME`, or its revision N for `NAME@N`, under the name that was asked for.
+
+    Raises RequestError when there is none, ImageError when its entry is broken.
+    """
+    return revision(directory, name).image
+
+
+def revision(directory: Path, name: str) -> Revision:
+    """The same, with the number of the revision and its entry."""
+    if _NAME.fullmatch(name) is None:
         raise RequestError(f"{name[:80]!r} is not the name of an image")
+    base, _, number = name.partition("@")
+    found = None
+    # The newest first: what is no longer the newest has had an entry of its own before that.
     try:
-        text = files.read(directory / f"{name}.json", limit=_ENTRY_LIMIT)
-    except FileNotFoundError:
-        known = names(directory)
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(known) or 'none'}"
-        raise RequestError(f"image {name} is not in the catalogue", hint=hint) from None
-    except StateError as error:
-        raise ImageError(str(error)) from error
-    try:
-        return _entry(directory, name, json.loads(text))
-    except (ValueError, TypeError, KeyError) as error:
-        raise ImageError(f"the catalogue entry of {name} is broken: {error}") from error
+        found = _read(directory, base)
+    except ImageError:
+        if not number:
+            raise
+    if number and (found is None or str(found.number) != number):
+        found = _read(directory, name)
+    if found is None:
+        raise _not_there(directory, name)
+    return replace(found, image=replace(found.image, name=name))
+
+
+def revisions(directory: Path, name: str) -> list[Revision]:
+    """All revisions of the image `name`, the newest last; none when there is no such image."""
+    found = {each.number: each for each in (_read(directory, name),) if each}
+    for entry in _entries(directory):
+        if entry.startswith(f"{name}@") and (each := _read(directory, entry)):
+            found.setdefault(each.number, each)
+    return [replace(each, image=replace(each.image, name=f"{name}@{each.number}")) for _, each in sorted(found.items())]
 
 
 def names(directory: Path) -> list[str]:
-    """Names of all images in the catalogue."""
-    try:
-        return sorted(path.name.removesuffix(".json") for path in directory.glob("*.json"))
-    except OSError as error:
-        raise ImageError(f"cannot read the image directory {directory}: {error.strerror}") from error
+    """Names of all images in the catalogue, without their revisions."""
+    return [name for name in _entries(directory) if "@" not in name]
+
+
+def references(directory: Path, *, but: str = "") -> dict[str, str]:
+    """Every file that an entry refers to, with the image's name; without the image `but`. Broken entries count."""
+    found: dict[str, str] = {}
+    for name in _entries(directory):
+        base, entry = name.partition("@")[0], {}
+        with contextlib.suppress(FileNotFoundError, StateError, ValueError, TypeError):
+            entry = dict(json.loads(files.read(directory / f"{name}.json", limit=_ENTRY_LIMIT)))
+        if base != but:
+            found |= {str(entry[key]): base for key in _DIGESTS if key in entry}
+            found.setdefault(str(entry.get("file", base)), base)
+    return found
 
 
 def publish(directory: Path, entry: dict[str, Any], sources: dict[str, Path]) -> Image:
     """Put an image into the catalogue: its files by name from `sources`, the entry last.
 
-    Digests are filled in. A reader sees the old image or the new one.
+    Digests are filled in. What differs from the newest revision becomes a new
+    one, what does not only gets a new description. A reader sees the old image
+    or the new one; a crash leaves at most files that no entry refers to.
     """
+    name = str(entry["name"])
+    require_name(name)
     directory.mkdir(mode=0o755, parents=True, exist_ok=True)
-    complete = {"schema": _SCHEMA, **entry}
-    for key in ("name", "kernel", "initrd"):
-        if key in entry:
-            complete["sha256" if key == "name" else f"{key}_sha256"] = digest(sources[entry[key]])
-    for name, source in sources.items():
-        source.chmod(0o644)
-        source.replace(directory / name)
-    path = directory / f"{entry['name']}.json"
-    files.replace(path, json.dumps(complete, indent=1, sort_keys=True).encode() + b"\n", mode=0o644)
-    return find(directory, str(entry["name"]))
+    complete = {"schema": _SCHEMA, **entry, "file": name}
+    complete |= {field: digest(sources[complete[key]]) for key, field in _DIGESTS.items() if key in complete}
+    with locked(directory):
+        last, newest = _last(directory, name)
+        if newest is not None and _content(newest.entry) == _content(complete):
+            _mend(newest, complete, sources)
+            kept = {key: newest.entry[key] for key in ("file", "kernel", "initrd") if key in newest.entry}
+            text = complete["description"] or newest.entry["description"]
+            record(directory, {**complete, **kept, "revision": newest.number, "description": text})
+            return find(directory, name)
+        if newest is not None:
+            record(directory, newest.entry, newest=False)
+        taken = references(directory, but=name)
+        for key in _DIGESTS.keys() & complete.keys():
+            source, target = sources[complete[key]], _revised(complete[key], last + 1)
+            if target in taken:
+                raise ImageError(f"{target} belongs to image {taken[target]}")
+            _move(source, directory / target)
+            complete[key] = target
+        record(directory, {**complete, "revision": last + 1})
+    return find(directory, name)
 
 
-def digest(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def require_name(name: str) -> None:
+    """Refuse what cannot name an image as a whole (RequestError)."""
+    if _NAME.fullmatch(name) is None or "@" in name:
+        raise RequestError(f"{name[:80]!r} is not the name of an image", hint="like debian-12.qcow2")
+
+
+def record(directory: Path, entry: Mapping[str, Any], *, newest: bool = True) -> None:
+    """Write the entry of a revision, and if it is the `newest`, of the image, which comes first."""
+    text = json.dumps(dict(entry), indent=1, sort_keys=True).encode() + b"\n"
+    if newest:
+        files.replace(directory / f"{entry['name']}.json", text, mode=0o644)
+    files.replace(directory / f"{entry['name']}@{entry.get('revision', 1)}.json", text, mode=0o644)
+
+
+@contextlib.contextmanager
+def locked(directory: Path, *, wait: bool = True) -> Iterator[None]:
+    """Be the only one who changes `directory`; without `wait`, ImageError when somebody else does."""
+    # A file of its own: to lock a directory fails on NFS.
+    handle = os.open(directory / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            raise ImageError(f"another command is writing {directory}") from None
+        yield
+    finally:
+        os.close(handle)
 
 
 def require_trusted(image: Image) -> None:
     """Refuse an image when anybody but root could have put it, or a part of it, there (ConfigError)."""
-    files.require_trusted(image.path.with_name(f"{image.name}.json"))
-    for path in (image.path, image.kernel, image.initrd):
-        if path is not None:
+    entries = [image.path.with_name(f"{name}.json") for name in (image.name, image.name.partition("@")[0])]
+    there = [path for path in entries if os.path.lexists(path)]
+    for path in filter(None, (*there, image.path, image.kernel, image.initrd)):
+        try:
             files.require_trusted(path)
-
-
-def inspect(path: Path) -> Header:
-    """What the image really is, from its first bytes; ImageError when it is not safe to open.
-
-    The ending of the name declares the format; QEMU is never asked to guess.
-    No header may make QEMU open another file.
-    """
-    try:
-        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError as error:
-        raise ImageError(f"cannot open image {path}: {error.strerror}") from error
-    try:
-        about = os.fstat(handle)
-        if not stat.S_ISREG(about.st_mode):
-            raise ImageError(f"image {path} is not a regular file")
-        head = os.pread(handle, _HEADER_LIMIT, 0)
-    finally:
-        os.close(handle)
-    try:
-        if path.suffix == ".qcow2":
-            return _qcow2(head, about.st_size)
-        return _raw(head, about.st_size)
-    except ImageError as error:
-        raise ImageError(f"image {path.name}: {error.brief}") from None
+        except FileNotFoundError:
+            raise ImageError(f"image {image.name}: {path} is missing") from None
 
 
 def make_overlay(image: Image, overlay: Path, *, deadline: Deadline) -> None:
     """A disk of the image's size that holds what differs from it; the image itself stays untouched."""
     base_format = "qcow2" if image.path.suffix == ".qcow2" else "raw"
     proc.run(
-        [
-            "/usr/bin/qemu-img", "create", "-q", "-f", "qcow2",
-            "-F", base_format, "-b", image.path, overlay,
-        ],
+        ["/usr/bin/qemu-img", "create", "-q", "-f", "qcow2", "-F", base_format, "-b", image.path, overlay],
         deadline=deadline,
     )
 
 
-def _entry(directory: Path, name: str, data: dict[str, Any]) -> Image:
+def _entries(directory: Path) -> list[str]:
+    """Names of all images and revisions that have an entry."""
+    try:
+        present = [path.name for path in directory.iterdir()]
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise ImageError(f"cannot read the image directory {directory}: {error.strerror}") from error
+    found = (name.removesuffix(".json") for name in present if name.endswith(".json"))
+    return sorted(name for name in found if _NAME.fullmatch(name))
+
+
+def _read(directory: Path, name: str) -> Revision | None:
+    """The entry at `name`.json, or nothing when there is none."""
+    base, _, number = name.partition("@")
+    try:
+        data = json.loads(files.read(directory / f"{name}.json", limit=_ENTRY_LIMIT))
+        found = _revision(directory, base, data)
+        if number and str(found.number) != number:
+            raise ValueError("it is of another revision")
+    except FileNotFoundError:
+        return None
+    except StateError as error:
+        raise ImageError(str(error)) from error
+    except (ValueError, TypeError, KeyError) as error:
+        raise ImageError(f"the catalogue entry of {name} is broken: {error}") from error
+    return found
+
+
+def _revision(directory: Path, name: str, data: dict[str, Any]) -> Revision:
     keys = set(data)
     if missing := _REQUIRED - keys:
         raise ValueError(f"{sorted(missing)[0]} is missing")
@@ -158,19 +228,18 @@ def _entry(directory: Path, name: str, data: dict[str, Any]) -> Image:
         raise ValueError(f"{sorted(unknown)[0]} is unknown")
     if data["schema"] != _SCHEMA or data["name"] != name:
         raise ValueError("it is of another schema or of another image")
-    if not all(isinstance(value, str) for key, value in data.items() if key != "schema"):
+    if not all(isinstance(value, str) for key, value in data.items() if key not in ("schema", "revision")):
         raise ValueError("every value must be text")
-    return Image(
-        name=name,
-        distro=data["distro"],
-        arch=data["arch"],
-        path=directory / name,
-        sha256=data["sha256"],
-        description=data["description"],
-        kernel=_beside(directory, data.get("kernel")),
-        initrd=_beside(directory, data.get("initrd")),
-        cmdline=data.get("cmdline", ""),
-    )
+    number = data.get("revision", 1)
+    if type(number) is not int or number < 1:
+        raise ValueError(f"{number!r} is not the number of a revision")
+    disk = _beside(directory, data.get("file", name))
+    if disk is None or disk.suffix != Path(name).suffix:
+        raise ValueError("its file has another ending than its name")
+    words = {key: data.get(key, "") for key in ("distro", "arch", "sha256", "description", "cmdline")}
+    kernel, initrd = (_beside(directory, data.get(key)) for key in ("kernel", "initrd"))
+    image = Image(name=name, path=disk, kernel=kernel, initrd=initrd, **words)
+    return Revision(number=number, entry=data, image=image)
 
 
 def _beside(directory: Path, name: str | None) -> Path | None:
@@ -181,49 +250,49 @@ def _beside(directory: Path, name: str | None) -> Path | None:
     return directory / name
 
 
-def _qcow2(head: bytes, file_size: int) -> Header:
-    if len(head) < _QCOW2.size or head[:4] != _QCOW2_MAGIC:
-        raise ImageError("is not qcow2, as its name says")
-    _, version, backing, _, bits, size, crypt, l1_size, l1_offset, refcounts = _QCOW2.unpack_from(head)
-    if version not in (2, 3):
-        raise ImageError(f"is of qcow2 version {version}")
-    if backing != 0:
-        raise ImageError("has a backing file")
-    if crypt != 0:
-        raise ImageError("is encrypted")
-    if not 9 <= bits <= 21 or size == 0 or size % 512:
-        raise ImageError("has an impossible geometry")
-    if l1_size > 4 << 20 or not 0 < l1_offset < file_size or not 0 < refcounts < file_size:
-        raise ImageError("has tables outside the file")
-    if version == 3:
-        _qcow2_features(head)
-    return Header(format="qcow2", size=size)
+def _not_there(directory: Path, name: str) -> RequestError:
+    base, _, number = name.partition("@")
+    known = names(directory)
+    if number and base in known:
+        known, near = [each for each in _entries(directory) if each.partition("@")[0] == base], []
+    else:
+        near = difflib.get_close_matches(base, known, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(known) or 'none'}"
+    return RequestError(f"image {name} is not in the catalogue", hint=hint)
 
 
-def _qcow2_features(head: bytes) -> None:
-    if len(head) < _QCOW2_V3_OFFSET + _QCOW2_V3.size:
-        raise ImageError("is cut short")
-    incompatible, _, _, _, length = _QCOW2_V3.unpack_from(head, _QCOW2_V3_OFFSET)
-    if incompatible & _DIRTY_OR_CORRUPT:
-        raise ImageError("was not closed properly, or is marked corrupt")
-    if incompatible:
-        raise ImageError("needs an external data file or another feature that is not allowed")
-    while length + _EXTENSION.size <= len(head):
-        kind, size = _EXTENSION.unpack_from(head, length)
-        if kind == _EXTENSION_END:
-            return
-        if kind in (_EXTENSION_BACKING_FORMAT, _EXTENSION_DATA_FILE):
-            raise ImageError("names another file in its header")
-        length += _EXTENSION.size + (size + 7 & ~7)
-    raise ImageError("has a header without an end")
+def _last(directory: Path, name: str) -> tuple[int, Revision | None]:
+    """The highest number that a revision has, and the newest revision unless its entry is broken."""
+    numbers = [int(entry.rpartition("@")[2]) for entry in _entries(directory) if entry.startswith(f"{name}@")]
+    try:
+        newest = _read(directory, name)
+        return max([newest.number if newest else 0, *numbers]), newest
+    except ImageError:
+        return max([1, *numbers]), None
 
 
-def _raw(head: bytes, file_size: int) -> Header:
-    if file_size == 0 or file_size % 512:
-        raise ImageError("is empty or not a whole number of sectors")
-    for magic in _FOREIGN_MAGICS:
-        if head.startswith(magic):
-            raise ImageError("is not raw, as its name says")
-    if head[64:68] == _FOREIGN_MAGICS[-1]:
-        raise ImageError("is not raw, as its name says")
-    return Header(format="raw", size=file_size)
+def _content(entry: Mapping[str, Any]) -> list[str]:
+    """What makes one revision differ from another."""
+    return [entry.get(key, "") for key in (*_DIGESTS.values(), "cmdline")] + sorted(entry.keys() & {"kernel", "initrd"})
+
+
+def _mend(present: Revision, entry: Mapping[str, Any], sources: Mapping[str, Path]) -> None:
+    """Put the same files in place of those that are damaged or gone."""
+    keys = (key for key in _DIGESTS if key in entry)
+    for (path, wanted), key in zip(present.parts().items(), keys, strict=True):
+        with contextlib.suppress(ImageError):
+            if digest(path) == wanted:
+                continue
+        _move(sources[entry[key]], path)
+
+
+def _move(source: Path, target: Path) -> None:
+    with opened(source) as (handle, _):
+        os.fchmod(handle, 0o644)
+        os.fsync(handle)
+    source.replace(target)
+
+
+def _revised(name: str, number: int) -> str:
+    path = Path(name)
+    return name if number == 1 else f"{path.stem}@{number}{path.suffix}"

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
-from vtorque import boot, discover, images, plan, request, run, state, teardown, topology
+from vtorque import boot, discover, images, limits, plan, request, run, state, submit, teardown, topology
 from vtorque.deadline import Deadline
 from vtorque.errors import Blame, GenerationClosed, InternalError, RequestError, StateError, VtorqueError
 from vtorque.files import UserSide
@@ -84,7 +84,7 @@ def _bring_up(job: Job, node: Node, record: JobState, *, deadline: Deadline) -> 
     account = topology.account(job.user, min_uid=node.site.min_uid)
     wanted = request.decode(job.request)
     # The user's side is forked before anything starts a thread.
-    with _reporting(account, wanted, deadline) as report:
+    with _reporting(job, account, wanted, deadline) as report:
         sweep(node, deadline=deadline.within(_SWEEP_SECONDS))
         teardown.release(record, hypervisor=node.hypervisor, deadline=deadline)
         record.create()
@@ -105,6 +105,7 @@ def _bring_up(job: Job, node: Node, record: JobState, *, deadline: Deadline) -> 
 
 def _decide(job: Job, account: Account, wanted: VmRequest, node: Node) -> JobPlan:
     image = images.find(Path(node.site.vm_img_dir), wanted.image)
+    limits.check(wanted, node.site, [group.name for group in account.groups])
     images.require_trusted(image)
     images.inspect(image.path)
     return plan.make(
@@ -156,7 +157,8 @@ def _release_unrecorded(job: Job, node: Node, deadline: Deadline) -> None:
 
 def _remove_job_directory(job: Job, side: UserSide | None, deadline: Deadline) -> None:
     if side is not None:
-        side.remove(job.id, deadline=deadline.within(_USER_SIDE_SECONDS))
+        elements = request.decode(job.request).elements
+        side.remove(job.id, elements=elements, deadline=deadline.within(_USER_SIDE_SECONDS))
 
 
 @contextlib.contextmanager
@@ -183,11 +185,12 @@ def _user_side(account: Account, wanted: VmRequest) -> Iterator[UserSide]:
 
 
 @contextlib.contextmanager
-def _reporting(account: Account, wanted: VmRequest, deadline: Deadline) -> Iterator[Report]:
+def _reporting(job: Job, account: Account, wanted: VmRequest, deadline: Deadline) -> Iterator[Report]:
     """Tell the user's side which phase begins; what it misses it misses."""
+    name = submit.phases_name(job.key, wanted.elements)
     with _user_side(account, wanted) as side:
         def report(phase: str) -> None:
             line = json.dumps({"time": round(time.time(), 3), "phase": phase})
-            side.append("phases", line + "\n", deadline=deadline.within(_USER_SIDE_SECONDS))
+            side.append(name, line + "\n", deadline=deadline.within(_USER_SIDE_SECONDS))
 
         yield report

@@ -78,7 +78,10 @@ class VmRequest:
     """What a user asked for, complete: every default is filled in at submission.
 
     `request_id` names the job's directory below `~/.vtorque`; `public_key` is
-    the OpenSSH text of the job's own ed25519 key.
+    the OpenSSH text of the job's own ed25519 key. `pinning` is true, false,
+    auto, or the host CPUs of each vCPU, guest by guest: `0,2;1,3`. `vm_prologue`
+    and `vm_epilogue` say that the job directory holds such a script. `metadata`
+    is JSON, checked. `elements` counts those of a job array.
     """
 
     request_id: str
@@ -89,6 +92,19 @@ class VmRequest:
     memory_mib: int
     vms_per_node: int
     public_key: str
+    pinning: str = "true"
+    fs_type: str = "sharedfs"
+    disk: str = ""
+    metadata: str = ""
+    vm_prologue: bool = False
+    vm_epilogue: bool = False
+    vrdma: bool = False
+    unclot: bool = False
+    unclot_shmem_mib: int = 0
+    iocm: bool = False
+    iocm_min_cores: int = 0
+    iocm_max_cores: int = 0
+    elements: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -33,7 +33,7 @@ FORMS = {
     "user": (re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,31}", re.ASCII), "the name of a user"),
     "uri": (re.compile(r"[a-z][a-z0-9+]{0,31}://\S{0,255}", re.ASCII), "a URI, like qemu:///system"),
     "image": (
-        re.compile(r"[A-Za-z0-9](?=.{0,127}\Z)[A-Za-z0-9._+-]*\.(?:qcow2|img)", re.ASCII),
+        re.compile(r"[A-Za-z0-9](?=.{0,127}\Z)[A-Za-z0-9._+-]*\.(?:qcow2|img)(?:@[0-9]{1,6})?", re.ASCII),
         "the name of a .qcow2 or .img file in the catalogue",
     ),
 }
@@ -43,6 +43,7 @@ LIMITS = (
     ("max_vcpus", "vcpus_default"),
     ("max_ram", "ram_default"),
     ("max_vms_per_node", "vms_per_node_default"),
+    ("iocm_max_cores", "iocm_max_cores_default"),
 )
 """A limit, and the default that has to keep to it."""
 
@@ -58,13 +59,15 @@ def inert(default: Any, text: str, why: str, **about: Any) -> Any:
 
 
 _LATER = "not supported by this version"
+_CLOCK = "guests take their time from the node's clock"
+_PACKAGES = "packages belong into the image: installing them at every boot takes minutes"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SiteConfig:
     """What a site decided. Attributes are the options' names in lower case."""
 
-    batch_system: str = option("torque", "batch system of this cluster", choices=("torque", "local"))
+    batch_system: str = option("torque", "batch system of this cluster", choices=("torque", "openpbs", "local"))
     torque_home: str = option("/var/spool/torque", "mom's and server's directory", kind="path")
     pbs_qsub_on_fe: str = option("/usr/bin/qsub", "the real qsub on front ends", kind="path")
     pbs_qsub_on_nodes: str = option("/usr/bin/qsub", "the real qsub on nodes", kind="path")
@@ -72,8 +75,8 @@ class SiteConfig:
     disabled_hosts_list: str = option("", "short host names on which vsub refuses to work", kind="regex")
 
     vm_img_dir: str = option("/opt/vm-images", "the authorised images", kind="path")
-    suspended_image_dir: str = inert(
-        "/opt/vm-images-suspended", "suspended images", "nothing suspends images", kind="path"
+    suspended_image_dir: str = option(
+        "/opt/vm-images-suspended", "suspended images, for vmgr show suspended", kind="path"
     )
     vm_nfs_home: str = option(
         "nfs-server.my-domain.com:/nfs/home", "export whose directory <user> is the user's home", kind="share"
@@ -110,7 +113,13 @@ class SiteConfig:
         1, "cores of a node that guests do not get", unit="cores", low=0, high=4096
     )
     host_os_ram_mb: int = option(2048, "memory of a node that guests do not get", kind="size", unit="MiB")
-    pbs_exclusive_node_alloc: bool = inert(True, "ask for nodes of one user only", _LATER)
+    node_core_count: int = option(
+        0, "cores of the largest node, 0 when unknown", unit="cores", low=0, high=65536
+    )
+    node_ram_mb: int = option(0, "memory of the largest node, 0 when unknown", kind="size", unit="MiB")
+    pbs_exclusive_node_alloc: bool = option(
+        True, "ask Torque for nodes of one user only: naccesspolicy=uniqueuser"
+    )
     kill_user_processes_after_job: bool = inert(
         True, "kill all processes of the user after a job", "only what the job itself started is ended"
     )
@@ -129,33 +138,43 @@ class SiteConfig:
     name_server: str = inert("name-server.my-domain.com", "name server of guests", "DHCP tells guests")
     domain: str = inert("my-domain.com", "domain of guests", "DHCP tells guests")
     search_domain: str = inert("my-domain.com", "search domain of guests", "DHCP tells guests")
-    ntp_server_1: str = inert("ntp-server1.my-domain.com", "time server of guests", _LATER)
-    ntp_server_2: str = inert("ntp-server2.my-domain.com", "time server of guests", _LATER)
-    sw_packages_debian: tuple[str, ...] = inert((), "packages for Debian guests", _LATER, kind="list")
-    sw_packages_redhat: tuple[str, ...] = inert((), "packages for RedHat guests", _LATER, kind="list")
+    ntp_server_1: str = inert("ntp-server1.my-domain.com", "time server of guests", _CLOCK)
+    ntp_server_2: str = inert("ntp-server2.my-domain.com", "time server of guests", _CLOCK)
+    sw_packages_debian: tuple[str, ...] = inert((), "packages for Debian guests", _PACKAGES, kind="list")
+    sw_packages_redhat: tuple[str, ...] = inert((), "packages for RedHat guests", _PACKAGES, kind="list")
 
     img_default: str = option("ubuntu.x86_64.img", "image when a job names none", kind="image")
-    distro_default: str = option(
-        "debian", "distribution of IMG_DEFAULT", choices=("debian", "ubuntu", "redhat", "centos", "osv")
+    distro_default: str = inert(
+        "debian", "distribution of IMG_DEFAULT", "the catalogue knows each image's",
+        choices=("debian", "ubuntu", "redhat", "centos", "osv"),
     )
     arch_default: str = option("x86_64", "architecture of guests", choices=("x86_64",))
     vcpus_default: int = option(7, "vCPUs of a guest", unit="vCPUs", low=1, high=1024)
-    vcpu_pinning_default: bool = option(True, "pin every vCPU to a core of its own")
+    vcpu_pinning_default: str = option(
+        "true", "pin every vCPU to a core of its own", choices=("true", "false", "auto"), kind="switch"
+    )
     ram_default: int = option(24576, "memory of a guest", kind="size", unit="MiB", low=64)
     vms_per_node_default: int = option(1, "guests on each node", unit="guests", low=1, high=256)
-    disk_default: str = inert("", "persistent disk", _LATER)
-    filesystem_type_default: str = inert(
-        "sharedfs", "where overlays lie", _LATER, choices=("sharedfs", "ramdisk")
+    disk_default: str = inert("", "persistent disk", "a disk belongs to one user: he names it in ~/.vtorquerc")
+    filesystem_type_default: str = option(
+        "sharedfs", "where overlays lie", choices=("sharedfs", "ramdisk")
     )
-    vrdma_enabled_default: bool = inert(True, "virtual RDMA unless a job says otherwise", _LATER)
-    unclot_enabled_default: bool = inert(False, "UNCLOT unless a job says otherwise", _LATER)
-    unclot_shmem_default: int = inert(1024, "shared memory of UNCLOT", _LATER, kind="size", unit="MiB")
-    iocm_enabled_default: bool = inert(True, "IOcm unless a job says otherwise", _LATER)
-    iocm_min_cores_default: int = inert(1, "cores of IOcm, at least", _LATER, unit="cores")
-    iocm_max_cores_default: int = inert(4, "cores of IOcm, at most", _LATER, unit="cores")
+    vrdma_enabled_default: bool = option(True, "virtual RDMA unless a job says otherwise")
+    unclot_enabled_default: bool = option(False, "UNCLOT unless a job says otherwise")
+    unclot_shmem_default: int = option(1024, "shared memory of UNCLOT", kind="size", unit="MiB", low=1)
+    iocm_enabled_default: bool = option(True, "IOcm unless a job says otherwise")
+    iocm_min_cores_default: int = option(1, "cores of IOcm, at least", unit="cores", low=0, high=1024)
+    iocm_max_cores_default: int = option(4, "cores of IOcm, at most", unit="cores", low=0, high=1024)
     max_vcpus: int = option(0, "most vCPUs a guest may have, 0 for no limit", unit="vCPUs", low=0, high=1024)
     max_ram: int = option(0, "most memory a guest may have, 0 for no limit", kind="size", unit="MiB")
     max_vms_per_node: int = option(0, "most guests on a node, 0 for no limit", unit="guests", low=0, high=256)
+    group_limits: tuple[str, ...] = option(
+        (), "limits of user groups, each \"GROUP max_vcpus=N max_ram=SIZE max_vms_per_node=N\"", kind="limits"
+    )
+    image_limits: tuple[str, ...] = option(
+        (), "limits of images, each \"IMAGE groups=A,B max_vcpus=N max_ram=SIZE max_vms_per_node=N\"",
+        kind="limits",
+    )
     min_uid: int = option(1000, "lowest uid that may have guests", low=1, high=2**32 - 2)
 
     parallel: bool = option(True, "start the guests of a node at the same time")
@@ -170,13 +189,13 @@ class SiteConfig:
     log_file: str = inert("", "the log", "see LOG_DIR")
     measure_time: bool = inert(False, "log run times", "run times are always logged")
 
-    iocm_enabled: bool = inert(False, "IOcm on this cluster", _LATER)
-    iocm_min_cores: int = inert(1, "cores of IOcm, at least", _LATER, unit="cores")
-    iocm_max_cores: int = inert(12, "cores of IOcm, at most", _LATER, unit="cores")
+    iocm_enabled: bool = option(False, "whether jobs may ask for IOcm")
+    iocm_min_cores: int = option(1, "fewest cores a job may give IOcm", unit="cores", low=0, high=1024)
+    iocm_max_cores: int = option(12, "most cores a job may give IOcm", unit="cores", low=0, high=1024)
     iocm_nodes: str = inert(".*", "nodes with IOcm", _LATER, kind="hosts")
-    vrdma_enabled: bool = inert(False, "virtual RDMA on this cluster", _LATER)
+    vrdma_enabled: bool = option(False, "whether jobs may ask for virtual RDMA")
     vrdma_nodes: str = inert(".*", "nodes with virtual RDMA", _LATER, kind="hosts")
-    unclot_enabled: bool = inert(False, "UNCLOT on this cluster", _LATER)
+    unclot_enabled: bool = option(False, "whether jobs may ask for UNCLOT, in OSv guests")
     snap_monitoring_enabled: bool = inert(False, "Snap telemetry", "Snap is no longer maintained")
     snap_bin_dir: str = inert(
         "/usr/local/bin/", "Snap's commands", "Snap is no longer maintained", kind="path"
@@ -194,3 +213,36 @@ ALIASES = {"VM_IMAGE_DIR": "VM_IMG_DIR", "IMAGE_POOL_DIR": "VM_IMG_DIR"}
 
 OPTIONS = {each.name.upper(): each for each in fields(SiteConfig)}
 """Every option by its name in the file."""
+
+EXAMPLES = {
+    "REGEX_FE": '"login[0-9]+"',
+    "DISABLED_HOSTS_LIST": '"^gpu"',
+    "NODE_CORE_COUNT": '64',
+    "NODE_RAM_MB": '256G',
+    "MAX_VCPUS": '32',
+    "MAX_RAM": '128G',
+    "MAX_VMS_PER_NODE": '8',
+    "GROUP_LIMITS": '["students max_vcpus=4 max_ram=8G"]',
+    "IMAGE_LIMITS": '["win.qcow2 groups=staff max_vms_per_node=1"]',
+    "VM_NFS_HOME": 'nfs1:/export/home',
+    "VM_NFS_WS": 'nfs1:/export/work',
+    "VM_NFS_OPT": 'nfs1:/export/opt',
+}
+"""Values for the manual, where the default would not teach anything."""
+
+
+def written(name: str) -> str:
+    """The default of an option as an administrator would write it."""
+    default = OPTIONS[name].default
+    if isinstance(default, bool):
+        return str(default).lower()
+    if isinstance(default, tuple):
+        return f"[{', '.join(default)}]"
+    if OPTIONS[name].metadata.get("kind") == "hosts" and default == ".*":
+        return '"*"'
+    return str(default) or '""'
+
+
+def example(name: str) -> str:
+    """A line of the file that sets the option."""
+    return f"{name}: {EXAMPLES.get(name, written(name))}"

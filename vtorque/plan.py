@@ -5,18 +5,14 @@ import hashlib
 import uuid
 from pathlib import Path, PurePosixPath
 
+from vtorque import units
 from vtorque.config import SiteConfig
 from vtorque.errors import RequestError
 from vtorque.model import Account, Image, Job, JobPlan, Mount, NodeShape, VmPlan, VmRequest
+from vtorque.overhead import qemu_memory_mib
 
 _NAMESPACE = uuid.UUID("6f1d0f5e-4b0a-5d0c-9a37-76746f727175")
 _MAC_BYTES = 6
-
-# What QEMU needs beside the guest's own memory. KubeVirt's formula, without its
-# per-device terms: page tables of 1/512 of the memory, 8 MiB a vCPU, a fixed part.
-_QEMU_FIXED_MIB = 120
-_QEMU_PER_VCPU_MIB = 8
-_PAGE_TABLE_PART = 512
 
 
 def make(
@@ -65,11 +61,6 @@ def guest_hostname(node: str, slot: int) -> str:
     return f"v{node.partition('.')[0]}-{slot + 1}"
 
 
-def qemu_memory_mib(memory_mib: int, vcpus: int) -> int:
-    """MiB that a guest of this size takes from its node, QEMU's own part included."""
-    return memory_mib + memory_mib // _PAGE_TABLE_PART + _QEMU_PER_VCPU_MIB * vcpus + _QEMU_FIXED_MIB
-
-
 def _check(job: Job, request: VmRequest, image: Image, site: SiteConfig, shape: NodeShape) -> None:
     if len(job.nodes) != 1:
         raise RequestError(
@@ -77,6 +68,9 @@ def _check(job: Job, request: VmRequest, image: Image, site: SiteConfig, shape: 
         )
     if request.arch != image.arch:
         raise RequestError(f"image {image.name} is for {image.arch}, not {request.arch}")
+    if request.disk:
+        raise RequestError("-vm disk=: not supported by this version")
+    _check_mapping(request, site, shape)
     number = request.vms_per_node
     cores = max(0, len(shape.cpus) - site.host_os_core_count)
     if number * request.vcpus > cores:
@@ -92,6 +86,19 @@ def _check(job: Job, request: VmRequest, image: Image, site: SiteConfig, shape: 
             f"{_guests(number)} of {request.memory_mib} MiB need {needed} MiB with QEMU's own part; "
             f"node {shape.name} offers {offered} MiB",
             hint="lower -vm ram= or -vm vms_per_node=",
+        )
+
+
+def _check_mapping(request: VmRequest, site: SiteConfig, shape: NodeShape) -> None:
+    """A user maps vCPUs to CPUs that his job may use, and that the host does not keep."""
+    if not request.pinning[0].isdecimal():
+        return
+    usable = shape.cpus[site.host_os_core_count:]
+    mapped = {cpu for text in request.pinning.split(";") for cpu in units.cpu_sequence(text)}
+    if outside := sorted(mapped - set(usable)):
+        raise RequestError(
+            f"-vm vcpu_pinning=: node {shape.name} offers the CPUs {units.cpu_list_text(usable)}, "
+            f"not {units.cpu_list_text(outside)}"
         )
 
 
@@ -111,7 +118,6 @@ def _vm(
 ) -> VmPlan:
     rank = job.node_index * request.vms_per_node + slot
     name = f"{job.key}_{rank + 1}of{total}"
-    first = slot * request.vcpus
     disks = Path(site.disk_dir) / job.key
     return VmPlan(
         rank=rank,
@@ -123,11 +129,20 @@ def _vm(
         hostname=guest_hostname(node_name, slot),
         vcpus=request.vcpus,
         memory_mib=request.memory_mib,
-        cpus=cpus[first:first + request.vcpus] if site.vcpu_pinning_default else (),
+        cpus=_cpus(request, slot, cpus),
         overlay=disks / f"{name}.qcow2",
         seed=Path(site.state_dir) / "seeds" / f"{name}.iso",
         console=disks / f"{name}.console",
     )
+
+
+def _cpus(request: VmRequest, slot: int, cpus: tuple[int, ...]) -> tuple[int, ...]:
+    """The host CPU of each vCPU: in order, as the user maps them, or wherever the kernel puts them."""
+    if request.pinning == "false":
+        return ()
+    if request.pinning in ("true", "auto"):
+        return cpus[slot * request.vcpus:(slot + 1) * request.vcpus]
+    return units.cpu_sequence(request.pinning.split(";")[slot])
 
 
 def _mac(prefix: str, job: Job, rank: int) -> str:

@@ -127,6 +127,39 @@ def call(argv: Sequence[str], *, env: Mapping[str, str]) -> tuple[int, bytes]:
     return done.returncode if done.returncode >= 0 else 128 - done.returncode, done.stdout
 
 
+def call_through(argv: Sequence[str], *, env: Mapping[str, str], terminal: bool) -> tuple[int, bytes]:
+    """Run a command in the user's own place, and pass its output on as it comes; status and output.
+
+    With `terminal` its standard output is ours, and nothing of it is seen. What
+    would end us is left to the command, so that somebody is there to clean up
+    after it: a terminal's Ctrl-C reaches it anyway, TERM and HUP are passed on.
+    """
+    try:
+        child = subprocess.Popen(argv, env=env, stdout=None if terminal else subprocess.PIPE)
+    except OSError as error:
+        raise CommandError(f"cannot run {argv[0]}: {error.strerror}") from error
+    pass_on = (signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, lambda got, frame: child.send_signal(got)) for number in pass_on}
+    before[signal.SIGINT] = signal.signal(signal.SIGINT, lambda got, frame: None)
+    printed = b""
+    try:
+        while child.stdout is not None and (data := os.read(child.stdout.fileno(), 1 << 16)):
+            printed += data
+            write_all(1, data)
+        status = child.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return status if status >= 0 else 128 - status, printed
+
+
+def write_all(handle: int, data: bytes) -> None:
+    """Write every byte to a descriptor."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(handle, view):]
+
+
 def detach(child: Child) -> int:
     """Let a child outlive us, and stop subprocess from warning that it does; its process id."""
     child.returncode = 0

@@ -1,22 +1,40 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The grammar of Torque's qsub: its options on the command line and in a script's header."""
+"""The grammar of qsub, Torque's and OpenPBS's: options on the command line and in a script's header."""
 
 import re
-from collections.abc import Iterator, Sequence
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from vtorque.errors import RequestError
 
-# The getopt strings of Torque 4 to 6 taken together (qsub_functions.c, GETOPT_ARGS): what a
-# given qsub does not know it refuses itself.
-WITH_VALUE = frozenset("aAbcCdDeFijJkKlLmMNopPqrStTuvwW")
-FLAGS = frozenset("EfhInVxXz")
 
-OURS = ("--wait", "--version", "--help")
-_LATER = ("--dry-run", "-gf")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grammar:
+    """A qsub's options: letters with a value, and without; what `--` means; which one makes an array."""
+
+    with_value: frozenset[str]
+    flags: frozenset[str]
+    array: str
+    command_after_dashes: bool = False
+
+
+# Torque's getopt strings of 4 to 6 taken together (qsub_functions.c, GETOPT_ARGS), OpenPBS's of 23
+# (qsub_sup.c) with -G of its manual: what a given qsub does not know it refuses itself.
+TORQUE = Grammar(
+    with_value=frozenset("aAbcCdDeFijJkKlLmMNopPqrStTuvwW"), flags=frozenset("EfhInVxXz"), array="t"
+)
+OPENPBS = Grammar(
+    with_value=frozenset("aAcCejJklmMNopPqrRSuvW"), flags=frozenset("fGhIVXz"), array="J",
+    command_after_dashes=True,
+)
+
+OURS = ("--wait", "--version", "--help", "--dry-run", "--explain")
+_GENERATE, _GENERATE_OLD = "--generate", "-gf"
 
 _DEFAULT_PREFIX = "#PBS"
-_NODES = re.compile(r"[0-9]{1,6}", re.ASCII)
+# What plain qsub takes for a comment, and so would a reader who does not know us.
+_INERT = re.compile(rb"#VM[ \t]+([A-Za-z_]+=.*)", re.DOTALL)
 # A word of a directive: quotes may begin anywhere in it and know no escapes (make_argv).
 _WORD = re.compile(r"""(?:[^\s"'\\]|"[^"]*"|'[^']*'|\\.)+""", re.ASCII)
 _QUOTED = re.compile(r""""([^"]*)"|'([^']*)'|\\(.)""")
@@ -30,14 +48,19 @@ class UsageError(RequestError):
 class CommandLine:
     """What a user typed: `passed` is for the real qsub as it stands, the rest is ours.
 
-    `options` holds qsub's own, letter and value, in order.
+    `options` holds qsub's own, letter and value, in order; `places` where the
+    value of each stands: the number of the word in `passed`, and the place in
+    it. `generate` is a directory to write files to, empty for the usual one.
     """
 
     passed: tuple[str, ...]
     options: tuple[tuple[str, str], ...]
+    places: tuple[tuple[int, int], ...]
     vm: tuple[str, ...]
     ours: frozenset[str]
+    generate: str | None
     script: str | None
+    command: tuple[str, ...] = ()
 
     def last(self, letter: str, default: str = "") -> str:
         """The value of the last such option; qsub lets the last one win."""
@@ -48,35 +71,47 @@ class CommandLine:
         """Whether the option is there at all."""
         return any(name == letter for name, _ in self.options)
 
+    def with_values(self, values: Mapping[int, str]) -> list[str]:
+        """The words for qsub with other values for some options, by their number in `options`."""
+        words = list(self.passed)
+        for number, value in values.items():
+            word, start = self.places[number]
+            words[word] = words[word][:start] + value
+        return words
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Header:
-    """A script's directives: the lines for qsub byte for byte, what they say, and those for us."""
+    """A script's directives: the lines for qsub byte for byte, what they say, and those for us.
+
+    `vm` holds numbers of lines and what they ask for.
+    """
 
     lines: bytes
     options: tuple[tuple[str, str], ...]
-    vm: tuple[str, ...]
+    vm: tuple[tuple[int, str], ...]
 
 
-def parse(words: Sequence[str]) -> CommandLine:
+def parse(words: Sequence[str], grammar: Grammar = TORQUE) -> CommandLine:
     """Take a command line apart as getopt does; UsageError.
 
     `-vm` counts as ours only as a word of its own: to getopt it is `-v m`.
     """
-    line, operands = _take_apart(words)
-    if len(operands) > 1:
+    line, operands = _take_apart(words, grammar)
+    if line.script is not None and len(operands) > 1:
         hint = '-F "words" hands words to the script'
         raise UsageError(f"{operands[1][:80]!r} is one word too many", hint=hint)
     return line
 
 
-def header(script: bytes, *, prefix: str | None = None) -> Header:
+def header(script: bytes, *, prefix: str | None = None, grammar: Grammar = TORQUE) -> Header:
     """The directives of a script, by qsub's rules; RequestError when it is not a text that qsub takes.
 
     They count until the first line that the shell would execute; blank lines,
     comments and lines that begin with a colon do not end them, and a backslash
     at the end continues a line (isexecutable, ispbsdir and get_script of
-    qsub_functions.c). An empty prefix means that there are none.
+    qsub_functions.c). An empty prefix means that there are none. `#VM key=value`
+    says the same as `-vm` and is a comment to qsub.
     """
     if b"\0" in script:
         raise RequestError("the script is not a text file")
@@ -84,76 +119,107 @@ def header(script: bytes, *, prefix: str | None = None) -> Header:
         raise RequestError("the script has DOS line ends", hint="dos2unix mends it")
     mark = (_DEFAULT_PREFIX if prefix is None else prefix).encode(errors="surrogateescape")
     options: list[tuple[str, str]] = []
-    vm: list[str] = []
+    vm: list[tuple[int, str]] = []
     kept: list[bytes] = []
     for number, original, statement in _directives(script, mark):
         words = _words(number, statement)
         try:
-            said, operands = _take_apart(words)
+            said, operands = _take_apart(words, grammar)
         except UsageError as error:
             raise UsageError(f"line {number}: {error.brief}", hint=error.hint) from error
-        if said.ours:
-            raise UsageError(f"line {number}: {min(said.ours)} belongs on the command line")
+        if said.ours or said.generate is not None:
+            raise UsageError(f"line {number}: {min(said.ours or {_GENERATE})} belongs on the command line")
+        if not original and said.passed:
+            raise UsageError(f"line {number}: {said.passed[0][:80]!r} does not belong behind #VM")
         if said.vm:
             _require_comment(number, operands)
             original = b" ".join([mark, *(_bytes(word) for word in said.passed)]) + b"\n"
         if said.passed or not said.vm:
             kept.append(original)
-        vm += map(_unquoted, said.vm)
+        vm += [(number, _unquoted(text)) for text in said.vm]
         options += [(letter, _unquoted(value)) for letter, value in said.options]
     return Header(lines=b"".join(kept), options=tuple(options), vm=tuple(vm))
 
 
-def resource(options: Sequence[tuple[str, str]], name: str) -> str:
-    """The value of a resource in -l, the last one given; empty when there is none."""
-    found = ""
-    for letter, value in options:
-        for entry in value.split(",") if letter == "l" else ():
-            key, _, amount = entry.partition("=")
-            if key.strip() == name:
-                found = amount.strip()
-    return found
-
-
-def nodes_requested(options: Sequence[tuple[str, str]]) -> int:
-    """How many nodes `-l nodes=` asks for: `2:ppn=4+hostA` are three; one when nothing is said."""
-    heads = [chunk.partition(":")[0] for chunk in resource(options, "nodes").split("+")]
-    return sum(int(head) if _NODES.fullmatch(head) else 1 for head in heads)
-
-
-def _take_apart(words: Sequence[str]) -> tuple[CommandLine, list[str]]:
+def _take_apart(words: Sequence[str], grammar: Grammar) -> tuple[CommandLine, list[str]]:
     """The options among `words`, and what is not one: getopt finds options behind operands, too."""
-    passed: list[str] = []
-    options: list[tuple[str, str]] = []
-    vm: list[str] = []
-    ours: set[str] = set()
-    operands: list[str] = []
+    line = _Parsing(grammar)
     rest = list(reversed(words))
     while rest:
         word = rest.pop()
         if word == "--":
-            operands += reversed(rest)
+            if grammar.command_after_dashes and not line.operands:
+                line.command = tuple(reversed(rest))
+            else:
+                line.operands += reversed(rest)
             break
+        line.take(word, rest)
+    return line.result(), line.operands
+
+
+class _Parsing:
+    """A command line while it is taken apart."""
+
+    def __init__(self, grammar: Grammar) -> None:
+        self._grammar = grammar
+        self._passed: list[str] = []
+        self._options: list[tuple[str, str]] = []
+        self._places: list[tuple[int, int]] = []
+        self._vm: list[str] = []
+        self._ours: set[str] = set()
+        self._generate: str | None = None
+        self.operands: list[str] = []
+        self.command: tuple[str, ...] = ()
+
+    def take(self, word: str, rest: list[str]) -> None:
+        """One word, and what belongs to it of the `rest`, which is reversed."""
         if word == "-vm":
-            vm.append(_value(word, rest))
+            self._vm.append(_value(word, rest))
         elif word in OURS:
-            ours.add(word)
-        elif word in _LATER:
-            raise UsageError(f"{word} is not supported by this version")
+            self._ours.add(word)
+        elif word == _GENERATE_OLD:
+            self._generate = ""
+        elif word == _GENERATE or word.startswith(f"{_GENERATE}="):
+            self._generate = word.partition("=")[2] or _value(_GENERATE, rest)
         elif word.startswith("--"):
             raise UsageError(f"{word[:80]!r} is not an option", hint="vsub --help lists them")
         elif word.startswith("-") and word != "-":
-            passed += _cluster(word, rest, options)
+            self._cluster(word, rest)
         else:
-            operands.append(word)
-    line = CommandLine(
-        passed=tuple(passed),
-        options=tuple(options),
-        vm=tuple(vm),
-        ours=frozenset(ours),
-        script=operands[0] if operands else None,
-    )
-    return line, operands
+            self.operands.append(word)
+
+    def _cluster(self, word: str, rest: list[str]) -> None:
+        """One word of options: flags may be joined, and the last may take the rest or the next word."""
+        self._passed.append(word)
+        for place, letter in enumerate(word[1:], 1):
+            if letter in self._grammar.flags:
+                self._add(letter, "", len(self._passed) - 1, place)
+            elif letter in self._grammar.with_value:
+                if attached := word[place + 1:]:
+                    self._add(letter, attached, len(self._passed) - 1, place + 1)
+                else:
+                    self._passed.append(_value(f"-{letter}", rest))
+                    self._add(letter, self._passed[-1], len(self._passed) - 1, 0)
+                return
+            else:
+                raise UsageError(f"-{letter} is not an option of qsub", hint="vsub --help lists them")
+
+    def _add(self, letter: str, value: str, word: int, start: int) -> None:
+        self._options.append((letter, value))
+        self._places.append((word, start))
+
+    def result(self) -> CommandLine:
+        """What has been taken apart so far."""
+        return CommandLine(
+            passed=tuple(self._passed), options=tuple(self._options), places=tuple(self._places),
+            vm=tuple(self._vm), ours=frozenset(self._ours), generate=self._generate,
+            script=self.operands[0] if self.operands else None, command=self.command,
+        )
+
+
+def script_of(command: Sequence[str]) -> bytes:
+    """The script that does what `qsub -- command` does."""
+    return b"#!/bin/sh\nexec " + _bytes(shlex.join(command)) + b"\n"
 
 
 def _directives(script: bytes, mark: bytes) -> Iterator[tuple[int, bytes, bytes]]:
@@ -176,6 +242,8 @@ def _directives(script: bytes, mark: bytes) -> Iterator[tuple[int, bytes, bytes]
                 statement = statement[:-1] + lines[at]
                 at += 1
             yield number, original + b"\n", statement
+        elif inert := _INERT.fullmatch(text):
+            yield number, b"", b" -vm " + inert[1]
         elif text and not text.startswith(b"#") and not line.startswith(b":"):
             return
 
@@ -202,25 +270,6 @@ def _unquoted(word: str) -> str:
 
 def _bytes(word: str) -> bytes:
     return word.encode(errors="surrogateescape")
-
-
-def _cluster(word: str, rest: list[str], options: list[tuple[str, str]]) -> list[str]:
-    """One word of options: flags may be joined, and the last may take the rest or the next word."""
-    letters = word[1:]
-    for place, letter in enumerate(letters):
-        if letter in FLAGS:
-            options.append((letter, ""))
-        elif letter in WITH_VALUE:
-            attached = letters[place + 1:]
-            if attached:
-                options.append((letter, attached))
-                return [word]
-            value = _value(f"-{letter}", rest)
-            options.append((letter, value))
-            return [word, value]
-        else:
-            raise UsageError(f"-{letter} is not an option of qsub", hint="vsub --help lists them")
-    return [word]
 
 
 def _value(option: str, rest: list[str]) -> str:

@@ -7,7 +7,6 @@ the one that was decided on.
 """
 
 import json
-import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -71,6 +70,7 @@ def guest(
         "vm": vm,
         "site": site,
         "keys": keys,
+        "metadata": json.loads(plan.request.metadata or "{}"),
         "base_format": "qcow2" if plan.image.path.suffix == ".qcow2" else "raw",
     }
     environment = _environment(templates, Path(site.template_dir))
@@ -86,15 +86,6 @@ def guest(
     _check_user_data(rendered.user_data, values)
     _check_yaml("meta-data.yaml", rendered.meta_data, {"local-hostname": vm.hostname})
     return rendered
-
-
-def job_wrapper(*, directives: bytes, command: list[str], templates: Path) -> bytes:
-    """What is submitted in place of the user's script: his directives, then `command`.
-
-    The script's own bytes are passed through, whatever their encoding.
-    """
-    text = _render(_environment(templates), "job-wrapper.sh", {"command": shlex.join(command)})
-    return text.encode().replace(b"@DIRECTIVES@\n", directives)
 
 
 def _environment(*directories: Path) -> jinja2.Environment:
@@ -139,7 +130,7 @@ def _source(environment: jinja2.Environment, name: str) -> str:
 
 def _guest_files(environment: jinja2.Environment, values: Mapping[str, Any]) -> list[GuestFile]:
     plan, vm, keys = values["plan"], values["vm"], values["keys"]
-    user_key = f"restrict,pty {plan.request.public_key}\n"
+    user_key = f"restrict,pty,X11-forwarding {plan.request.public_key}\n"
     probe_key = f'restrict,command="{AWAIT_SETUP}" {keys.probe_public}\n'
     node_file = "".join(f"{name}\n" for name in plan.node_file)
     return [

@@ -1,22 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a user asks for: the `-vm` options, and the text in which the request rides inside the job.
+"""The text in which a request rides inside the job.
 
 `vt1.` and the base64url of compact JSON, in the job's own resource list: root
 reads it from the hook's arguments and needs nothing from the user's home. It is
-the user's text all the same, and checked as if vsub had not.
+the user's text all the same, and checked as if vsub had not. What is not asked
+for is not in the text, so that it stays short.
 """
 
 import base64
-import difflib
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
-from vtorque import units
-from vtorque.config import FORMS, SiteConfig
+from vtorque import metadata, units
 from vtorque.errors import RequestError
 from vtorque.model import VmRequest
+from vtorque.options import FORMS
 
 PREFIX = "vt1."
 LIMIT = 1000
@@ -25,24 +25,44 @@ LIMIT = 1000
 DISTROS = ("debian", "ubuntu", "redhat", "centos", "osv")
 ARCHS = ("x86_64",)
 
-_REQUEST_ID = re.compile(r"[0-9a-f]{16}", re.ASCII)
 _TEXT = re.compile(r"vt1\.[A-Za-z0-9_-]+", re.ASCII)
-_NUMBER = re.compile(r"[0-9]{1,9}", re.ASCII)
 _KEY = re.compile(r"[A-Za-z0-9_-]{43}", re.ASCII)
 _KEY_TYPE = "ssh-ed25519"
 # RFC 8709: the type's name and the 32 bytes of the key, each after its length.
 _KEY_HEAD = b"\0\0\0\x0bssh-ed25519\0\0\0\x20"
 _KEY_BYTES = 32
 
-# Key in the text, and the field's range or pattern.
-_INTEGERS = {"c": ("vcpus", 1, 1024), "m": ("memory_mib", 64, 16 << 20), "n": ("vms_per_node", 1, 256)}
-_STRINGS = {"i": "image", "d": "distro", "a": "arch", "r": "request_id"}
-
-OPTIONS = ("img", "ram", "vcpus", "vms_per_node", "distro", "arch")
-_LATER = (
-    "vcpu_pinning", "vm_prologue", "vm_epilogue", "vrdma", "unclot", "unclot_shmem", "iocm",
-    "iocm_min_cores", "iocm_max_cores", "fs_type", "disk", "metadata",
-)
+# Key in the text, then the field of VmRequest; with a range for numbers, a pattern for texts.
+_INTEGERS = {
+    "c": ("vcpus", 1, 1024), "m": ("memory_mib", 64, 16 << 20), "n": ("vms_per_node", 1, 256),
+    "s": ("unclot_shmem_mib", 0, 16 << 20), "x": ("iocm_min_cores", 0, 1024), "y": ("iocm_max_cores", 0, 1024),
+    "t": ("elements", 1, 1 << 20),
+}
+_CPUS = r"[0-9]{1,4}(?:-[0-9]{1,4})?(?:,[0-9]{1,4}(?:-[0-9]{1,4})?)*"
+_STRINGS = {
+    "i": ("image", FORMS["image"][0], FORMS["image"][1]),
+    "d": ("distro", re.compile("|".join(DISTROS)), f"one of {', '.join(DISTROS)}"),
+    "a": ("arch", re.compile("|".join(ARCHS)), " or ".join(ARCHS)),
+    "r": ("request_id", re.compile(r"[0-9a-f]{16}", re.ASCII), "16 hexadecimal digits"),
+    "p": (
+        "pinning", re.compile(rf"true|false|auto|{_CPUS}(?:;{_CPUS})*", re.ASCII),
+        "true, false, auto, or lists of CPUs",
+    ),
+    "f": ("fs_type", re.compile("sharedfs|ramdisk"), "sharedfs or ramdisk"),
+    "D": (
+        "disk", re.compile(r"/(?!\.\.?/)(?!.*/\.\.?/)[A-Za-z0-9._+/@-]{1,254}\.(?:img|qcow2)", re.ASCII),
+        "the absolute path of an .img or .qcow2 file, of letters, digits and / . _ + @ -",
+    ),
+}
+_FLAGS = {"b": "vm_prologue", "e": "vm_epilogue", "v": "vrdma", "u": "unclot", "o": "iocm"}
+_METADATA, _PUBLIC_KEY = "M", "k"
+_REQUIRED = {"i", "d", "a", "r", "c", "m", "n", _PUBLIC_KEY}
+_KNOWN = {*_INTEGERS, *_STRINGS, *_FLAGS, _METADATA, _PUBLIC_KEY}
+_DEFAULTS = {each.name: each.default for each in fields(VmRequest)}
+# What a field is called in -vm, where that is something else.
+_OPTION = {
+    "image": "img", "memory_mib": "ram", "pinning": "vcpu_pinning", "unclot_shmem_mib": "unclot_shmem",
+}
 
 
 def encode(request: VmRequest) -> str:
@@ -63,125 +83,69 @@ def decode(text: str) -> VmRequest:
         data = json.loads(_unb64(text.removeprefix(PREFIX)), object_pairs_hook=_no_duplicates)
     except (ValueError, RecursionError) as error:
         raise RequestError(f"the request is damaged: {error}") from None
-    if not isinstance(data, dict) or set(data) != {*_STRINGS, *_INTEGERS, "k"}:
+    if not isinstance(data, dict) or not _REQUIRED <= set(data) <= _KNOWN:
         raise RequestError("the request has missing or unknown keys")
-    texts = {name: _string(name, data[key]) for key, name in _STRINGS.items()}
-    numbers = {name: _integer(name, data[key], low, high) for key, (name, low, high) in _INTEGERS.items()}
+    values: dict[str, Any] = {}
+    for key, value in data.items():
+        if key in _INTEGERS:
+            values[_INTEGERS[key][0]] = _integer(_INTEGERS[key][0], value)
+        elif key in _STRINGS:
+            values[_STRINGS[key][0]] = _string(_STRINGS[key][0], value)
+        elif key in _FLAGS:
+            values[_FLAGS[key]] = _integer(_FLAGS[key], value) == 1
     request = VmRequest(
-        image=texts["image"],
-        distro=texts["distro"],
-        arch=texts["arch"],
-        request_id=texts["request_id"],
-        vcpus=numbers["vcpus"],
-        memory_mib=numbers["memory_mib"],
-        vms_per_node=numbers["vms_per_node"],
-        public_key=_public_key(_string("key", data["k"])),
+        **values,
+        metadata=_metadata(data[_METADATA]) if _METADATA in data else "",
+        public_key=_public_key(_string("key", data[_PUBLIC_KEY])),
     )
-    _check(request)
+    check(request)
     if _spell(request) != text:
         raise RequestError("the request is not in its canonical form")
     return request
 
 
-def parse_vm_options(texts: Sequence[str]) -> dict[str, str]:
-    """Keys and values of `-vm key=value,key=value`: keys in any case, the last one of each wins.
-
-    Raises RequestError that names what is wrong, or not a key.
-    """
-    options: dict[str, str] = {}
-    for text in texts:
-        for part in text.split(","):
-            key, equals, value = part.partition("=")
-            name = key.strip().lower()
-            if not (name and equals and value):
-                raise RequestError(f"-vm {part[:80]!r} is not key=value", hint="like -vm vcpus=4,ram=8G")
-            if name not in OPTIONS:
-                raise _unknown(name)
-            options[name] = value
-    return options
-
-
-def resolve(
-    options: Mapping[str, str], site: SiteConfig, *, request_id: str, public_key: str
-) -> VmRequest:
-    """The complete request: the user's options over the site's defaults, within the site's limits.
-
-    Raises RequestError that names key, value and what is allowed. `public_key`
-    is only looked at by `encode`.
-    """
-    image = options.get("img", site.img_default)
-    request = VmRequest(
-        request_id=request_id,
-        image=image,
-        distro=_distro(options.get("distro"), image, site),
-        arch=options.get("arch", site.arch_default),
-        vcpus=_parsed("vcpus", options, _count, site.vcpus_default),
-        memory_mib=_parsed("ram", options, units.mebibytes, site.ram_default),
-        vms_per_node=_parsed("vms_per_node", options, _count, site.vms_per_node_default),
-        public_key=public_key,
-    )
-    _check(request)
-    for name, value, limit, unit in (
-        ("vcpus", request.vcpus, site.max_vcpus, ""),
-        ("ram", request.memory_mib, site.max_ram, " MiB"),
-        ("vms_per_node", request.vms_per_node, site.max_vms_per_node, ""),
-    ):
-        if 0 < limit < value:
-            raise RequestError(f"-vm {name}={value}{unit}: this cluster allows at most {limit}{unit}")
-    return request
-
-
-def _check(request: VmRequest) -> None:
-    """What every request must be, wherever it comes from."""
-    if _REQUEST_ID.fullmatch(request.request_id) is None:
-        raise RequestError("the request's id is not 16 hexadecimal digits")
-    pattern, form = FORMS["image"]
-    if pattern.fullmatch(request.image) is None:
-        raise RequestError(f"-vm img={request.image[:80]!r}: must be {form}")
-    if request.distro not in DISTROS:
-        raise RequestError(f"-vm distro={request.distro[:80]!r}: must be one of {', '.join(DISTROS)}")
-    if request.arch not in ARCHS:
-        raise RequestError(f"-vm arch={request.arch[:80]!r}: must be {' or '.join(ARCHS)}")
+def check(request: VmRequest) -> None:
+    """What every request must be, wherever it comes from; RequestError with key, value and what is allowed."""
+    for name, pattern, form in _STRINGS.values():
+        value = getattr(request, name)
+        if value != _DEFAULTS[name] and pattern.fullmatch(value) is None:
+            raise RequestError(f"-vm {_OPTION.get(name, name)}={value[:80]!r}: must be {form}")
     for name, low, high in _INTEGERS.values():
         value = getattr(request, name)
-        if not low <= value <= high:
-            unit = " MiB" if name == "memory_mib" else ""
-            option = "ram" if name == "memory_mib" else name
-            raise RequestError(f"-vm {option}={value}{unit}: must be {low} to {high}{unit}")
+        if value != _DEFAULTS[name] and not low <= value <= high:
+            unit = " MiB" if name.endswith("_mib") else ""
+            raise RequestError(f"-vm {_OPTION.get(name, name)}={value}{unit}: must be {low} to {high}{unit}")
+    if request.pinning[0].isdecimal():
+        _check_mapping(request)
+    if request.iocm_min_cores > request.iocm_max_cores:
+        raise RequestError(
+            f"-vm iocm_min_cores={request.iocm_min_cores}: more than iocm_max_cores={request.iocm_max_cores}"
+        )
 
 
-def _unknown(name: str) -> RequestError:
-    if name in _LATER:
-        return RequestError(f"-vm {name}= is not supported by this version")
-    near = difflib.get_close_matches(name, OPTIONS, n=1)
-    hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(OPTIONS)}"
-    return RequestError(f"-vm {name[:80]!r} is not a key", hint=hint)
+def _check_mapping(request: VmRequest) -> None:
+    """As many lists as guests, as long as a guest has vCPUs, and no CPU twice."""
+    guests = [units.cpu_sequence(text) for text in request.pinning.split(";")]
+    if len(guests) != request.vms_per_node or any(len(cpus) != request.vcpus for cpus in guests):
+        raise RequestError(
+            f"-vm vcpu_pinning={request.pinning[:80]!r}: must map {request.vcpus} vCPUs "
+            f"of each of {request.vms_per_node} guests"
+        )
+    every = [cpu for cpus in guests for cpu in cpus]
+    if len(set(every)) != len(every):
+        raise RequestError(f"-vm vcpu_pinning={request.pinning[:80]!r}: names a CPU twice")
 
 
-def _distro(wanted: str | None, image: str, site: SiteConfig) -> str:
-    if wanted is not None:
-        return wanted.lower()
-    return next((name for name in DISTROS if name in image.lower()), site.distro_default)
+def _metadata(data: object) -> str:
+    if not isinstance(data, dict) or not data:
+        raise RequestError("the request's metadata is not a mapping")
+    metadata.check(data)
+    return json.dumps(data, sort_keys=True, separators=(",", ":"))
 
 
-def _count(text: str) -> int:
-    if _NUMBER.fullmatch(text) is None:
-        raise ValueError(f"{text[:80]!r} is not a whole number")
-    return int(text)
-
-
-def _parsed(name: str, options: Mapping[str, str], read: Callable[[str], int], default: int) -> int:
-    if name not in options:
-        return default
-    try:
-        return read(options[name])
-    except ValueError as error:
-        raise RequestError(f"-vm {name}=: {error}") from None
-
-
-def _integer(name: str, value: object, low: int, high: int) -> int:
-    if type(value) is not int or not low <= value <= high:
-        raise RequestError(f"the request's {name} is not a number from {low} to {high}")
+def _integer(name: str, value: object) -> int:
+    if type(value) is not int:
+        raise RequestError(f"the request's {name} is not a number")
     return value
 
 
@@ -217,9 +181,15 @@ def _public_key(text: str) -> str:
 
 def _spell(request: VmRequest) -> str:
     """The one way to write a request down."""
-    data: dict[str, str | int] = {key: getattr(request, name) for key, name in _STRINGS.items()}
-    data |= {key: getattr(request, name) for key, (name, _, _) in _INTEGERS.items()}
-    data["k"] = _b64(_key_bytes(request.public_key))
+    named = {key: about[0] for key, about in (*_INTEGERS.items(), *_STRINGS.items())} | _FLAGS
+    data: dict[str, object] = {
+        key: int(value) if key in _FLAGS else value
+        for key, name in named.items()
+        if (value := getattr(request, name)) != _DEFAULTS[name]
+    }
+    if request.metadata:
+        data[_METADATA] = json.loads(request.metadata)
+    data[_PUBLIC_KEY] = _b64(_key_bytes(request.public_key))
     return PREFIX + _b64(json.dumps(data, sort_keys=True, separators=(",", ":")).encode())
 
 

@@ -3,6 +3,7 @@
 
 import json
 import os
+import re
 import shlex
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,13 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from vtorque import files, render
-from vtorque.backends.transport import Session, Sink
-from vtorque.errors import Blame, StateError, VtorqueError
+from vtorque.backends.transport import Session, Sink, Terminal, XServer
+from vtorque.deadline import Deadline
+from vtorque.errors import Blame, StateError, TransportError, VtorqueError
 from vtorque.model import Guest, JobPlan
 from vtorque.state import FAILED, READY
 
 _SCHEMA = 1
+_KEPT = re.compile(r"/tmp/vtorque\.[A-Za-z0-9]{8}", re.ASCII)
 _LIMIT = 1 << 20
+_NODES_OWN = ("DISPLAY", "XAUTHORITY")
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -34,12 +38,20 @@ class ExitStatus(IntEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RankZero:
-    """The guest that runs the script, and what the job is told of its guests."""
+class Peer:
+    """One of the job's guests, proven by root."""
 
+    rank: int
     address: str
     hostname: str
     host_key: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Guests:
+    """The job's guests, the one that runs the script first, and what the job is told of them."""
+
+    peers: tuple[Peer, ...]
     environment: Mapping[str, str]
 
 
@@ -90,7 +102,7 @@ def failure_marker(error: VtorqueError) -> dict[str, object]:
     return {"schema": _SCHEMA, "reason": error.one_line(), "blame": error.blame.value}
 
 
-def rank_zero(state: Path, job: str, *, owner: int = 0) -> RankZero:
+def proven(state: Path, job: str, *, owner: int = 0) -> Guests:
     """What the prologue left for this job, believed only when it is root's and of this boot.
 
     Raises NotStarted with the prologue's own reason.
@@ -104,23 +116,24 @@ def rank_zero(state: Path, job: str, *, owner: int = 0) -> RankZero:
         raise NotStarted("no guest was started for this job: its prologue did not end", ExitStatus.NO_GUEST)
     if ready["job"] != job or ready["boot_id"] != _boot_id():
         raise NotStarted(f"the guests on this node were started for job {ready['job']}", ExitStatus.NO_GUEST)
-    first = ready["guests"][0]
-    return RankZero(
-        address=first["address"],
-        hostname=first["hostname"],
-        host_key=first["host_key"],
-        environment=ready["environment"],
-    )
+    peers = [
+        Peer(rank=each["rank"], address=each["address"], hostname=each["hostname"], host_key=each["host_key"])
+        for each in ready["guests"]
+    ]
+    return Guests(peers=tuple(sorted(peers, key=lambda peer: peer.rank)), environment=ready["environment"])
 
 
-def job_environment(environ: Mapping[str, str], exported: Collection[str], guest: RankZero) -> dict[str, str]:
-    """The variables that go along: the batch system's own, and those the user exported with -v or -V."""
+def job_environment(environ: Mapping[str, str], exported: Collection[str], guests: Guests) -> dict[str, str]:
+    """The variables that go along: the batch system's own, and those the user exported with -v or -V.
+
+    The display is the node's; the guest's sshd makes one of its own.
+    """
     chosen = {
         name: value
         for name, value in environ.items()
-        if name.startswith("PBS_") or name == "ENVIRONMENT" or name in exported
+        if (name.startswith("PBS_") or name == "ENVIRONMENT" or name in exported) and name not in _NODES_OWN
     }
-    return {**chosen, **guest.environment}
+    return {**chosen, **guests.environment}
 
 
 def order(*, environment: Mapping[str, str], directory: str, shell: str, command: Sequence[str]) -> bytes:
@@ -141,9 +154,27 @@ def order(*, environment: Mapping[str, str], directory: str, shell: str, command
     return b"%d\n%b" % (len(text), text)
 
 
-def script(session: Session, text: bytes, *, stdout: Sink, stderr: Sink) -> int:
-    """Run the job in the guest; the status of its shell, 0 to 255."""
-    return session.run(f"exec {render.RUN_JOB}", stdin=text, stdout=stdout, stderr=stderr, deadline=None)
+def script(
+    session: Session, text: bytes, *, stdout: Sink, stderr: Sink, display: XServer | None = None
+) -> int:
+    """Run what `order` made in a guest; the status of its shell, 0 to 255."""
+    return session.run(
+        f"exec {render.RUN_JOB}", stdin=text, stdout=stdout, stderr=stderr, deadline=None, display=display
+    )
+
+
+def on_terminal(
+    session: Session, text: bytes, *, terminal: Terminal, display: XServer | None, deadline: Deadline
+) -> int:
+    """The same on a terminal of its own; without a command it is a login shell. Its exit status."""
+    said: list[bytes] = []
+    kept = session.run(
+        f"exec {render.RUN_JOB} keep", stdin=text, stdout=said.append, stderr=said.append, deadline=deadline
+    )
+    name = b"".join(said).decode(errors="replace").strip()
+    if kept != 0 or _KEPT.fullmatch(name) is None:
+        raise TransportError(f"the guest could not prepare a terminal: {name[:200]}")
+    return session.interact(f"exec {render.RUN_JOB} terminal {name}", terminal=terminal, display=display)
 
 
 def _marker(path: Path, owner: int) -> dict[str, Any] | None:

@@ -3,8 +3,10 @@
 
 import contextlib
 import json
+import re
+import shlex
 import shutil
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,11 +14,34 @@ from vtorque import files, proc
 from vtorque.deadline import Deadline
 
 _KEYGEN_SECONDS = 30.0
+_REQUEST_ID = re.compile(r"[0-9a-f]{16}", re.ASCII)
 
 # What -V would carry along from the front end although it is the guest's own.
 _GUESTS_OWN = frozenset(
     ("HOME", "USER", "LOGNAME", "SHELL", "PWD", "OLDPWD", "SHLVL", "_", "MAIL", "TERM", "TMPDIR")
 )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobFile:
+    """What the wrapper has to know on the node. Without a script it gives the user a shell."""
+
+    script: str
+    shell: str
+    exported: tuple[str, ...]
+    interactive: bool
+    x11: bool
+    elements: int
+
+    def text(self) -> bytes:
+        """As it is kept, and read by the wrapper."""
+        return json.dumps({name: getattr(self, name) for name in self.__slots__}).encode()
+
+    @classmethod
+    def parse(cls, data: bytes) -> "JobFile":
+        """What `text` made."""
+        fields = json.loads(data)
+        return cls(**{**fields, "exported": tuple(fields["exported"])})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,15 +57,17 @@ class JobDirectory:
 
     @property
     def phases(self) -> Path:
-        """Where root's prologue and the wrapper note each phase."""
-        return self.path / "phases"
+        """Where root's prologue and the wrapper note each phase of a job that is no array."""
+        return self.path / phases_name("", 1)
 
-    def keep_script(self, name: str, script: bytes, *, shell: str, exported: Collection[str]) -> None:
-        """Put the user's script here byte for byte, and how it is to be run."""
+    def keep(self, about: JobFile, script: bytes, more: Mapping[str, bytes]) -> None:
+        """Put the user's script here byte for byte, how it is to be run, and his `more` scripts by name."""
         (self.path / "script").mkdir(mode=0o700)
-        files.write_new(self.path / "script" / name, script, mode=0o700)
-        about = {"script": name, "shell": shell, "exported": sorted(exported)}
-        files.write_new(self.path / "job.json", json.dumps(about).encode(), mode=0o600)
+        if about.script:
+            files.write_new(self.path / "script" / about.script, script, mode=0o700)
+        for name, text in more.items():
+            files.write_new(self.path / name, text, mode=0o700)
+        files.write_new(self.path / "job.json", about.text(), mode=0o600)
 
     def keep_wrapper(self, name: str, wrapper: bytes) -> Path:
         """Put the wrapper here under the script's name, after which qsub names job and output files."""
@@ -53,6 +80,11 @@ class JobDirectory:
         """Make the directory known by the job's id as well."""
         with contextlib.suppress(OSError):
             self.path.with_name(job).symlink_to(self.path.name)
+
+
+def phases_name(key: str, elements: int) -> str:
+    """The file of a job's phases: each element of an array has one of its own."""
+    return "phases" if elements == 1 else f"phases.{key}"
 
 
 @contextlib.contextmanager
@@ -73,10 +105,36 @@ def job_directory(home: Path, request_id: str) -> Iterator[JobDirectory]:
         raise
 
 
+def directories(home: Path) -> dict[Path, str]:
+    """All job directories of a user, each with the id of its job as far as it is known."""
+    jobs = home / ".vtorque"
+    try:
+        entries = sorted(jobs.iterdir())
+    except FileNotFoundError:
+        return {}
+    found = {path: "" for path in entries if not path.is_symlink() and _REQUEST_ID.fullmatch(path.name)}
+    for path in entries:
+        if path.is_symlink() and (target := jobs / path.readlink()) in found:
+            found[target] = path.name
+    return found
+
+
+def remove(path: Path, job: str) -> None:
+    """Remove a job directory of the user's own, and the link to it."""
+    shutil.rmtree(path)
+    if job:
+        path.with_name(job).unlink(missing_ok=True)
+
+
+def wrapper(template: bytes, *, directives: bytes, command: Sequence[str]) -> bytes:
+    """What is submitted in place of the user's script: his directives byte for byte, then `command`."""
+    text = template.replace(b"@COMMAND@", shlex.join(command).encode(errors="surrogateescape"))
+    return text.replace(b"@DIRECTIVES@\n", directives)
+
+
 def exported_names(lists: Collection[str], *, everything: bool, environ: Collection[str]) -> set[str]:
     """Names of the variables that the user sends along with -v, and with -V all of his environment."""
     names = {part.partition("=")[0].strip() for text in lists for part in text.split(",")}
     if everything:
         names |= set(environ) - _GUESTS_OWN
     return {name for name in names if name.isidentifier()}
-

@@ -51,6 +51,11 @@ def cpu_list(text: str) -> tuple[int, ...]:
     return tuple(sorted(set(cpus)))
 
 
+def cpu_sequence(text: str) -> tuple[int, ...]:
+    """CPU numbers in the order given, `4,0-2` is 4, 0, 1, 2. Raises ValueError."""
+    return tuple(cpu for part in text.split(",") for cpu in cpu_list(part))
+
+
 def cpu_list_text(cpus: Iterable[int]) -> str:
     """The kernel's list format of CPU numbers: `2-5,8`."""
     runs: list[list[int]] = []

@@ -3,7 +3,7 @@
 
 from collections.abc import Callable
 
-from vtorque.backends.transport import KeyPair, Sink
+from vtorque.backends.transport import KeyPair, Sink, Terminal, XServer
 from vtorque.deadline import Deadline
 from vtorque.errors import DeadlineExceeded, TransportError
 from vtorque.model import VmPlan
@@ -32,11 +32,20 @@ class FakeSession:
     def __init__(self, says: bytes | None) -> None:
         self._says = says
 
-    def run(self, command: str, *, stdin: bytes, stdout: Sink, stderr: Sink, deadline: Deadline | None) -> int:
+    def run(
+        self, command: str, *, stdin: bytes, stdout: Sink, stderr: Sink, deadline: Deadline | None,
+        display: XServer | None = None,
+    ) -> int:
         if self._says is None:
             raise DeadlineExceeded("the guest did not answer in time")
         stdout(self._says)
         return 0
+
+    def interact(self, command: str, *, terminal: Terminal, display: XServer | None = None) -> int:
+        raise NotImplementedError
+
+    def resize(self, columns: int, rows: int) -> None:
+        raise NotImplementedError
 
     def send(self, data: bytes) -> None:
         """Nobody listens."""

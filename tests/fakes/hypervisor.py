@@ -4,6 +4,7 @@
 import xml.etree.ElementTree as ElementTree
 from dataclasses import dataclass
 
+from vtorque.backends.hypervisor import Usage
 from vtorque.deadline import Deadline
 from vtorque.errors import HypervisorError
 
@@ -15,6 +16,7 @@ class _Domain:
     uuid: str
     job: str
     running: bool = False
+    memory_mib: int = 0
 
 
 class FakeHypervisor:
@@ -34,7 +36,8 @@ class FakeHypervisor:
         if present and present.uuid != uuid:
             raise HypervisorError(f"cannot define a guest: domain {name} exists with another UUID")
         self._domains[name] = _Domain(
-            uuid=uuid, job=tag.get("job", "") if tag is not None else "", running=bool(present and present.running)
+            uuid=uuid, job=tag.get("job", "") if tag is not None else "",
+            running=bool(present and present.running), memory_mib=int(root.findtext("memory", "0")),
         )
 
     def start(self, name: str, *, deadline: Deadline) -> None:
@@ -54,6 +57,14 @@ class FakeHypervisor:
     def is_running(self, name: str, *, deadline: Deadline) -> bool:
         self._called("is_running", deadline)
         return name in self._domains and self._domains[name].running
+
+    def usage(self, name: str, *, deadline: Deadline) -> Usage | None:
+        self._called("usage", deadline)
+        domain = self._domains.get(name)
+        if domain is None:
+            return None
+        state = "running" if domain.running else "stopped"
+        return Usage(state=state, cpu_seconds=1.5, memory_mib=domain.memory_mib)
 
     def close(self) -> None:
         """Nothing is open."""

@@ -22,8 +22,8 @@ NAME = "tiny.qcow2"
 HERE = Path(__file__).parent
 MODULES = ("virtio_pci", "virtio_blk", "virtio_net", "isofs", "nfsv4")
 APPLETS = """
-sh ash awk cat chmod chown cp cut date dd df echo env grep head hostname id insmod ip kill ln ls mkdir mount
-mv nproc od ping ps pwd rm sed setsid sleep sort stat sync tail tee test timeout touch tr true umount uname
+sh ash awk cat chmod chown cp cut date dd df echo env grep head hostname id insmod ip kill ln ls mkdir mktemp mount
+mv nproc od ping ps pwd rm sed setsid sleep sort stat stty sync tail tee test timeout touch tr tty true umount uname
 uptime wc whoami
 """.split()  # noqa: SIM905
 PROGRAMS = ("/usr/sbin/sshd",)
@@ -47,7 +47,9 @@ ETC = {
     "shadow": "root:*:19000:0:99999:7:::\nsshd:*:19000:0:99999:7:::\n",
     "group": "root:x:0:\nnogroup:x:65534:\n",
     "udhcpc": UDHCPC,
-    "ssh/sshd_config": "Include /etc/ssh/sshd_config.d/*.conf\nUsePAM no\n",
+    # sshd forwards windows only when it can call one; nobody here looks at a cookie.
+    "xauth": "#!/bin/sh\n",
+    "ssh/sshd_config": "XAuthLocation /etc/xauth\nInclude /etc/ssh/sshd_config.d/*.conf\nUsePAM no\n",
 }
 
 
@@ -107,7 +109,8 @@ def _populate(tree: Path) -> None:
             shutil.copy(library, target)
     for name, text in ETC.items():
         (tree / "etc" / name).write_text(text)
-    (tree / "etc/udhcpc").chmod(0o755)
+    for name in ("udhcpc", "xauth"):
+        (tree / "etc" / name).chmod(0o755)
     (tree / "usr/local/sbin/mount").write_text(MOUNT)
     (tree / "usr/local/sbin/mount").chmod(0o755)
     shutil.copy(HERE / "seed.awk", tree / "etc/seed.awk")

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from vtorque import config
+from vtorque import config, options, sitefile
 from vtorque.config import SiteConfig
 from vtorque.errors import ConfigError
 from vtorque.options import ALIASES, INERT, OPTIONS
@@ -48,7 +48,7 @@ class TestValues:
             "MAC_PREFIX: 52:54:00\nVM_NFS_HOME: nfs:/home\nVCPU_PINNING_DEFAULT: yes\n",
         )
         assert (site.timeout, site.ram_default, site.host_os_ram_mb) == (300, 8192, 512)
-        assert (site.parallel, site.vcpu_pinning_default) == (False, True)
+        assert (site.parallel, site.vcpu_pinning_default) == (False, "true")
         assert (site.bridge, site.mac_prefix, site.vm_nfs_home) == ("virbr0", "52:54:00", "nfs:/home")
 
     @pytest.mark.parametrize("alias", sorted(ALIASES))
@@ -72,7 +72,7 @@ class TestValues:
     def test_an_option_of_the_original_without_effect_is_noted_with_the_reason(
         self, file: Path, name: str
     ) -> None:
-        file.write_text(f"# first\n{name}: {as_yaml(name)}\n")
+        file.write_text(f"# first\n{name}: {options.written(name)}\n")
         _, notes = config.load_noted(file, trusted_owner=None)
         assert [(note.line, note.key) for note in notes] == [(2, name)]
         assert notes[0].text == f"has no effect: {OPTIONS[name].metadata[INERT]}"
@@ -245,7 +245,7 @@ class TestFind:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         system = tmp_path / "system.yaml"
-        monkeypatch.setattr(config, "_SYSTEM", system)
+        monkeypatch.setattr(sitefile, "_SYSTEM", system)
         with pytest.raises(ConfigError) as caught:
             config.find(tmp_path)
         assert caught.value.hint == f"copy {tmp_path}/contrib/vtorque.yaml to {system} and adapt it"
@@ -293,27 +293,19 @@ class TestDocuments:
         live = {o.name for o in OPTIONS.values() if INERT not in o.metadata}
         assert live - without_choice <= read
 
+    def test_an_example_is_a_value_that_the_file_may_hold(self, file: Path) -> None:
+        text = "".join(f"{options.example(name)}\n" for name in OPTIONS)
+        assert loaded(file, text).group_limits == ("students max_vcpus=4 max_ram=8G",)
+
     def test_a_default_is_a_value_that_the_file_may_hold(self, file: Path) -> None:
-        text = "".join(f"{name}: {as_yaml(name)}\n" for name in OPTIONS)
+        text = "".join(f"{name}: {options.written(name)}\n" for name in OPTIONS)
         assert loaded(file, text) == SiteConfig()
-
-
-def as_yaml(name: str) -> str:
-    """The default as an administrator would write it."""
-    default = OPTIONS[name].default
-    if isinstance(default, bool):
-        return str(default).lower()
-    if isinstance(default, tuple):
-        return f"[{', '.join(default)}]"
-    if OPTIONS[name].metadata.get("kind") == "hosts" and default == ".*":
-        return '"*"'
-    return str(default) or '""'
 
 
 def row(name: str) -> list[str]:
     about = OPTIONS[name].metadata
-    cells = [f"`{name}`", f"`{as_yaml(name)}`", about.get("unit", ""), about["text"]]
-    return [*cells, about[INERT]] if INERT in about else cells
+    cells = [f"`{name}`", f"`{options.written(name)}`", about.get("unit", ""), about["text"]]
+    return [*cells, about[INERT] if INERT in about else f"`{options.example(name)}`"]
 
 
 def test_the_configuration_cannot_be_changed_once_read() -> None:

@@ -1,17 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """The catalogue, and headers that must not make QEMU open anything else."""
 
+import contextlib
 import json
 import os
 import random
+import shutil
 import struct
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from vtorque import images
-from vtorque.errors import ImageError, RequestError
+from vtorque import imageheader, images
+from vtorque.errors import ConfigError, ImageError, RequestError
+from vtorque.model import Image
 
 SIZE = 1 << 20
 VDI = b"\x7f\x10\xda\xbe"
@@ -175,3 +178,160 @@ def test_publishing_puts_the_entry_last_and_fills_in_digests(tmp_path: Path) -> 
     assert image.sha256 == images.digest(image.path)
     assert images.names(tmp_path / "pool") == ["a.qcow2"]
     assert image.path.stat().st_mode & 0o777 == 0o644
+
+
+def publish(directory: Path, disk: bytes, *, kernel: bytes | None = None, **about: str) -> Image:
+    """Publish `a.qcow2`, a whole header with `disk` at its end."""
+    staging = directory / ".staging"
+    staging.mkdir(exist_ok=True)
+    words = {"name": "a.qcow2", "distro": "debian", "arch": "x86_64", "description": "x", **about}
+    sources = {words["name"]: put(staging, "disk", qcow2() + disk)}
+    if kernel is not None:
+        sources["k.bin"] = put(staging, "kernel", kernel)
+        words["kernel"] = "k.bin"
+    try:
+        return images.publish(directory, words, sources)
+    finally:
+        shutil.rmtree(staging)
+
+
+def seen(directory: Path, name: str) -> tuple[str, bytes, bytes]:
+    """Name, end of the disk, and kernel of an image, as readers find them."""
+    image = images.find(directory, name)
+    return image.name, image.path.read_bytes()[256 << 10:], image.kernel.read_bytes() if image.kernel else b""
+
+
+def test_another_disk_of_the_same_name_is_a_new_revision_and_the_old_one_stays(tmp_path: Path) -> None:
+    for number in (b"1", b"2", b"3"):
+        publish(tmp_path, number, kernel=b"k" + number)
+    assert seen(tmp_path, "a.qcow2") == ("a.qcow2", b"3", b"k3")
+    for number in (b"1", b"2", b"3"):
+        name = f"a.qcow2@{number.decode()}"
+        assert seen(tmp_path, name) == (name, number, b"k" + number)
+    assert images.find(tmp_path, "a.qcow2@2").path.name == "a@2.qcow2"
+    assert [each.image.name for each in images.revisions(tmp_path, "a.qcow2")] == [f"a.qcow2@{n}" for n in (1, 2, 3)]
+    assert images.names(tmp_path) == ["a.qcow2"]
+    assert (tmp_path / "a.qcow2.json").read_bytes() == (tmp_path / "a.qcow2@3.json").read_bytes()
+
+
+@pytest.mark.parametrize("change", [{"kernel": b"other"}, {"cmdline": "single"}, {"kernel": None}])
+def test_another_kernel_or_command_line_is_a_new_revision_too(tmp_path: Path, change: dict[str, Any]) -> None:
+    publish(tmp_path, b"1", kernel=b"k")
+    publish(tmp_path, b"1", **{"kernel": b"k", **change})
+    assert len(images.revisions(tmp_path, "a.qcow2")) == 2
+
+
+def test_the_same_again_only_describes_it_anew_and_mends_what_is_damaged(tmp_path: Path) -> None:
+    publish(tmp_path, b"0")
+    path = publish(tmp_path, b"1", kernel=b"k").path
+    path.write_bytes(b"damaged")
+    publish(tmp_path, b"1", kernel=b"k", description="words", distro="ubuntu")
+    assert images.find(tmp_path, "a.qcow2@2").description == images.find(tmp_path, "a.qcow2").description == "words"
+    assert images.find(tmp_path, "a.qcow2").distro == "ubuntu"
+    assert seen(tmp_path, "a.qcow2")[1:] == (b"1", b"k")
+    publish(tmp_path, b"1", kernel=b"k", description="")
+    assert images.find(tmp_path, "a.qcow2").description == "words"
+    assert len(images.revisions(tmp_path, "a.qcow2")) == 2
+
+
+def test_an_entry_of_before_there_were_revisions_is_the_first(tmp_path: Path) -> None:
+    put(tmp_path, "a.qcow2", qcow2() + b"old")
+    catalogue(tmp_path, entry())
+    assert seen(tmp_path, "a.qcow2@1") == ("a.qcow2@1", b"old", b"")
+    publish(tmp_path, b"new")
+    assert seen(tmp_path, "a.qcow2@1")[1] == b"old" and seen(tmp_path, "a.qcow2")[1] == b"new"
+
+
+def test_a_broken_entry_is_followed_by_a_new_revision(tmp_path: Path) -> None:
+    catalogue(tmp_path, [])
+    publish(tmp_path, b"new")
+    assert images.revision(tmp_path, "a.qcow2").number == 2
+
+
+def test_a_revision_that_is_not_there_is_refused_with_those_that_are(tmp_path: Path) -> None:
+    publish(tmp_path, b"1")
+    for name in ("a.qcow2@2", "a.qcow2@0", "a.qcow2@01"):
+        with pytest.raises(RequestError, match="not in the catalogue") as refusal:
+            images.find(tmp_path, name)
+        assert refusal.value.hint == "there are: a.qcow2, a.qcow2@1"
+
+
+def test_images_do_not_take_each_others_kernels(tmp_path: Path) -> None:
+    publish(tmp_path, b"1", kernel=b"k")
+    with pytest.raises(ImageError, match=r"k\.bin belongs to image a\.qcow2"):
+        publish(tmp_path, b"1", kernel=b"other", name="b.qcow2")
+    assert seen(tmp_path, "a.qcow2")[2] == b"k" and images.names(tmp_path) == ["a.qcow2"]
+
+
+def test_a_reader_sees_the_old_or_the_new_wherever_publishing_stops(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stops at the first, second, … rename, as a crash would; then goes on."""
+    real = os.rename
+    for stop in range(6):
+        directory = tmp_path / str(stop)
+        directory.mkdir()
+        publish(directory, b"1", kernel=b"k1")
+        left = [stop]
+
+        def rename(source: Any, target: Any, left: list[int] = left, **more: Any) -> None:
+            left[0] -= 1
+            if left[0] < 0:
+                raise KeyboardInterrupt
+            real(source, target, **more)
+
+        with monkeypatch.context() as crash:
+            crash.setattr(os, "rename", rename)
+            crash.setattr(os, "replace", rename)
+            with contextlib.suppress(KeyboardInterrupt):
+                publish(directory, b"2", kernel=b"k2")
+        assert seen(directory, "a.qcow2")[1:] in ((b"1", b"k1"), (b"2", b"k2"))
+        assert seen(directory, "a.qcow2@1")[1:] == (b"1", b"k1")
+        publish(directory, b"2", kernel=b"k2")
+        assert seen(directory, "a.qcow2")[1:] == seen(directory, "a.qcow2@2")[1:] == (b"2", b"k2")
+
+
+@pytest.mark.parametrize(
+    "changes", [{"revision": 0}, {"revision": "1"}, {"revision": True}, {"file": "../a.qcow2"}, {"file": "a.img"}]
+)
+def test_a_revision_is_a_number_and_its_file_lies_beside_it(tmp_path: Path, changes: dict[str, Any]) -> None:
+    with pytest.raises(ImageError, match="catalogue entry"):
+        images.find(catalogue(tmp_path, entry(**changes)), "a.qcow2")
+
+
+def test_an_entry_or_a_part_that_is_a_link_is_refused(tmp_path: Path) -> None:
+    image = publish(tmp_path, b"1")
+    for path in (image.path, tmp_path / "a.qcow2.json"):
+        aside = path.rename(tmp_path / "aside")
+        path.symlink_to(aside)
+        with pytest.raises(ConfigError, match="symbolic link"):
+            images.require_trusted(image)
+        with pytest.raises(ImageError, match="symbolic link"):
+            images.digest(path)
+        path.unlink()
+        aside.rename(path)
+    image.path.unlink()
+    with pytest.raises(ImageError, match="is missing"):
+        images.require_trusted(image)
+
+
+def test_an_overlay_names_what_it_is_on(tmp_path: Path) -> None:
+    name = b"/pool/a.qcow2"
+    data = bytearray(qcow2(backing=0x200))
+    data[16:20], data[0x200:0x200 + len(name)] = struct.pack(">I", len(name)), name
+    assert imageheader.backing_file(put(tmp_path, "o.qcow2", bytes(data))) == "/pool/a.qcow2"
+    assert imageheader.backing_file(put(tmp_path, "o.qcow2", qcow2())) == ""
+    assert imageheader.backing_file(put(tmp_path, "o.qcow2", b"short")) == ""
+
+
+def test_a_copy_has_the_same_bytes_and_holes_for_zeros(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    with source.open("wb") as file:
+        file.write(b"head")
+        file.write(bytes(4 << 20))
+        file.seek(8 << 20)
+        file.write(b"tail" + bytes(1000))
+        file.truncate((9 << 20) + 17)
+    imageheader.copy(source, tmp_path / "copy")
+    assert (tmp_path / "copy").read_bytes() == source.read_bytes()
+    assert (tmp_path / "copy").stat().st_blocks * 512 < 1 << 20

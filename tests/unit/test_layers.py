@@ -14,10 +14,14 @@ LAYERS: list[tuple[str, ...]] = [
     ("errors", "units", "deadline", "logs"),
     ("model",),
     ("proc", "files"),
-    ("config", "options", "request", "qsub", "topology"),
-    ("plan", "render", "state", "images", "seed", "backends", "submit", "follow"),
-    ("node", "mom"),
-    ("teardown",),
+    ("config", "options", "sitefile", "limits", "metadata", "overhead", "request", "vmoptions", "qsub",
+     "topology", "display", "imageheader"),
+    ("plan", "render", "state", "images", "seed", "backends", "submit", "follow", "resolve",
+     "configimport", "imagepull"),
+    ("resources", "catalogue"),
+    ("submission",),
+    ("generate", "node", "mom", "doctor_checks", "observe"),
+    ("teardown", "doctor", "report"),
     ("boot", "chain", "run", "imagebuild"),
     ("discover",),
     ("lifecycle", "lab"),
@@ -25,14 +29,15 @@ LAYERS: list[tuple[str, ...]] = [
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 # Within a layer of several modules these lean on one another.
-SIDEWAYS = {("deadline", "errors"), ("files", "proc"), ("config", "options"), ("request", "config"),
+SIDEWAYS = {("deadline", "errors"), ("files", "proc"), ("config", "options"), ("config", "limits"),
+            ("config", "sitefile"), ("limits", "options"), ("request", "options"), ("request", "metadata"),
             ("state", "backends"), ("node", "state"), ("teardown", "state")}
 
 ONLY_IN = {
     "subprocess": {"proc"},
     "paramiko": {"backends.transport.ssh"},
     "libvirt": {"backends.hypervisor.libvirt"},
-    "yaml": {"config", "options", "render"},
+    "yaml": {"config", "metadata", "render"},
     "psutil": {"topology", "guard", "cli.vmgr"},
 }
 PURE = {"plan", "render"}

@@ -6,9 +6,9 @@ import itertools
 import pytest
 
 from tests.builders import a_job, a_plan, a_request, a_shape, a_site, an_image
-from vtorque import plan
 from vtorque.errors import RequestError
 from vtorque.model import JobId
+from vtorque.overhead import qemu_memory_mib
 
 SHAPES = list(itertools.product(range(1, 5), (1, 2, 3, 7), (64, 1000, 2048)))
 
@@ -62,7 +62,7 @@ def test_more_memory_than_the_node_offers_is_refused_with_the_numbers() -> None:
 
 
 def test_memory_that_just_fits_is_taken_and_a_mebibyte_more_is_not() -> None:
-    site, shape = a_site(host_os_ram_mb=0), a_shape(memory_mib=plan.qemu_memory_mib(2048, 2))
+    site, shape = a_site(host_os_ram_mb=0), a_shape(memory_mib=qemu_memory_mib(2048, 2))
     assert a_plan(request=a_request(memory_mib=2048), site=site, shape=shape)
     with pytest.raises(RequestError):
         a_plan(request=a_request(memory_mib=2049), site=site, shape=shape)
@@ -84,4 +84,11 @@ def test_shares_that_the_site_does_not_have_are_not_mounted() -> None:
 
 
 def test_without_pinning_nothing_is_pinned() -> None:
-    assert a_plan(site=a_site(vcpu_pinning_default=False)).vms[0].cpus == ()
+    assert a_plan(request=a_request(pinning="false")).vms[0].cpus == ()
+
+
+def test_a_user_may_map_vcpus_to_cpus_that_his_job_has() -> None:
+    mapped = a_plan(request=a_request(pinning="7,2;4-5", vms_per_node=2))
+    assert [vm.cpus for vm in mapped.vms] == [(7, 2), (4, 5)]
+    with pytest.raises(RequestError, match=r"node n1 offers the CPUs 1-7, not 0,9"):
+        a_plan(request=a_request(pinning="0,9"))

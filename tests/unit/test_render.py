@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from tests.builders import a_plan, a_request, a_site, an_account, an_image, some_keys
-from vtorque import render
+from vtorque import render, submit
 from vtorque.errors import ConfigError
 from vtorque.model import Group, JobPlan
 from vtorque.options import SiteConfig
@@ -23,7 +23,7 @@ CASES = {
     "kvm": (a_plan(), a_site(hypervisor_type="kvm", machine_type="pc")),
     "direct": (a_plan(image=DIRECT), a_site()),
     "unpinned-raw": (
-        a_plan(image=an_image(name="x.img", path=Path("/images/x.img")), site=a_site(vcpu_pinning_default=False)),
+        a_plan(image=an_image(name="x.img", path=Path("/images/x.img")), request=a_request(pinning="false")),
         a_site(),
     ),
 }
@@ -51,8 +51,9 @@ def test_documents_are_the_golden_ones(case: str, request: pytest.FixtureRequest
 
 
 def test_the_wrapper_keeps_directives_byte_for_byte_and_hands_everything_over() -> None:
-    wrapper = render.job_wrapper(
-        directives=b"#PBS -N caf\xe9\n", command=["/opt/vtorque/scripts/jobrun", "id"], templates=ROOT / "templates"
+    wrapper = submit.wrapper(
+        (ROOT / "templates/job-wrapper.sh").read_bytes(),
+        directives=b"#PBS -N caf\xe9\n", command=["/opt/vtorque/scripts/jobrun", "id"],
     )
     assert wrapper == b'#!/bin/sh\n#PBS -N caf\xe9\nexec /opt/vtorque/scripts/jobrun id "$@"\n'
 
@@ -61,6 +62,12 @@ def test_values_cannot_leave_their_place_in_the_xml() -> None:
     hostile = an_image(path=Path("/images/a'/><disk type='block'>&.qcow2"))
     root = ElementTree.fromstring(rendered(a_plan(image=hostile), a_site()).domain_xml)
     assert len(root.findall("devices/disk")) == 2
+
+
+def test_what_a_user_may_add_to_the_cloud_config_is_there() -> None:
+    made = rendered(a_plan(request=a_request(metadata='{"locale":"de_DE.UTF-8","timezone":"Europe/Berlin"}')), a_site())
+    data = yaml.safe_load(made.user_data)
+    assert (data["timezone"], data["locale"]) == ("Europe/Berlin", "de_DE.UTF-8")
 
 
 def test_values_cannot_leave_their_place_in_the_cloud_config() -> None:

@@ -11,11 +11,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from vtorque import request
-from vtorque.config import SiteConfig
 from vtorque.errors import RequestError
 from vtorque.model import VmRequest
 
-SITE = SiteConfig(img_default="debian-12.qcow2", vcpus_default=2, ram_default=2048)
 KEY_HEAD = b"\0\0\0\x0bssh-ed25519\0\0\0\x20"
 
 
@@ -49,6 +47,16 @@ REQUESTS = st.builds(
     memory_mib=st.integers(64, 16 << 20),
     vms_per_node=st.integers(1, 256),
     public_key=st.binary(min_size=32, max_size=32).map(public_key),
+    pinning=st.sampled_from(["true", "false", "auto"]),
+    fs_type=st.sampled_from(["sharedfs", "ramdisk"]),
+    disk=st.one_of(
+        st.just(""), st.from_regex(r"/[A-Za-z0-9]{1,20}(/[A-Za-z0-9_+-]{1,20}){0,4}\.(img|qcow2)", fullmatch=True)
+    ),
+    metadata=st.sampled_from(["", '{"timezone":"Europe/Berlin"}', '{"locale":"de_DE.UTF-8","timezone":"UTC"}']),
+    vm_prologue=st.booleans(), vm_epilogue=st.booleans(), vrdma=st.booleans(), unclot=st.booleans(), iocm=st.booleans(),
+    unclot_shmem_mib=st.integers(0, 16 << 20),
+    iocm_max_cores=st.integers(0, 1024),
+    elements=st.integers(1, 1 << 20),
 )
 
 
@@ -61,19 +69,6 @@ def fields() -> dict[str, Any]:
     text = A_TEXT.removeprefix("vt1.")
     data: dict[str, Any] = json.loads(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)))
     return data
-
-
-def asked(*texts: str, site: SiteConfig = SITE) -> VmRequest:
-    options = request.parse_vm_options(texts)
-    return request.resolve(
-        options, site, request_id=A_REQUEST.request_id, public_key=A_REQUEST.public_key
-    )
-
-
-def refusal(*texts: str, site: SiteConfig = SITE) -> str:
-    with pytest.raises(RequestError) as caught:
-        asked(*texts, site=site)
-    return caught.value.one_line()
 
 
 class TestText:
@@ -128,6 +123,11 @@ class TestText:
             ("i", "x" * 125 + ".img"), ("i", "debian.img\n"), ("i", "débian.img"), ("i", 5), ("i", None),
             ("d", "Debian"), ("d", "arch"), ("d", ""), ("a", "aarch64"), ("a", ["x86_64"]),
             ("r", "0123456789abcde"), ("r", "0123456789ABCDEF"), ("r", "0123456789abcdef0"),
+            ("p", ""), ("p", "maybe"), ("p", "0,0,0,0"), ("p", "0-2"), ("p", "0-3;4-7"), ("p", "0,1,2,3,"),
+            ("p", "true"),
+            ("f", "nfs"), ("f", "sharedfs"), ("D", "x.img"), ("D", "/a/../x.img"), ("D", "/x.iso"), ("D", "/a,b.img"),
+            ("D", "/./x.img"), ("b", 0), ("b", 2), ("b", True), ("v", "1"), ("t", 0), ("t", 1), ("x", 1), ("y", 1025),
+            ("M", {}), ("M", []), ("M", {"runcmd": "id"}), ("M", {"timezone": 1}), ("M", {"timezone": "a\nb"}),
             ("r", "٠123456789abcdef"), ("k", ""), ("k", "A" * 42), ("k", "A" * 44), ("k", "*" * 43), ("k", 1),
         ],
     )
@@ -135,8 +135,13 @@ class TestText:
         with pytest.raises(RequestError):
             request.decode(spelled({**fields(), key: value}))
 
+    def test_a_mapping_of_cpus_fits_the_guests(self) -> None:
+        for number, text in ((1, "0-2,9"), (2, "3,2,1,0;4-7")):
+            wanted = dataclasses.replace(A_REQUEST, pinning=text, vms_per_node=number)
+            assert request.decode(request.encode(wanted)) == wanted
+
     @pytest.mark.parametrize("key", sorted(fields()))
-    def test_no_field_may_be_missing(self, key: str) -> None:
+    def test_no_field_of_these_may_be_missing(self, key: str) -> None:
         data = fields()
         del data[key]
         with pytest.raises(RequestError, match="missing or unknown"):
@@ -194,108 +199,3 @@ class TestText:
     def test_a_request_that_does_not_fit_into_a_job_is_refused_with_its_length(self) -> None:
         with pytest.raises(RequestError, match=r"has \d{4} characters, 1000 fit"):
             request.encode(dataclasses.replace(A_REQUEST, image="x" * 900))
-
-
-class TestOptions:
-    def test_what_is_not_asked_for_comes_from_the_site(self) -> None:
-        wanted = asked()
-        assert (wanted.image, wanted.distro, wanted.arch) == ("debian-12.qcow2", "debian", "x86_64")
-        assert (wanted.vcpus, wanted.memory_mib, wanted.vms_per_node) == (2, 2048, 1)
-
-    def test_several_options_add_up_and_the_last_of_a_key_wins(self) -> None:
-        wanted = asked("vcpus=4,ram=8G", "vms_per_node=2,RAM=1T")
-        assert (wanted.vcpus, wanted.memory_mib, wanted.vms_per_node) == (4, 1 << 20, 2)
-
-    def test_a_value_is_everything_after_the_first_equals_sign(self) -> None:
-        assert request.parse_vm_options(["img=a=b"]) == {"img": "a=b"}
-
-    @pytest.mark.parametrize(
-        ("text", "mib"), [("512M", 512), ("2048", 2048), ("1048576K", 1024), ("8GB", 8192), ("8gib", 8192)]
-    )
-    def test_memory_has_a_unit_or_is_mib(self, text: str, mib: int) -> None:
-        assert asked(f"ram={text}").memory_mib == mib
-
-    @pytest.mark.parametrize("text", ["", "img", "img=", "=x", "img=a.img,,vcpus=1", "vcpus=1,", ",", " =1"])
-    def test_a_text_that_is_not_key_and_value_is_named(self, text: str) -> None:
-        assert "is not key=value" in refusal(text)
-
-    @pytest.mark.parametrize(
-        "key",
-        [
-            "vcpu_pinning", "vm_prologue", "vm_epilogue", "vrdma", "unclot", "unclot_shmem", "iocm",
-            "iocm_min_cores", "iocm_max_cores", "fs_type", "disk", "metadata",
-        ],
-    )
-    def test_a_key_of_the_manual_that_comes_later_says_so(self, key: str) -> None:
-        assert refusal(f"{key.upper()}=1") == f"-vm {key}= is not supported by this version"
-
-    def test_an_unknown_key_is_told_its_neighbour(self) -> None:
-        assert refusal("vcpu=4") == "-vm 'vcpu' is not a key (did you mean vcpus?)"
-        assert "there are: img, ram" in refusal("zzzzzzz=4")
-
-    @pytest.mark.parametrize(
-        ("text", "says"),
-        [
-            ("vcpus=0", "-vm vcpus=0: must be 1 to 1024"),
-            ("vcpus=four", "-vm vcpus=: 'four' is not a whole number"),
-            ("vcpus=٤", "-vm vcpus=: '٤' is not a whole number"),
-            ("vcpus=-1", "-vm vcpus=: '-1' is not a whole number"),
-            ("vms_per_node=257", "-vm vms_per_node=257: must be 1 to 256"),
-            ("ram=63M", "-vm ram=63 MiB: must be 64 to 16777216 MiB"),
-            ("ram=1.5G", "-vm ram=: '1.5G' is not a size: digits, then K, M, G or T"),
-            ("arch=arm64", "-vm arch='arm64': must be x86_64"),
-            ("distro=gentoo", "-vm distro='gentoo': must be one of debian, ubuntu, redhat, centos, osv"),
-            ("img=a/b.img", "-vm img='a/b.img': must be the name of a .qcow2 or .img file in the catalogue"),
-        ],
-    )
-    def test_a_refusal_names_key_value_and_what_is_allowed(self, text: str, says: str) -> None:
-        assert refusal(text) == says
-
-    @pytest.mark.parametrize(
-        ("text", "says"),
-        [
-            ("vcpus=5", "-vm vcpus=5: this cluster allows at most 4"),
-            ("ram=5G", "-vm ram=5120 MiB: this cluster allows at most 4096 MiB"),
-            ("vms_per_node=3", "-vm vms_per_node=3: this cluster allows at most 2"),
-        ],
-    )
-    def test_the_site_has_the_last_word(self, text: str, says: str) -> None:
-        site = dataclasses.replace(SITE, max_vcpus=4, max_ram=4096, max_vms_per_node=2)
-        assert refusal(text, site=site) == says
-        assert asked("vcpus=4,ram=4G,vms_per_node=2", site=site).vcpus == 4
-
-    @pytest.mark.parametrize(
-        ("text", "distro"),
-        [
-            ("img=Ubuntu-22.04.img", "ubuntu"),
-            ("img=my-centos7.qcow2", "centos"),
-            ("img=osv-base.img", "osv"),
-            ("img=plain.img", "redhat"),
-            ("img=plain.img,distro=Debian", "debian"),
-            ("img=ubuntu.img,distro=debian", "debian"),
-        ],
-    )
-    def test_the_distribution_is_asked_for_or_guessed_from_the_image_or_the_sites(
-        self, text: str, distro: str
-    ) -> None:
-        assert asked(text, site=dataclasses.replace(SITE, distro_default="redhat")).distro == distro
-
-    @given(st.lists(st.text(alphabet=st.characters(), max_size=40), max_size=4))
-    @settings(max_examples=300, derandomize=True, deadline=None)
-    def test_no_text_gets_further_than_a_refusal(self, texts: list[str]) -> None:
-        try:
-            wanted = asked(*texts)
-        except RequestError as error:
-            assert "\n" not in error.one_line()
-        else:
-            assert request.decode(request.encode(wanted)) == wanted
-
-    @given(st.sampled_from(request.OPTIONS), st.text(min_size=1, max_size=40))
-    @settings(max_examples=500, derandomize=True, deadline=None)
-    def test_a_value_is_taken_or_refused_in_one_line(self, key: str, value: str) -> None:
-        try:
-            wanted = asked(f"{key}={value}")
-        except RequestError as error:
-            assert "\n" not in error.one_line()
-        else:
-            assert request.decode(request.encode(wanted)) == wanted

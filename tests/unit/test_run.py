@@ -11,7 +11,7 @@ from tests.builders import KEY, a_plan
 from vtorque import run
 from vtorque.errors import HypervisorError, RequestError, StateError
 from vtorque.model import Guest
-from vtorque.run import ExitStatus, NotStarted
+from vtorque.run import ExitStatus, NotStarted, Peer
 
 ME = os.getuid()
 
@@ -27,26 +27,26 @@ def put(path: Path, data: object) -> None:
 
 def test_with_the_marker_the_job_knows_its_guest(tmp_path: Path) -> None:
     put(tmp_path / "ready", marker())
-    guest = run.rank_zero(tmp_path, "7.srv", owner=ME)
-    assert (guest.address, guest.hostname, guest.host_key) == ("10.0.0.9", "vn1-1", KEY)
-    assert guest.environment["PBS_NODEFILE"] == "/var/spool/torque/aux/7.srv"
-    assert guest.environment["PBS_NP"] == "2"
+    guests = run.proven(tmp_path, "7.srv", owner=ME)
+    assert guests.peers == (Peer(rank=0, address="10.0.0.9", hostname="vn1-1", host_key=KEY),)
+    assert guests.environment["PBS_NODEFILE"] == "/var/spool/torque/aux/7.srv"
+    assert guests.environment["PBS_NP"] == "2"
 
 
 def test_without_a_marker_nothing_runs(tmp_path: Path) -> None:
     with pytest.raises(NotStarted, match="its prologue did not end") as refusal:
-        run.rank_zero(tmp_path, "7.srv", owner=ME)
+        run.proven(tmp_path, "7.srv", owner=ME)
     assert int(refusal.value.status) == 69
 
 
 def test_the_reason_of_a_failure_is_the_users_to_read(tmp_path: Path) -> None:
     put(tmp_path / "failed", run.failure_marker(RequestError("too much", hint="ask for less")))
     with pytest.raises(NotStarted, match=r"too much \(ask for less\)") as refusal:
-        run.rank_zero(tmp_path, "7.srv", owner=ME)
+        run.proven(tmp_path, "7.srv", owner=ME)
     assert int(refusal.value.status) == 65
     put(tmp_path / "failed", run.failure_marker(HypervisorError("no")))
     with pytest.raises(NotStarted) as refusal:
-        run.rank_zero(tmp_path, "7.srv", owner=ME)
+        run.proven(tmp_path, "7.srv", owner=ME)
     assert refusal.value.status == ExitStatus.NO_GUEST
 
 
@@ -54,30 +54,33 @@ def test_the_reason_of_a_failure_is_the_users_to_read(tmp_path: Path) -> None:
 def test_a_marker_of_another_job_or_boot_is_not_believed(tmp_path: Path, change: dict[str, str]) -> None:
     put(tmp_path / "ready", marker() | change)
     with pytest.raises(NotStarted):
-        run.rank_zero(tmp_path, "7.srv", owner=ME)
+        run.proven(tmp_path, "7.srv", owner=ME)
 
 
 def test_a_marker_that_is_not_roots_is_not_believed(tmp_path: Path) -> None:
     put(tmp_path / "ready", marker())
     with pytest.raises(StateError, match="belongs to uid"):
-        run.rank_zero(tmp_path, "7.srv", owner=ME + 1)
+        run.proven(tmp_path, "7.srv", owner=ME + 1)
 
 
 def test_a_link_to_a_marker_is_not_believed(tmp_path: Path) -> None:
     put(tmp_path / "elsewhere", marker())
     (tmp_path / "ready").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(StateError):
-        run.rank_zero(tmp_path, "7.srv", owner=ME)
+        run.proven(tmp_path, "7.srv", owner=ME)
 
 
 def test_the_environment_is_the_batch_systems_and_what_the_user_sends(tmp_path: Path) -> None:
     put(tmp_path / "ready", marker())
-    guest = run.rank_zero(tmp_path, "7.srv", owner=ME)
-    environ = {"PBS_JOBID": "7.srv", "PBS_NP": "99", "HOME": "/x", "MINE": "1", "OTHER": "2", "ENVIRONMENT": "BATCH"}
-    sent = run.job_environment(environ, {"MINE", "ABSENT"}, guest)
+    guest = run.proven(tmp_path, "7.srv", owner=ME)
+    environ = {
+        "PBS_JOBID": "7.srv", "PBS_NP": "99", "HOME": "/x", "DISPLAY": ":0", "MINE": "1", "OTHER": "2",
+        "ENVIRONMENT": "BATCH",
+    }
+    sent = run.job_environment(environ, {"MINE", "ABSENT", "DISPLAY"}, guest)
     assert sent["PBS_JOBID"] == "7.srv" and sent["MINE"] == "1" and sent["ENVIRONMENT"] == "BATCH"
     assert sent["PBS_NP"] == "2", "the guest's own count wins"
-    assert not {"HOME", "OTHER", "ABSENT"} & set(sent)
+    assert not {"HOME", "OTHER", "ABSENT", "DISPLAY"} & set(sent)
 
 
 def test_the_order_counts_its_own_bytes_and_quotes_everything() -> None:

@@ -1,26 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the job's wrapper becomes on the node: the bridge between mom and the script in the guest."""
 
+import contextlib
 import json
 import os
 import pwd
 import signal
 import sys
+import termios
 import time
-from collections.abc import Sequence
+import tty
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from vtorque import config, files, run
-from vtorque.backends.transport import Session
+from vtorque import config, display, files, proc, run, submit
+from vtorque.backends.transport import Session, Terminal
 from vtorque.backends.transport.ssh import Ssh
 from vtorque.cli import PREFIX
 from vtorque.config import SiteConfig
 from vtorque.deadline import Deadline
-from vtorque.errors import TransportError, VtorqueError
+from vtorque.display import Display
+from vtorque.errors import RequestError, TransportError, VtorqueError
 from vtorque.model import job_id, job_key
-from vtorque.run import ExitStatus, NotStarted, RankZero
+from vtorque.run import ExitStatus, Guests, NotStarted, Peer
+from vtorque.submit import JobFile
 
 _JOB_FILE_LIMIT = 1 << 20
 # What a batch system or a user sends to a job. KILL needs no passing on: it ends
@@ -31,13 +36,16 @@ _PASSED_ON = ("TERM", "INT", "HUP", "QUIT", "USR1", "USR2", "CONT")
 def main(argv: Sequence[str]) -> int:
     """`argv` is the request id and the script's own arguments; the job's exit status."""
     try:
-        return _run(argv[0], argv[1:])
+        return _Bridge(argv[0], argv[1:]).run()
     except NotStarted as error:
         _say(error.brief)
         return error.status
     except TransportError as error:
         _say(error.one_line())
         return ExitStatus.LOST
+    except RequestError as error:
+        _say(error.one_line())
+        return ExitStatus.REFUSED
     except VtorqueError as error:
         _say(error.one_line())
         return ExitStatus.NO_GUEST
@@ -46,34 +54,82 @@ def main(argv: Sequence[str]) -> int:
         return ExitStatus.BUG
 
 
-def _run(request_id: str, arguments: Sequence[str]) -> int:
-    directory = Path(pwd.getpwuid(os.getuid()).pw_dir, ".vtorque", request_id)
-    site = config.load(config.find(PREFIX), trusted_owner=0)
-    job = job_id(os.environ.get("PBS_JOBID", ""))
-    guest = run.rank_zero(Path(site.state_dir) / "jobs" / job_key(job), job)
-    wanted = json.loads(files.read(directory / "job.json", limit=_JOB_FILE_LIMIT))
-    text = run.order(
-        environment=run.job_environment(os.environ, wanted["exported"], guest),
-        directory=os.getcwd(),  # noqa: PTH109
-        shell=wanted["shell"],
-        command=[str(directory / "script" / wanted["script"]), *arguments],
-    )
-    session = _connect(guest, directory, site)
-    try:
-        _pass_signals_on(session)
-        _note(directory, "running")
-        status = run.script(session, text, stdout=_writer(1), stderr=_writer(2))
-        _note(directory, "ended")
-    finally:
-        session.close()
-    return status
+class _Bridge:
+    """One job between mom and its guests."""
 
+    def __init__(self, request_id: str, arguments: Sequence[str]) -> None:
+        self._directory = Path(pwd.getpwuid(os.getuid()).pw_dir, ".vtorque", request_id)
+        self._arguments = arguments
+        self._site: SiteConfig = config.load(config.find(PREFIX), trusted_owner=0)
+        self._job = job_id(os.environ.get("PBS_JOBID", ""))
+        self._guests: Guests = run.proven(Path(self._site.state_dir) / "jobs" / job_key(self._job), self._job)
+        self._about = JobFile.parse(files.read(self._directory / "job.json", limit=_JOB_FILE_LIMIT))
 
-def _connect(guest: RankZero, directory: Path, site: SiteConfig) -> Session:
-    key = files.read(directory / "key", limit=_JOB_FILE_LIMIT, owner=os.getuid()).decode()
-    user = pwd.getpwuid(os.getuid()).pw_name
-    deadline = Deadline(site.timeout)
-    return Ssh().open(guest.address, user=user, key=key, host_key=guest.host_key, deadline=deadline)
+    def run(self) -> int:
+        """The script between the user's own prologue and epilogue; its exit status."""
+        shown = display.find(os.environ) if self._about.x11 else None
+        with self._connected(self._guests.peers[0]) as session:
+            _pass_signals_on(session)
+            if status := self._everywhere("vm_prologue", session):
+                return status
+            self._note("running")
+            status = self._script(session, shown)
+            self._note("ended")
+            self._everywhere("vm_epilogue", session)
+        return status
+
+    def _script(self, session: Session, shown: Display | None) -> int:
+        about = self._about
+        script = [str(self._directory / "script" / about.script), *self._arguments] if about.script else []
+        text = self._order(script, self._guests.peers[0])
+        if not about.interactive:
+            return run.script(session, text, stdout=_writer(1), stderr=_writer(2), display=shown)
+        with _raw_terminal() as terminal:
+            signal.signal(signal.SIGWINCH, lambda number, frame: session.resize(*_size()))
+            deadline = Deadline(self._site.timeout)
+            return run.on_terminal(session, text, terminal=terminal, display=shown, deadline=deadline)
+
+    def _everywhere(self, name: str, first: Session) -> int:
+        """Run the user's script of that name in every guest, rank 0 first; the first status that is not 0."""
+        script = self._directory / name
+        if not script.exists():
+            return 0
+        for peer in self._guests.peers:
+            with contextlib.ExitStack() as stack:
+                session = first if peer.rank == 0 else stack.enter_context(self._connected(peer))
+                text = self._order([str(script)], peer)
+                status = run.script(session, text, stdout=_writer(1), stderr=_writer(2))
+            if status:
+                _say(f"{name} ended with status {status} in guest {peer.hostname}")
+                return status
+        return 0
+
+    def _order(self, command: Sequence[str], peer: Peer) -> bytes:
+        environment = run.job_environment(os.environ, self._about.exported, self._guests)
+        return run.order(
+            environment={**environment, "VTORQUE_RANK": str(peer.rank)},
+            directory=os.getcwd(),  # noqa: PTH109
+            shell=self._about.shell,
+            command=command,
+        )
+
+    @contextlib.contextmanager
+    def _connected(self, peer: Peer) -> Iterator[Session]:
+        key = files.read(self._directory / "key", limit=_JOB_FILE_LIMIT, owner=os.getuid()).decode()
+        session = Ssh().open(
+            peer.address, user=pwd.getpwuid(os.getuid()).pw_name, key=key, host_key=peer.host_key,
+            deadline=Deadline(self._site.timeout),
+        )
+        try:
+            yield session
+        finally:
+            session.close()
+
+    def _note(self, phase: str) -> None:
+        line = json.dumps({"time": round(time.time(), 3), "phase": phase})
+        name = submit.phases_name(job_key(self._job), self._about.elements)
+        with (self._directory / name).open("a") as file:
+            file.write(line + "\n")
 
 
 def _pass_signals_on(session: Session) -> None:
@@ -84,19 +140,35 @@ def _pass_signals_on(session: Session) -> None:
         signal.signal(getattr(signal, f"SIG{name}"), pass_on)
 
 
-def _writer(handle: int) -> Any:
-    def write(data: bytes) -> None:
-        view = memoryview(data)
-        while view:
-            view = view[os.write(handle, view):]
+@contextlib.contextmanager
+def _raw_terminal() -> Iterator[Terminal]:
+    """Ours, handed over: what is typed means something to the guest's terminal only."""
+    # A signal here ends the session, and the guest hangs up; keys arrive as characters.
+    for name in _PASSED_ON:
+        signal.signal(getattr(signal, f"SIG{name}"), signal.SIG_DFL)
+    before = termios.tcgetattr(0) if os.isatty(0) else None
+    if before is not None:
+        tty.setraw(0)
+    columns, rows = _size()
+    try:
+        yield Terminal(
+            term=os.environ.get("TERM", "dumb"), columns=columns, rows=rows,
+            read=lambda: os.read(0, 1 << 16), write=_writer(1),
+        )
+    finally:
+        if before is not None:
+            termios.tcsetattr(0, termios.TCSADRAIN, before)
 
-    return write
+
+def _size() -> tuple[int, int]:
+    try:
+        return os.get_terminal_size(0)
+    except OSError:
+        return 80, 24
 
 
-def _note(directory: Path, phase: str) -> None:
-    line = json.dumps({"time": round(time.time(), 3), "phase": phase})
-    with (directory / "phases").open("a") as file:
-        file.write(line + "\n")
+def _writer(handle: int) -> Callable[[bytes], Any]:
+    return lambda data: proc.write_all(handle, data)
 
 
 def _say(message: str) -> None:

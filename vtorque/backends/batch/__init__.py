@@ -5,11 +5,12 @@ from collections.abc import Mapping, Sequence
 from importlib import import_module
 from typing import Protocol
 
-from vtorque.errors import Blame, ConfigError
-from vtorque.model import Job, JobId, PelogKind
+from vtorque.errors import Blame, CommandError, ConfigError, RequestError
+from vtorque.model import Job, JobId, PelogKind, job_id
 
 _MEMBERS = {
     "torque": "vtorque.backends.batch.torque:Torque",
+    "openpbs": "vtorque.backends.batch.openpbs:OpenPbs",
     # The local engine obeys Torque's contract to the letter, so it is the same dialect.
     "local": "vtorque.backends.batch.torque:Torque",
 }
@@ -41,6 +42,15 @@ class BatchSystem(Protocol):
     def job_id_from(self, stdout: bytes) -> JobId:
         """The job id in what the submit command printed; CommandError when there is none."""
         ...
+
+
+def last_job_id(stdout: bytes) -> JobId:
+    """The job id that a submit command printed last; CommandError when there is none."""
+    words = stdout.decode(errors="backslashreplace").split()
+    try:
+        return job_id(words[-1])
+    except (IndexError, RequestError):
+        raise CommandError("qsub printed no job id", details=repr(stdout[:500])) from None
 
 
 def by_name(name: str) -> BatchSystem:

@@ -5,7 +5,8 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from vtorque.errors import Blame, CommandError, RequestError, StateError
+from vtorque.backends.batch import last_job_id
+from vtorque.errors import Blame, StateError
 from vtorque.model import Job, JobId, PelogKind, job_id
 
 REQUEUE = 3
@@ -72,12 +73,8 @@ class Torque:
         return ["-l", f"other={request}"]
 
     def job_id_from(self, stdout: bytes) -> JobId:
-        """The last line that qsub printed."""
-        lines = stdout.decode(errors="backslashreplace").split()
-        try:
-            return job_id(lines[-1])
-        except (IndexError, RequestError):
-            raise CommandError("qsub printed no job id", details=repr(stdout[:500])) from None
+        """The last word that qsub printed."""
+        return last_job_id(stdout)
 
 
 def _at(arguments: Sequence[str], place: int) -> str:

@@ -1,9 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """What we need of a hypervisor. Every verb may be repeated."""
 
+from dataclasses import dataclass
 from typing import Protocol
 
 from vtorque.deadline import Deadline
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """What a domain does and has used so far; `state` is running, paused, stopping, stopped or crashed."""
+
+    state: str
+    cpu_seconds: float
+    memory_mib: int
 
 
 class Hypervisor(Protocol):
@@ -27,4 +37,8 @@ class Hypervisor(Protocol):
 
     def is_running(self, name: str, *, deadline: Deadline) -> bool:
         """Whether the domain exists and has not stopped."""
+        ...
+
+    def usage(self, name: str, *, deadline: Deadline) -> Usage | None:
+        """What the domain does and has used so far; None when there is no such domain."""
         ...

@@ -14,6 +14,7 @@ from xml.etree import ElementTree
 
 import libvirt
 
+from vtorque.backends.hypervisor import Usage
 from vtorque.deadline import Deadline
 from vtorque.errors import DeadlineExceeded, HypervisorError
 
@@ -29,6 +30,11 @@ _HINTS = (
 )
 _UNDEFINE = libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE | libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
 _STOPPED = frozenset((libvirt.VIR_DOMAIN_SHUTOFF, libvirt.VIR_DOMAIN_CRASHED))
+_STATES = {
+    libvirt.VIR_DOMAIN_PAUSED: "paused", libvirt.VIR_DOMAIN_PMSUSPENDED: "paused",
+    libvirt.VIR_DOMAIN_SHUTDOWN: "stopping", libvirt.VIR_DOMAIN_SHUTOFF: "stopped",
+    libvirt.VIR_DOMAIN_CRASHED: "crashed",
+}
 
 
 class Libvirt:
@@ -95,6 +101,21 @@ class Libvirt:
             return domain is not None and domain.state()[0] not in _STOPPED
 
         return bool(self._call(f"look at guest {name}", running, deadline))
+
+    def usage(self, name: str, *, deadline: Deadline) -> Usage | None:
+        """What the domain does, its CPU time and its memory; None when there is no such domain."""
+
+        def look(connection: Any) -> Usage | None:
+            domain = _lookup(connection, name)
+            with _ignoring(libvirt.VIR_ERR_NO_DOMAIN):
+                if domain is not None:
+                    state, _, kib, _, nanoseconds = domain.info()
+                    known = _STATES.get(state, "running")
+                    return Usage(state=known, cpu_seconds=nanoseconds / 1e9, memory_mib=kib >> 10)
+            return None
+
+        usage: Usage | None = self._call(f"look at guest {name}", look, deadline)
+        return usage
 
     def close(self) -> None:
         """Drop the connection, without waiting for a daemon that may hang."""

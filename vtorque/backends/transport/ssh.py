@@ -6,12 +6,13 @@ ever looked at.
 """
 
 import base64
+import contextlib
 import hashlib
 import io
 import socket
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -21,7 +22,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import paramiko
 
-from vtorque.backends.transport import KeyPair, Sink
+from vtorque.backends.transport import KeyPair, Sink, Terminal, XServer
 from vtorque.deadline import Deadline
 from vtorque.errors import DeadlineExceeded, TransportError
 
@@ -116,28 +117,42 @@ class SshSession:
         self._channel: paramiko.Channel | None = None
 
     def run(
-        self, command: str, *, stdin: bytes, stdout: Sink, stderr: Sink, deadline: Deadline | None
+        self,
+        command: str,
+        *,
+        stdin: bytes,
+        stdout: Sink,
+        stderr: Sink,
+        deadline: Deadline | None,
+        display: XServer | None = None,
     ) -> int:
         """Run a command without a terminal; 128 plus the signal when one killed it.
 
         Each sink is called from a thread of its own.
         """
-        try:
-            channel = self._transport.open_session()
-            self._channel = channel
+        with self._losing():
+            channel = self._open(display)
             channel.exec_command(command)
             readers = [_Reader(channel.recv, stdout), _Reader(channel.recv_stderr, stderr)]
             if stdin:
                 channel.sendall(stdin)
-        except (paramiko.SSHException, OSError, EOFError) as error:
-            raise TransportError(f"lost the connection to the guest at {self._address}: {error}") from error
-        status = self._await_status(channel, deadline)
-        for reader in readers:
-            reader.finish()
-        channel.close()
-        if status is None:
-            raise TransportError(f"lost the connection to the guest at {self._address}")
-        return status
+        return self._end(channel, readers, deadline)
+
+    def interact(self, command: str, *, terminal: Terminal, display: XServer | None = None) -> int:
+        """Run a command on a terminal; what is typed goes there until the command ends."""
+        with self._losing():
+            channel = self._open(display)
+            channel.get_pty(terminal.term, terminal.columns, terminal.rows)
+            channel.exec_command(command)
+            readers = [_Reader(channel.recv, terminal.write)]
+            threading.Thread(target=_type, args=(terminal.read, channel), daemon=True).start()
+        return self._end(channel, readers, None)
+
+    def resize(self, columns: int, rows: int) -> None:
+        """Another size for the terminal of the running command."""
+        if self._channel is not None:
+            with contextlib.suppress(paramiko.SSHException, OSError):
+                self._channel.resize_pty(columns, rows)
 
     def send(self, data: bytes) -> None:
         """More input for the running command; lost when it has just ended."""
@@ -154,6 +169,34 @@ class SshSession:
     def close(self) -> None:
         """End the connection at once."""
         self._transport.close()
+
+    @contextlib.contextmanager
+    def _losing(self) -> Iterator[None]:
+        try:
+            yield
+        except (paramiko.SSHException, OSError, EOFError) as error:
+            raise TransportError(f"lost the connection to the guest at {self._address}: {error}") from error
+
+    def _open(self, display: XServer | None) -> paramiko.Channel:
+        channel = self._transport.open_session()
+        self._channel = channel
+        if display is not None:
+            channel.request_x11(
+                screen_number=display.screen, auth_cookie=display.cookie,
+                handler=lambda window, origin: _show(window, display),
+            )
+        return channel
+
+    def _end(
+        self, channel: paramiko.Channel, readers: Sequence["_Reader"], deadline: Deadline | None
+    ) -> int:
+        status = self._await_status(channel, deadline)
+        for reader in readers:
+            reader.finish()
+        channel.close()
+        if status is None:
+            raise TransportError(f"lost the connection to the guest at {self._address}")
+        return status
 
     def _await_status(self, channel: paramiko.Channel, deadline: Deadline | None) -> int | None:
         # Not recv_exit_status(): it cannot be told from a status when the connection is lost.
@@ -191,6 +234,36 @@ class _Reader:
                 self._count += 1
         except Exception as error:  # noqa: BLE001
             self._error = error
+
+
+def _type(read: Callable[[], bytes], channel: paramiko.Channel) -> None:
+    """Hand over what is typed, and its end."""
+    with contextlib.suppress(OSError, EOFError):
+        while data := read():
+            channel.sendall(data)
+        channel.shutdown_write()
+
+
+def _show(window: paramiko.Channel, display: XServer) -> None:
+    """One program's connection to the display, both ways, until either side ends it."""
+    try:
+        server = display.connect()
+    except OSError:
+        window.close()
+        return
+
+    def copy(receive: Callable[[int], bytes], send: Callable[[bytes], object], end: Callable[[], None]) -> None:
+        with contextlib.suppress(OSError, EOFError):
+            while data := receive(_CHUNK):
+                send(data)
+        with contextlib.suppress(OSError, EOFError):
+            end()
+
+    for way in (
+        (window.recv, server.sendall, lambda: server.shutdown(socket.SHUT_WR)),
+        (server.recv, window.sendall, window.close),
+    ):
+        threading.Thread(target=copy, args=way, daemon=True).start()
 
 
 def _prove(transport: paramiko.Transport, address: str, host_key: str) -> None:

@@ -1,0 +1,217 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The examination over real files, sockets and libvirt; every fault of a hook that Torque punishes."""
+
+import os
+import shutil
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.builders import a_site
+from vtorque import doctor, doctor_checks, images, proc
+from vtorque.deadline import Deadline
+from vtorque.doctor import Finding, Level
+from vtorque.errors import ConfigError
+from vtorque.model import PelogKind
+
+pytestmark = [
+    pytest.mark.runs,
+    pytest.mark.skipif(os.getuid() != 0, reason="gives files to other users"),
+]
+
+KVM = Path("/dev/kvm")
+NOBODY = 65534
+
+
+def soon() -> Deadline:
+    return Deadline(20)
+
+
+@pytest.fixture
+def mom_priv(tmp_path: Path) -> Path:
+    """A mom whose five hooks are links to ours."""
+    tmp_path.chmod(0o755)
+    for name in ("scripts", "mom_priv"):
+        (tmp_path / name).mkdir(mode=0o755)
+    for kind in PelogKind:
+        script = tmp_path / "scripts" / kind
+        script.write_text("#!/bin/sh\n")
+        script.chmod(0o755)
+        (tmp_path / "mom_priv" / kind).symlink_to(script)
+    return tmp_path / "mom_priv"
+
+
+def look(mom_priv: Path, mounts: Path = doctor_checks.MOUNTS) -> list[Finding]:
+    return list(doctor_checks.hooks(mom_priv, mom_priv.parent / "scripts", mounts=mounts))
+
+
+def dangle(hook: Path) -> None:
+    hook.resolve().unlink()
+
+
+def replace_by_file(hook: Path) -> None:
+    hook.unlink()
+    shutil.copy(hook.parents[1] / "scripts/epilogue", hook)
+
+
+def replace_by_directory(hook: Path) -> None:
+    hook.unlink()
+    hook.mkdir()
+
+
+def lead_elsewhere(hook: Path) -> None:
+    hook.unlink()
+    hook.symlink_to(hook.parents[1] / "scripts/epilogue")
+
+
+def open_directory(hook: Path) -> None:
+    hook.resolve().parent.chmod(0o777)
+
+
+FAULTS: dict[str, tuple[Callable[[Path], object], Level, str]] = {
+    "missing": (Path.unlink, Level.ERROR, "is missing, which Torque takes for success"),
+    "dangling": (dangle, Level.ERROR, "which is not there"),
+    "foreign": (lambda hook: os.chown(hook, NOBODY, 0), Level.ERROR, f"belongs to uid {NOBODY}"),
+    "writable by its group": (lambda hook: hook.chmod(0o775), Level.ERROR, "has mode 0775"),
+    "writable by others": (lambda hook: hook.chmod(0o757), Level.ERROR, "has mode 0757"),
+    "not executable": (lambda hook: hook.chmod(0o644), Level.ERROR, "has mode 0644"),
+    "a directory": (replace_by_directory, Level.ERROR, "is not a regular file"),
+    "in an open directory": (open_directory, Level.ERROR, "scripts is writable by others"),
+    "the site's own": (replace_by_file, Level.WARNING, "not "),
+    "another of ours": (lead_elsewhere, Level.WARNING, "not "),
+}
+
+
+def test_hooks_that_lead_to_ours_are_well(mom_priv: Path) -> None:
+    (found,) = look(mom_priv)
+    assert found.level is Level.OK and found.text.startswith("5 in ")
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_hook_that_torque_would_skip_or_refuse_is_found(mom_priv: Path, fault: str) -> None:
+    spoil, level, text = FAULTS[fault]
+    spoil(mom_priv / "prologue")
+    found = look(mom_priv)[0]
+    assert found.level is level and text in found.text and found.hint
+    if fault != "in an open directory":
+        assert str(mom_priv / "prologue") in found.text + found.hint or "scripts/prologue" in found.text
+
+
+def test_the_hints_mend_what_they_are_for(mom_priv: Path) -> None:
+    (mom_priv / "epilogue").unlink()
+    os.chown(mom_priv / "prologue", NOBODY, 0)
+    (mom_priv / "prologue.parallel").chmod(0o666)
+    replace_by_file(mom_priv / "epilogue.precancel")
+    found = look(mom_priv)
+    assert len(found) == 4
+    for each in found:
+        proc.run(["/bin/sh", "-euc", each.hint], deadline=soon())
+    (after,) = look(mom_priv)
+    assert after.level is Level.OK and (mom_priv / "epilogue.precancel.orig").is_file()
+
+
+def test_a_link_that_bites_its_tail_is_an_error(mom_priv: Path, tmp_path: Path) -> None:
+    (mom_priv / "prologue").unlink()
+    (mom_priv / "prologue").symlink_to(mom_priv / "prologue")
+    (found,) = doctor.conclude([("hooks", lambda: iter(look(mom_priv)))], deadline=soon())
+    assert found.level is Level.ERROR and "prologue: Too many levels" in found.text
+
+
+def test_a_hook_on_a_file_server_is_a_risk(mom_priv: Path, tmp_path: Path) -> None:
+    mounts = tmp_path / "mounts"
+    mounts.write_text(f"/dev/vda / ext4 rw 0 0\nsrv:/x {tmp_path}/scripts nfs4 rw 0 0\n")
+    found = look(mom_priv, mounts)
+    assert len(found) == 5 and all("is on nfs4" in each.text and each.level is Level.WARNING for each in found)
+
+
+def test_the_catalogue_is_roots_and_holds_the_default(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    directory = tmp_path / "images"
+
+    def first() -> Finding:
+        return next(doctor_checks.catalogue(directory, "debian.img"))
+
+    assert first().level is Level.ERROR and "there is no image directory" in first().text
+    directory.mkdir(mode=0o755)
+    assert first().level is Level.ERROR and "there are no images" in first().text
+    for name, level in (("other.img", Level.WARNING), ("debian.img", Level.OK)):
+        (tmp_path / name).write_bytes(bytes(1024))
+        entry = {"name": name, "distro": "debian", "arch": "x86_64", "description": ""}
+        images.publish(directory, entry, {name: tmp_path / name})
+        assert first().level is level and "debian.img" in first().text
+    os.chown(directory / "debian.img", NOBODY, 0)
+    with pytest.raises(ConfigError, match="belongs to uid"):
+        first()
+
+
+def test_a_server_answers_or_does_not() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        site = a_site(
+            vm_nfs_home="127.0.0.1:/home", vm_nfs_ws="", vm_nfs_opt="127.0.0.1:/opt",
+            vm_nfs_options=f"rw,port={port}", vm_nfs_opt_options=f"port={port},ro",
+        )
+        (found,) = doctor.shares(site, deadline=soon())
+        assert found.level is Level.OK and "VM_NFS_HOME, VM_NFS_OPT" in found.text
+    (found,) = doctor.shares(site, deadline=soon())
+    assert found.level is Level.ERROR and f"127.0.0.1 port {port}" in found.text and "refused" in found.text
+    (found,) = doctor.shares(a_site(vm_nfs_home="", vm_nfs_ws="", vm_nfs_opt=""), deadline=soon())
+    assert found.level is Level.OK
+
+
+def test_libvirt_tells_its_version_and_defines_a_guest() -> None:
+    found = doctor.version("test:///default", deadline=soon())
+    assert found.level is Level.OK and "TEST" in found.text
+    found = doctor.defining("test:///default", kind="test", machine="", deadline=soon())
+    assert found.level is Level.OK and found.text.endswith(" ms")
+
+
+def test_a_libvirt_that_refuses_or_is_not_there_is_an_error() -> None:
+    found = doctor.defining("test:///default", kind="nosuch", machine="q35", deadline=soon())
+    assert found.level is Level.ERROR and "cannot define a guest" in found.text
+    site = a_site(libvirt_uri="qemu:///system?socket=/nonexistent")
+    (found,) = doctor.libvirt(site, deadline=soon())
+    assert found.level is Level.ERROR and "/nonexistent" in found.text and found.hint
+
+
+def test_the_emulator_knows_its_machines() -> None:
+    if shutil.which("qemu-system-x86_64", path=proc.PATH) is None:
+        pytest.skip("no emulator here")
+    for name, level in (("q35", Level.OK), ("pc", Level.OK), ("vax", Level.ERROR)):
+        (found,) = doctor.machine(a_site(machine_type=name), deadline=soon())
+        assert found.level is level and name in found.text
+
+
+@pytest.mark.skipif(not KVM.exists(), reason="no /dev/kvm here")
+def test_a_processor_without_virtualisation_makes_kvm_useless(tmp_path: Path) -> None:
+    cpuinfo = tmp_path / "cpuinfo"
+    faults = []
+    for flags in ("fpu hypervisor", "fpu svm", "fpu vmx"):
+        cpuinfo.write_text(f"flags\t\t: {flags}\n")
+        faults.append(doctor_checks.kvm_fault(KVM, cpuinfo))
+    if faults[0].startswith("/dev/kvm"):
+        pytest.skip(faults[0])
+    assert faults == ["the processor has neither vmx nor svm", "", ""]
+
+
+def test_a_node_with_everything_wrong_is_examined_to_the_end(tmp_path: Path) -> None:
+    site = a_site(
+        torque_home=f"{tmp_path}/torque", vm_img_dir=f"{tmp_path}/images", disk_dir=f"{tmp_path}/disks",
+        libvirt_uri="qemu:///system?socket=/nonexistent", bridge="nosuch0", qemu_user="nosuchuser",
+        vm_nfs_home="127.0.0.1:/home", vm_nfs_ws="", vm_nfs_opt="", vm_nfs_options="port=1",
+    )
+    found = doctor.examine(site, prefix=tmp_path, deadline=soon())
+    wrong = {each.name for each in found if each.level is Level.ERROR}
+    assert {"libvirt", "bridge", "nfs", "images", "hooks", "qemu-user"} <= wrong
+    assert all(each.hint for each in found if each.level is not Level.OK)
+    assert doctor.exit_status(found) == 2 and doctor.nhc(found).startswith("ERROR libvirt: ")
+    assert not any("\n" in each.text or each.text.endswith(".") for each in found)
+
+
+def test_an_examination_without_time_still_ends() -> None:
+    started = time.monotonic()
+    found = doctor.examine(a_site(), prefix=Path("/nowhere"), deadline=Deadline(0))
+    assert time.monotonic() - started < 5 and doctor.exit_status(found) == 2

@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a node's files say of its health, and what becomes of a check that fails or hangs."""
+
+import json
+import threading
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from tests.builders import a_shape, a_site
+from vtorque import doctor, doctor_checks
+from vtorque.deadline import Deadline
+from vtorque.doctor import Finding, Level
+from vtorque.doctor_checks import error, ok, warning
+from vtorque.errors import ConfigError
+
+GIB = 1 << 30
+FINE, ODD, BAD = ok("a", "fine"), warning("b", "odd", "mend it"), error("c", "bad\nand worse", "mend it")
+MOUNTS = """\
+/dev/vda / ext4 rw 0 0
+tmpfs /run tmpfs rw 0 0
+srv:/opt /opt nfs4 rw 0 0
+srv:/a\\040b /with\\040blank nfs rw 0 0
+/dev/vdb /twice ext4 rw 0 0
+tmpfs /twice tmpfs rw 0 0
+"""
+
+
+@pytest.mark.parametrize(("findings", "status"), [
+    ([], 0), ([FINE], 0), ([FINE, ODD], 1), ([BAD, FINE, ODD], 2),
+])
+def test_the_worst_finding_makes_the_status(findings: list[Finding], status: int) -> None:
+    assert doctor.exit_status(findings) == status
+
+
+def test_mom_hears_of_errors_only_in_one_line_that_fits_her_buffer() -> None:
+    assert doctor.nhc([FINE, ODD]) == ""
+    assert doctor.nhc([FINE, BAD, ODD, error("d", "more")]) == "ERROR c: bad and worse; d: more"
+    long = doctor.nhc([error("x", "ä" * 5000)])
+    assert long.startswith("ERROR x: ") and len(long.encode()) < 1000
+
+
+def test_a_finding_is_one_line_and_becomes_json() -> None:
+    assert BAD.text == "bad and worse"
+    assert json.loads(json.dumps(asdict(ODD))) == {"name": "b", "level": "warning", "text": "odd", "hint": "mend it"}
+
+
+def test_checks_that_fail_are_errors_and_spoil_no_other() -> None:
+    def late() -> Iterator[Finding]:
+        yield FINE
+        raise ConfigError("wrong", hint="do this")
+
+    def missing() -> Iterator[Finding]:
+        yield ok("x", Path("/nowhere/at/all").read_text())
+
+    def broken() -> Iterator[Finding]:
+        yield ok("x", str(1 // 0))
+
+    found = doctor.conclude(
+        [("late", late), ("missing", missing), ("broken", broken), ("good", lambda: iter([FINE]))],
+        deadline=Deadline(10),
+    )
+    assert found[:2] == [FINE, error("late", "wrong", "do this")]
+    assert found[2] == error("missing", "/nowhere/at/all: No such file or directory")
+    assert found[3].text.startswith("the check itself failed: ZeroDivisionError")
+    assert found[4:] == [FINE]
+
+
+def test_a_check_that_hangs_is_left_behind() -> None:
+    over = threading.Event()
+
+    def hang() -> Iterator[Finding]:
+        yield FINE
+        over.wait(30)
+
+    found = doctor.conclude([("hang", hang), ("good", lambda: iter([ODD]))], deadline=Deadline(0.2))
+    over.set()
+    assert [each.text for each in found] == ["fine", "the check did not end in time", "odd"]
+
+
+@pytest.mark.parametrize(("kind", "device", "level", "text"), [
+    ("kvm", "absent", Level.ERROR, "there is no /dev/kvm"),
+    ("kvm", "file", Level.ERROR, "refuses to make a guest"),
+    ("kvm", "/dev/null", Level.ERROR, "refuses to make a guest"),
+    ("qemu", "absent", Level.OK, "sees no /dev/kvm"),
+    ("qemu", "file", Level.OK, "sees no /dev/kvm"),
+    ("qemu", "/dev/null", Level.WARNING, "of no use"),
+])
+def test_a_kvm_that_is_only_there_does_not_count(
+    tmp_path: Path, kind: str, device: str, level: Level, text: str
+) -> None:
+    (tmp_path / "file").touch()
+    site = a_site(hypervisor_type=kind)
+    (found,) = doctor_checks.accelerator(site, device=tmp_path / device, cpuinfo=Path("/proc/cpuinfo"))
+    assert found.level is level and text in found.text
+    assert found.hint or level is Level.OK
+
+
+def test_kvm_is_looked_for_where_libvirts_daemon_lives(tmp_path: Path) -> None:
+    assert doctor_checks.kvm_of_libvirt(tmp_path) == Path("/dev/kvm")
+    for pid, name in (("7", "sh"), ("8", "virtqemud")):
+        (tmp_path / pid).mkdir()
+        (tmp_path / pid / "comm").write_text(f"{name}\n")
+    assert doctor_checks.kvm_of_libvirt(tmp_path) == tmp_path / "8/root/dev/kvm"
+
+
+@pytest.mark.parametrize(("name", "level", "text"), [
+    ("br0", Level.OK, "bridge br0 is up, with 2 ports"),
+    ("br1", Level.ERROR, "bridge br1 is down"),
+    ("eth0", Level.ERROR, "interface eth0 is not a bridge"),
+    ("br7", Level.ERROR, "there is no interface br7; bridges are: br0, br1"),
+])
+def test_a_bridge_has_to_be_one_and_to_be_up(tmp_path: Path, name: str, level: Level, text: str) -> None:
+    for port in ("br0/bridge", "br0/brif/tap0", "br0/brif/tap1", "br1/bridge", "br1/brif", "eth0"):
+        (tmp_path / port).mkdir(parents=True)
+    for interface, flags in (("br0", "0x1003"), ("br1", "0x1002"), ("eth0", "0x1003")):
+        (tmp_path / interface / "flags").write_text(f"{flags}\n")
+    (found,) = doctor_checks.bridge(name, net=tmp_path)
+    assert (found.level, found.text) == (level, text)
+
+
+@pytest.mark.parametrize(("free", "level"), [
+    (GIB - 1, Level.ERROR), (GIB, Level.WARNING), (10 * GIB - 1, Level.WARNING), (10 * GIB, Level.OK),
+])
+def test_overlays_need_room(free: int, level: Level) -> None:
+    assert doctor_checks.space(Path("/disks"), free).level is level
+
+
+def test_room_is_measured_where_the_directory_will_be(tmp_path: Path) -> None:
+    (found,) = doctor_checks.disk_space(tmp_path / "not" / "yet")
+    assert found.text.partition(" ")[0].replace(".", "").isdecimal() and f"{tmp_path}/not/yet" in found.text
+
+
+@pytest.mark.parametrize(("path", "kind"), [
+    ("/", "ext4"), ("/run/x/y", "tmpfs"), ("/running", "ext4"), ("/opt/vtorque", "nfs4"),
+    ("/with blank/x", "nfs"), ("/twice/x", "tmpfs"),
+])
+def test_the_innermost_and_last_mount_is_the_one_that_counts(path: str, kind: str) -> None:
+    assert doctor_checks.filesystem(Path(path), MOUNTS) == kind
+
+
+@pytest.mark.parametrize(("directory", "level"), [("/run/vtorque", Level.OK), ("/no/such/place", Level.WARNING)])
+def test_the_record_belongs_on_a_tmpfs(tmp_path: Path, directory: str, level: Level) -> None:
+    (tmp_path / "mounts").write_text(MOUNTS)
+    (found,) = doctor_checks.state_directory(Path(directory), mounts=tmp_path / "mounts")
+    assert found.level is level and directory in found.text
+
+
+@pytest.mark.parametrize(("config", "level", "seconds"), [
+    (None, Level.OK, "290 s"), ("$prologalarm 161\n", Level.OK, "151 s"),
+    ("$prologalarm 160\n", Level.WARNING, "150 s"), ("$prologalarm 100\n", Level.WARNING, "90 s"),
+])
+def test_mom_has_to_give_a_hook_its_time(tmp_path: Path, config: str | None, level: Level, seconds: str) -> None:
+    if config is not None:
+        (tmp_path / "config").write_text(config)
+    site = a_site(timeout=120, undo_reserve=30)
+    (found,) = doctor_checks.hook_time(site, tmp_path)
+    assert found.level is level and seconds in found.text and "150 s together" in found.text
+    if level is Level.WARNING:
+        assert f"$prologalarm 165 into {tmp_path}/config" in found.hint
+        (tmp_path / "config").write_text("$prologalarm 165\n")
+        (found,) = doctor_checks.hook_time(site, tmp_path)
+        assert found.level is Level.OK, "its own advice is not enough"
+
+
+def test_without_a_mom_nothing_is_said_of_her_time(tmp_path: Path) -> None:
+    assert not list(doctor_checks.hook_time(a_site(), tmp_path / "mom_priv"))
+    (found,) = doctor_checks.hooks(tmp_path / "mom_priv", tmp_path)
+    assert found.level is Level.ERROR and "TORQUE_HOME" in found.hint
+
+
+@pytest.mark.parametrize(("changes", "levels"), [
+    ({"host_os_core_count": 1, "vcpus_default": 7, "ram_default": 1024}, [Level.OK]),
+    ({"host_os_core_count": 2, "vcpus_default": 7, "ram_default": 1024}, [Level.WARNING]),
+    ({"host_os_core_count": 1, "vcpus_default": 1, "ram_default": 14336}, [Level.WARNING]),
+    ({"vms_per_node_default": 2, "vcpus_default": 4, "ram_default": 1024}, [Level.WARNING]),
+    ({"host_os_core_count": 8, "host_os_ram_mb": 512}, [Level.ERROR]),
+    ({"host_os_core_count": 9, "host_os_ram_mb": 16384}, [Level.ERROR, Level.ERROR]),
+])
+def test_something_has_to_be_left_for_guests(changes: dict[str, int], levels: list[Level]) -> None:
+    found = list(doctor_checks.room(a_site(**changes), a_shape()))
+    assert [each.level for each in found] == levels
+
+
+@pytest.mark.parametrize(("share", "options", "expected"), [
+    ("nfs:/home", "rw,hard", ("nfs", 2049)),
+    ("nfs.site.org:/a:/b", "rw,port=20049,hard", ("nfs.site.org", 20049)),
+    ("[fd00::1]:/home", "mountport=7", ("fd00::1", 2049)),
+])
+def test_a_share_names_its_server(share: str, options: str, expected: tuple[str, int]) -> None:
+    assert doctor.server_of(share, options) == expected
+
+
+@pytest.mark.parametrize(("now", "synchronised", "level"), [
+    (0, True, Level.ERROR), (1704067199, None, Level.ERROR), (1704067200, True, Level.OK),
+    (1704067200, None, Level.OK), (1704067200, False, Level.WARNING),
+])
+def test_a_clock_is_set_and_kept_right(now: int, synchronised: bool | None, level: Level) -> None:
+    found = doctor.clock_says(now, synchronised)
+    assert found.level is level and "UTC" in found.text

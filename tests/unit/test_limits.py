@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a site allows: everybody, groups, images."""
+
+import dataclasses
+
+import pytest
+
+from tests.builders import a_request
+from vtorque import limits
+from vtorque.errors import RequestError
+from vtorque.model import VmRequest
+from vtorque.options import SiteConfig
+
+SITE = SiteConfig(
+    max_vcpus=8, max_ram=4096, max_vms_per_node=2,
+    group_limits=("students max_vcpus=2 max_ram=2G", "staff max_vcpus=4"),
+    image_limits=("win.qcow2 groups=staff,admins max_vms_per_node=1", "debian-12.qcow2 max_ram=3G"),
+)
+
+
+def refusal(wanted: VmRequest, *groups: str) -> str:
+    with pytest.raises(RequestError) as caught:
+        limits.check(wanted, SITE, groups)
+    return caught.value.one_line()
+
+
+@pytest.mark.parametrize(
+    ("change", "groups", "says"),
+    [
+        ({"vcpus": 9}, (), "-vm vcpus=9: this cluster allows at most 8"),
+        ({"memory_mib": 5120}, (), "-vm ram=5120 MiB: this cluster allows at most 4096 MiB"),
+        ({"vms_per_node": 3}, (), "-vm vms_per_node=3: this cluster allows at most 2"),
+        ({"vcpus": 3}, ("students",), "-vm vcpus=3: group students allows at most 2"),
+        ({"vcpus": 5}, ("students", "staff"), "-vm vcpus=5: group students and staff allows at most 4"),
+        ({"memory_mib": 3500}, (), "-vm ram=3500 MiB: image debian-12.qcow2 allows at most 3072 MiB"),
+        ({"memory_mib": 3500, "image": "debian-12.qcow2@2"}, (), "image debian-12.qcow2 allows at most 3072 MiB"),
+        ({"image": "win.qcow2"}, ("students",), "-vm img=win.qcow2: only for members of staff, admins"),
+        ({"image": "win.qcow2", "vms_per_node": 2}, ("staff",), "image win.qcow2 allows at most 1"),
+    ],
+)
+def test_what_is_beyond_a_limit_is_refused_with_the_numbers(
+    change: dict[str, object], groups: tuple[str, ...], says: str
+) -> None:
+    assert says in refusal(dataclasses.replace(a_request(), **change), *groups)  # type: ignore[arg-type]
+
+
+def test_what_is_within_them_passes_and_the_most_generous_group_counts() -> None:
+    limits.check(a_request(vcpus=8, memory_mib=3072, vms_per_node=2), SITE, ["others"])
+    limits.check(a_request(vcpus=4, memory_mib=2560), SITE, ["students", "staff"])
+    limits.check(a_request(image="win.qcow2"), SITE, ["admins"])
+
+
+def test_no_limit_is_no_limit() -> None:
+    limits.check(a_request(vcpus=1024, memory_mib=1 << 24, vms_per_node=256), SiteConfig(), [])
+
+
+@pytest.mark.parametrize(
+    "text", ["", "a b", "a max_x=1", "a max_vcpus=x", "a max_ram=1X", "a groups=", "a groups=a,,b", "a/b max_vcpus=1"]
+)
+def test_a_limit_that_cannot_be_read_is_an_error_of_the_configuration(text: str) -> None:
+    with pytest.raises(ValueError, match=r"is not|not a"):
+        limits.parse(text)
+
+
+def test_users_are_told() -> None:
+    assert list(limits.described(SITE))[:3] == ["vcpus at most 8", "ram at most 4G", "vms_per_node at most 2"]
+    assert "group staff max_vcpus=4" in list(limits.described(SITE))

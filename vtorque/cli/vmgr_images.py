@@ -1,0 +1,299 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`vmgr`'s image side: what users may ask for, and what root puts there."""
+
+import argparse
+import contextlib
+import json
+import os
+import pwd
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from vtorque import catalogue as shelf
+from vtorque import config, imagebuild, images
+from vtorque.catalogue import printable
+from vtorque.cli import PREFIX
+from vtorque.config import SiteConfig
+from vtorque.errors import ConfigError, ImageError, RequestError, VtorqueError
+from vtorque.lab import parts
+from vtorque.model import job_id, job_key
+
+_Areas = argparse._SubParsersAction
+_BAR = 30
+_UNKNOWN_STEP = 256 << 20
+
+
+def add(areas: "_Areas[argparse.ArgumentParser]") -> None:
+    """Register `image` and the manual's `add`, `update` and `delete`."""
+    image = areas.add_parser("image", help="the catalogue of guest images")
+    verbs = image.add_subparsers(required=True, metavar="build|list|show|verify|add|update|delete|pull")
+    build = _verb(verbs, "build", _build, "build an image from Debian packages")
+    build.add_argument("name", help=f"what to build: {', '.join(imagebuild.RECIPES)}")
+    build.add_argument("--force", action="store_true", help="build it even if it is there")
+    _listing(_verb(verbs, "list", _list, "all images"))
+    _listing(_verb(verbs, "show", _show, "one image, and its revisions"), "name")
+    verify = _verb(verbs, "verify", _verify, "compare images with their digests, inspect their headers")
+    verify.add_argument("name", nargs="?", help="one image or NAME@N; all, and what belongs to none, if not given")
+    pull = _verb(verbs, "pull", _pull, "download an image into the catalogue (root only)")
+    pull.add_argument("url", metavar="URL", help="http:// or https://")
+    pull.add_argument("--sha256", metavar="HEX", help="the digest it must have")
+    _about(pull)
+    for where in (verbs, areas):
+        adding = _verb(where, "add", _add, "copy an image into the catalogue (root only)")
+        adding.add_argument("image", type=Path, metavar="IMAGE", help="a .qcow2 or .img file, anywhere")
+        adding.add_argument("--kernel", type=Path, metavar="FILE", help="start guests with this kernel directly")
+        adding.add_argument("--initrd", type=Path, metavar="FILE")
+        adding.add_argument("--cmdline", default="", metavar="TEXT", help="the kernel's command line")
+        _about(adding)
+        update = _verb(where, "update", _update, "describe an image anew (root only)")
+        update.add_argument("name", metavar="IMAGE", help="NAME or NAME@N")
+        update.add_argument("description", nargs="+", metavar="DESCRIPTION")
+    kinds = areas.add_parser("delete", help="delete an image").add_subparsers(required=True, metavar="image|suspended")
+    for where, called in ((verbs, "delete"), (kinds, "image")):
+        deleting = _verb(where, called, _delete, "delete an image with all its revisions, or NAME@N (root only)")
+        deleting.add_argument("name", metavar="NAME", help="all revisions of NAME, or the one of NAME@N")
+        deleting.add_argument("--force", action="store_true", help="even if a guest of this machine uses it")
+    gone = _verb(kinds, "suspended", _delete_suspended, "a suspended image of one's own; root: any")
+    gone.add_argument("name", metavar="NAME", help="as `vmgr show suspended` shows it")
+
+
+def add_show(verbs: "_Areas[argparse.ArgumentParser]") -> None:
+    """Register `images`, `image` and `suspended` below `show`."""
+    _listing(_verb(verbs, "images", _list, "all images that users may ask for"))
+    _listing(_verb(verbs, "image", _show, "one image, and its revisions"), "name")
+    held = _verb(verbs, "suspended", _show_suspended, "suspended images of one's own; root: of all")
+    held.description = "Nothing suspends images yet: this shows what others put below SUSPENDED_IMAGE_DIR."
+    which = held.add_mutually_exclusive_group()
+    which.add_argument("--job", metavar="ID", help="only those of a job")
+    which.add_argument("--user", metavar="NAME", help="only those of a user (root only)")
+    held.add_argument("--json", action="store_true", help="for scripts")
+
+
+def catalogue() -> Path:
+    """The site's catalogue; the lab's on a machine that has no site. ConfigError when the site's file is broken."""
+    site = _site()
+    return Path(site.vm_img_dir) if site else parts.IMAGES
+
+
+def progress() -> Callable[[str], None]:
+    """Lines with the seconds since the start, on standard error."""
+    start = time.monotonic()
+
+    def show(text: str) -> None:
+        sys.stderr.write(f"[{time.monotonic() - start:6.1f} s] {text}\n")
+        sys.stderr.flush()
+
+    return show
+
+
+class Transfer:
+    """How far a download is: a bar on a terminal, else a line for every tenth."""
+
+    def __init__(self) -> None:
+        self._bar = sys.stderr.isatty()
+        self._step = -1
+
+    def __call__(self, done: int, total: int | None) -> None:
+        """Show `done` of `total` bytes."""
+        share, of = (done / total, f" of {total >> 20}") if total else (0.0, "")
+        text = f"{share:4.0%}  {done >> 20}{of} MiB" if total else f"{done >> 20} MiB"
+        if self._bar:
+            sys.stderr.write(f"\r[{'#' * int(share * _BAR):<{_BAR}}] {text}\033[K" + "\n" * (done == total))
+        elif (step := int(share * 10) if total else done // _UNKNOWN_STEP) != self._step:
+            sys.stderr.write(f"{text}\n")
+            self._step = step
+        sys.stderr.flush()
+
+
+def _verb(
+    verbs: "_Areas[argparse.ArgumentParser]", name: str, act: Callable[[argparse.Namespace], int], text: str
+) -> argparse.ArgumentParser:
+    parser = verbs.add_parser(name, help=text, description=text)
+    option = "SUSPENDED_IMAGE_DIR" if name == "suspended" else "VM_IMG_DIR"
+    parser.add_argument("--directory", type=Path, help=f"where the images are; {option} if not given")
+    parser.set_defaults(act=act)
+    return parser
+
+
+def _about(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = "Options stand before the image or after the description."
+    parser.add_argument("description", nargs="*", metavar="DESCRIPTION")
+    parser.add_argument("--name", default="", help="its name in the catalogue; that of the file if not given")
+    parser.add_argument("--distro", default="", choices=shelf.DISTROS, help="guessed from the name if not given")
+    parser.add_argument("--arch", default="", choices=shelf.ARCHES, help=f"{shelf.ARCHES[0]} if not given")
+
+
+def _listing(parser: argparse.ArgumentParser, *names: str) -> None:
+    for name in names:
+        parser.add_argument(name, metavar="NAME", help="NAME, the newest, or NAME@N")
+    parser.add_argument("--json", action="store_true", help="for scripts")
+
+
+def _build(arguments: argparse.Namespace) -> int:
+    directory = arguments.directory or catalogue()
+    image = imagebuild.build(arguments.name, directory, progress=progress(), force=arguments.force)
+    sys.stdout.write(f"{image.path}\n")
+    return 0
+
+
+def _list(arguments: argparse.Namespace) -> int:
+    directory = arguments.directory or catalogue()
+    found, status = [], 0
+    for name in images.names(directory):
+        try:
+            found.append(images.revision(directory, name))
+        except ImageError as error:
+            status = _complain(error)
+    if arguments.json:
+        known = [asdict(each.image) | {"revision": each.number} for each in found]
+        sys.stdout.write(json.dumps(known, default=str, indent=1) + "\n")
+        return status
+    for image in (each.image for each in found):
+        size = f"{image.path.stat().st_size >> 20:>6} MiB" if image.path.exists() else "   missing"
+        sys.stdout.write(f"{image.name:<28} {image.distro:<8} {size}  {printable(image.description)}\n")
+    return status
+
+
+def _show(arguments: argparse.Namespace) -> int:
+    directory = arguments.directory or catalogue()
+    found = images.revision(directory, arguments.name)
+    about: dict[str, Any] = {key: str(value) for key, value in asdict(found.image).items() if value not in (None, "")}
+    about["revision"] = found.number
+    if found.image.path.exists():
+        there = found.image.path.stat()
+        about |= {"size": there.st_size, "changed": _when(there.st_mtime)}
+    known = images.revisions(directory, arguments.name.partition("@")[0])
+    if arguments.json:
+        about["revisions"] = [{"revision": each.number, **dict(each.entry)} for each in known]
+        sys.stdout.write(json.dumps(about, indent=1) + "\n")
+        return 0
+    about["size"] = f"{about['size'] >> 20} MiB" if "size" in about else "missing"
+    about.setdefault("description", "-none-")
+    sys.stdout.writelines(f"{key:<12} {printable(str(value))}\n" for key, value in about.items())
+    for each in (each.image for each in known):
+        text = f"{each.name}  {each.sha256[:12]}  {each.path.name}  {each.description}"
+        sys.stdout.write(f"{'revisions' if each is known[0].image else '':<12} {printable(text)}\n")
+    return 0
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    directory = arguments.directory or catalogue()
+    status, found = 0, []
+    for name in [arguments.name] if arguments.name else images.names(directory):
+        try:
+            found += [images.revision(directory, name)] if arguments.name else images.revisions(directory, name)
+        except ImageError as error:
+            status = _complain(error)
+    for each in found:
+        try:
+            header = shelf.verify(each)
+        except (ImageError, ConfigError) as error:
+            status = _complain(error)
+        else:
+            name = f"{each.image.name.partition('@')[0]}@{each.number}"
+            sys.stdout.write(f"{name}: {header.format}, {header.size >> 20} MiB, intact\n")
+    for path in () if arguments.name else shelf.unreferenced(directory):
+        why = "unfinished or being written" if path.name.startswith(".") else "belongs to no image"
+        sys.stdout.write(f"{printable(str(path))}: {why}\n")
+    return status
+
+
+def _add(arguments: argparse.Namespace) -> int:
+    directory = _root_only(arguments)
+    about = replace(_said(arguments), kernel=arguments.kernel, initrd=arguments.initrd, cmdline=arguments.cmdline)
+    return _added(shelf.add(directory, arguments.image, about, progress=progress()))
+
+
+def _pull(arguments: argparse.Namespace) -> int:
+    directory = _root_only(arguments)
+    sha256, about = arguments.sha256, _said(arguments)
+    return _added(shelf.pull(
+        directory, arguments.url, about, sha256=sha256, progress=progress(), transfer=Transfer()
+    ))
+
+
+def _said(arguments: argparse.Namespace) -> shelf.About:
+    words = " ".join(arguments.description)
+    return shelf.About(name=arguments.name, description=words, distro=arguments.distro, arch=arguments.arch)
+
+
+def _added(found: images.Revision) -> int:
+    sys.stdout.write(f"{found.image.name.partition('@')[0]}@{found.number}: {found.image.path}\n")
+    return 0
+
+
+def _update(arguments: argparse.Namespace) -> int:
+    shelf.update(_root_only(arguments), arguments.name, " ".join(arguments.description))
+    return 0
+
+
+def _delete(arguments: argparse.Namespace) -> int:
+    directory, site = _root_only(arguments), None if arguments.force else _site()
+    disks = [parts.ROOT / "disks", *([Path(site.disk_dir)] if site else [])]
+    for name in shelf.delete(directory, arguments.name, disks=disks, force=arguments.force):
+        sys.stdout.write(f"deleted {name}\n")
+    return 0
+
+
+def _show_suspended(arguments: argparse.Namespace) -> int:
+    uid = os.geteuid() or None
+    if arguments.user is not None:
+        if uid is not None:
+            raise RequestError("--user is for root only")
+        try:
+            uid = pwd.getpwnam(arguments.user).pw_uid
+        except (KeyError, ValueError):
+            raise RequestError(f"there is no user {arguments.user[:80]!r}") from None
+    job = job_key(job_id(arguments.job)) if arguments.job is not None else ""
+    directory = arguments.directory or Path((_site() or SiteConfig()).suspended_image_dir)
+    found = shelf.suspended(directory, uid=uid, job=job)
+    if arguments.json:
+        sys.stdout.write(json.dumps([asdict(each) for each in found], indent=1) + "\n")
+        return 0
+    for each in found:
+        about = f"{_owner(directory / each.name):<12} {each.size >> 20:>6} MiB  {_when(each.changed)}"
+        sys.stdout.write(f"{printable(each.name):<28} {about}  {each.description or '-none-'}\n")
+    return 0
+
+
+def _delete_suspended(arguments: argparse.Namespace) -> int:
+    directory = arguments.directory or Path((_site() or SiteConfig()).suspended_image_dir)
+    shelf.delete_suspended(directory, arguments.name, uid=os.geteuid())
+    sys.stdout.write(f"deleted {arguments.name}\n")
+    return 0
+
+
+def _root_only(arguments: argparse.Namespace) -> Path:
+    """The catalogue that is about to be changed."""
+    if os.geteuid() != 0:
+        raise ImageError("to change the catalogue needs root")
+    return Path(arguments.directory or catalogue())
+
+
+def _site() -> SiteConfig | None:
+    """The site's configuration; nothing on a machine that has none."""
+    try:
+        path = config.find(PREFIX)
+    except ConfigError:
+        return None
+    return config.load(path, trusted_owner=None)
+
+
+def _complain(error: VtorqueError) -> int:
+    sys.stderr.writelines(f"vmgr: {printable(line)}\n" for line in error.one_line().splitlines())
+    return 1
+
+
+def _owner(path: Path) -> str:
+    with contextlib.suppress(KeyError, OSError):
+        return path.owner()
+    return "?"
+
+
+def _when(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds).isoformat(sep=" ", timespec="seconds")

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`vmgr lab`: a cluster on this one machine."""
+
+import argparse
+import contextlib
+import json
+import os
+import sys
+
+from vtorque import config, imagebuild, lab
+from vtorque.backends.hypervisor.libvirt import Libvirt
+from vtorque.cli import PREFIX, vmgr_images
+from vtorque.lab import demo, parts
+
+_PARTLY, _DOWN = 1, 3
+
+
+def add(areas: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Register `lab`."""
+    parser = areas.add_parser("lab", help="a cluster on this one machine")
+    verbs = parser.add_subparsers(required=True, metavar="up|down|status|shell|demo")
+    verbs.add_parser("up", help="bring up what is not up").set_defaults(act=_lab_up)
+    verbs.add_parser("down", help="remove what up made").set_defaults(act=_lab_down)
+    status = verbs.add_parser("status", help="what is up")
+    status.add_argument("--json", action="store_true", help="for scripts")
+    status.set_defaults(act=_lab_status)
+    verbs.add_parser("shell", help="a login shell of the lab's user").set_defaults(act=_lab_shell)
+    verbs.add_parser("demo", help="run examples/hello.sh in a guest").set_defaults(act=_lab_demo)
+
+
+def _lab_up(arguments: argparse.Namespace) -> int:
+    lab.up(PREFIX, progress=vmgr_images.progress())
+    return 0
+
+
+def _lab_down(arguments: argparse.Namespace) -> int:
+    lab.down(PREFIX, progress=vmgr_images.progress())
+    return 0
+
+
+def _lab_status(arguments: argparse.Namespace) -> int:
+    states = lab.status(PREFIX)
+    if arguments.json:
+        sys.stdout.write(json.dumps(states) + "\n")
+    else:
+        sys.stdout.writelines(f"{name:<16} {'up' if up else 'down'}\n" for name, up in states.items())
+    if all(states.values()):
+        return 0
+    return _PARTLY if any(states.values()) else _DOWN
+
+
+def _lab_shell(arguments: argparse.Namespace) -> int:
+    if all(lab.status(PREFIX).values()):
+        os.execv("/bin/su", ["su", "-", parts.USER])
+    sys.stderr.write("vmgr: the lab is not up: vmgr lab up\n")
+    return 1
+
+
+def _lab_demo(arguments: argparse.Namespace) -> int:
+    progress = vmgr_images.progress()
+    was_up = any(lab.status(PREFIX).values())
+    imagebuild.build("debian-12", parts.IMAGES, progress=lambda text: progress(f"image: {text}"))
+    lab.up(PREFIX, progress=lambda text: progress(f"lab: {text}"))
+    try:
+        site = config.load(parts.PROGRAM / "etc/vtorque.yaml", trusted_owner=0)
+        with contextlib.closing(Libvirt(site.libvirt_uri)) as hypervisor:
+            return demo.run(parts.PROGRAM / "examples/hello.sh", hypervisor, progress=progress)
+    finally:
+        if not was_up:
+            lab.down(PREFIX, progress=lambda text: progress(f"removing: {text}"))

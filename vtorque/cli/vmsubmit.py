@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The part of vsub that submits a job in guests."""
+
+import contextlib
+import dataclasses
+import os
+import pwd
+import re
+import secrets
+import shlex
+import socket
+import sys
+from pathlib import Path
+
+from vtorque import config, follow, generate, images, proc, qsub, request, submission, submit, topology
+from vtorque.backends import batch
+from vtorque.cli import PREFIX
+from vtorque.config import SiteConfig
+from vtorque.errors import RequestError, VtorqueError
+from vtorque.model import JobId
+from vtorque.qsub import CommandLine, Grammar, Header
+from vtorque.submission import Script, Submission, Surroundings
+from vtorque.submit import JobDirectory, JobFile
+
+# A key of 32 zero bytes: what shows the request before there is a job directory with a real one.
+_NO_KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"
+
+
+def site(path: Path) -> SiteConfig:
+    """The site's configuration; RequestError when it does not let this host submit."""
+    found = config.load(path, trusted_owner=None)
+    host = _host()
+    if found.disabled_hosts_list and re.search(found.disabled_hosts_list, host):
+        raise RequestError(f"jobs cannot be submitted from {host}")
+    return found
+
+
+def real_qsub(site: SiteConfig) -> str:
+    """The qsub of this host."""
+    return site.pbs_qsub_on_fe if re.fullmatch(site.regex_fe, _host()) else site.pbs_qsub_on_nodes
+
+
+def run(line: CommandLine, name: str, text: bytes, head: Header, grammar: Grammar, real: str) -> int:
+    """Submit a job in guests, or show what would be submitted; the exit status."""
+    found = site(config.find(PREFIX))
+    if "--wait" in line.ours and (line.has("I") or line.has(grammar.array)):
+        raise qsub.UsageError("--wait follows one batch job, not an interactive one or an array")
+    around = Surroundings(
+        account=topology.account(pwd.getpwuid(os.getuid()).pw_name, min_uid=0),
+        directory=Path.cwd(),
+        environ=frozenset(os.environ),
+        grammar=grammar,
+    )
+    draft = submission.prepare(
+        line, Script(name=name, text=text, header=head), found,
+        around=around,
+        find_image=lambda image: images.find(Path(found.vm_img_dir), image),
+        request_id=secrets.token_hex(8),
+    )
+    # Only now is everything known to fit: nothing has been made yet.
+    request.encode(dataclasses.replace(draft.resolved.request, public_key=_NO_KEY))
+    try:
+        return _submit_or_show(line, draft, found, real, around)
+    except _OverError as error:
+        return error.status
+
+
+def _submit_or_show(line: CommandLine, draft: Submission, site: SiteConfig, real: str, around: Surroundings) -> int:
+    """What the user's switches ask for."""
+    for note in draft.notes:
+        sys.stderr.write(f"vsub: {note}\n")
+    if "--explain" in line.ours:
+        width = max(len(setting.key) for setting in draft.resolved.settings)
+        sys.stdout.writelines(
+            f"{setting.key:<{width}}  {setting.value or '-':<24}  {setting.origin}\n"
+            for setting in draft.resolved.settings
+        )
+    if "--dry-run" in line.ours or line.generate is not None:
+        command, wrapper = _preview(draft, site, real)
+        if line.generate is None:
+            sys.stdout.write(f"{shlex.join(command)}\n\n{wrapper.decode(errors='surrogateescape')}")
+        else:
+            target = Path(line.generate or f"vtorque-{draft.script.name}")
+            for path in generate.write(
+                target, draft, site, account=around.account, command=command, wrapper=wrapper,
+                public_key=_NO_KEY, templates=PREFIX / "templates-vm", host=_host(),
+            ):
+                sys.stdout.write(f"{path}\n")
+    if line.ours & {"--explain", "--dry-run"} or line.generate is not None:
+        return 0
+    return _submit(draft, site, line, real)
+
+
+class _OverError(VtorqueError):
+    """There is no job any more, or none has come about: qsub has said why, and this was its status."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__("there is no job")
+        self.status = status
+
+
+def _submit(draft: Submission, site: SiteConfig, line: CommandLine, real: str) -> int:
+    """Make the job directory, call qsub, print what it prints; its exit status."""
+    wanted = draft.resolved.request
+    dialect = batch.by_name(site.batch_system)
+    home = Path(pwd.getpwuid(os.getuid()).pw_dir)
+    with submit.job_directory(home, wanted.request_id) as directory:
+        wrapper = _fill(directory, draft)
+        encoded = request.encode(dataclasses.replace(wanted, public_key=directory.public_key))
+        command = [real, *draft.words, *dialect.submit_options(encoded), str(wrapper)]
+        status, printed = proc.call_through(command, env=os.environ, terminal=draft.interactive)
+        job = None
+        with contextlib.suppress(VtorqueError):
+            job = dialect.job_id_from(printed)
+        # With -W block=true the status is the job's own, and an interactive job is over now.
+        if draft.interactive or (status != 0 and job is None):
+            raise _OverError(status)
+        if job is not None and directory.path.exists():
+            directory.submitted(job)
+    if "--wait" not in line.ours or status != 0:
+        return status
+    if job is None:
+        raise RequestError("--wait needs the job's id, which qsub did not print", hint="leave out -z")
+    return _follow(job, directory, real)
+
+
+def _fill(directory: JobDirectory, draft: Submission) -> Path:
+    about = JobFile(
+        script=draft.script.name if draft.runs_script else "",
+        shell=draft.shell,
+        exported=tuple(sorted(draft.exported)),
+        interactive=draft.interactive,
+        x11=draft.x11,
+        elements=draft.resolved.request.elements,
+    )
+    directory.keep(about, draft.script.text, draft.resolved.scripts)
+    return directory.keep_wrapper(draft.script.name, _wrapper(draft))
+
+
+def _wrapper(draft: Submission) -> bytes:
+    template = (PREFIX / "templates" / "job-wrapper.sh").read_bytes()
+    command = [str(PREFIX / "scripts" / "jobrun"), draft.resolved.request.request_id]
+    return submit.wrapper(template, directives=draft.script.header.lines, command=command)
+
+
+def _preview(draft: Submission, site: SiteConfig, real: str) -> tuple[list[str], bytes]:
+    wanted = dataclasses.replace(draft.resolved.request, public_key=_NO_KEY)
+    path = Path(pwd.getpwuid(os.getuid()).pw_dir, ".vtorque", wanted.request_id, "submit", draft.script.name)
+    carried = batch.by_name(site.batch_system).submit_options(request.encode(wanted))
+    return [real, *draft.words, *carried, str(path)], _wrapper(draft)
+
+
+def _follow(job: JobId, directory: JobDirectory, real: str) -> int:
+    def show(phase: str, seconds: float) -> None:
+        sys.stderr.write(f"vtorque: {seconds:6.1f} s  {phase}\n")
+        sys.stderr.flush()
+
+    qstat = str(Path(real).with_name("qstat"))
+    end = follow.until_done(job, directory.phases, qstat=qstat, env=os.environ, show=show)
+    if end.comment:
+        sys.stderr.write(f"vtorque: {end.comment}\n")
+    return end.exit_status
+
+
+def _host() -> str:
+    return socket.gethostname().partition(".")[0]

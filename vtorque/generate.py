@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""All files of a job in guests, written for the user to look at: nothing is submitted, nothing started."""
+
+import dataclasses
+import json
+import shlex
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from vtorque import images, plan, render, units
+from vtorque.errors import RequestError
+from vtorque.model import Account, Job, JobId, JobPlan, NodeShape, VmRequest
+from vtorque.options import SiteConfig
+from vtorque.render import GuestKeys
+from vtorque.submission import Submission
+
+_JOB = JobId("0")
+_PLACEHOLDER = "made by root for each start"
+
+
+def write(
+    target: Path,
+    draft: Submission,
+    site: SiteConfig,
+    *,
+    account: Account,
+    command: Sequence[str],
+    wrapper: bytes,
+    public_key: str,
+    templates: Path,
+    host: str,
+) -> Iterator[Path]:
+    """Write the files of job 0 on a node like this host, with all the room it needs, and yield their paths.
+
+    Raises RequestError when `target` is there already.
+    """
+    try:
+        target.mkdir(parents=True)
+    except FileExistsError:
+        raise RequestError(f"--generate: {target} is there already") from None
+    wanted = dataclasses.replace(draft.resolved.request, public_key=public_key)
+    decided = _plan(wanted, site, account, host)
+    for name, data in {
+        "qsub.sh": f"#!/bin/sh\nexec {shlex.join(command)}\n".encode(errors="surrogateescape"),
+        "wrapper.sh": wrapper,
+        "script.sh": draft.script.text,
+        "request.json": _json(dataclasses.asdict(wanted)),
+        "plan.json": _json(dataclasses.asdict(decided)),
+        **_rendered(decided, site, templates),
+    }.items():
+        (target / name).write_bytes(data)
+        yield target / name
+
+
+def _rendered(decided: JobPlan, site: SiteConfig, templates: Path) -> dict[str, bytes]:
+    keys = GuestKeys(host_private=_PLACEHOLDER, host_public=_PLACEHOLDER, probe_public=_PLACEHOLDER)
+    files: dict[str, bytes] = {}
+    for vm in decided.vms:
+        rendered = render.guest(decided, vm, site=site, keys=keys, announce="", templates=templates)
+        files |= {
+            f"{vm.hostname}.domain.xml": rendered.domain_xml.encode(),
+            f"{vm.hostname}.user-data.yaml": rendered.user_data.encode(),
+            f"{vm.hostname}.meta-data.yaml": rendered.meta_data.encode(),
+            f"{vm.hostname}.network-config.yaml": rendered.network_config.encode(),
+        }
+    return files
+
+
+def _plan(wanted: VmRequest, site: SiteConfig, account: Account, host: str) -> JobPlan:
+    """The plan on a node that has all the CPUs the user maps, and more memory than anybody asks for."""
+    cores = site.host_os_core_count + wanted.vcpus * wanted.vms_per_node
+    mapped = [] if not wanted.pinning[0].isdecimal() else [
+        cpu for text in wanted.pinning.split(";") for cpu in units.cpu_sequence(text)
+    ]
+    cpus = tuple(range(max([cores, *(cpu + 1 for cpu in mapped)])))
+    return plan.make(
+        job=Job(id=_JOB, user=account.name, node_index=0, nodes=(host,), request=""),
+        account=account,
+        request=wanted,
+        image=images.find(Path(site.vm_img_dir), wanted.image),
+        site=site,
+        shape=NodeShape(name=host, cpus=cpus, memory_mib=1 << 30),
+    )
+
+
+def _json(data: object) -> bytes:
+    return json.dumps(data, default=str, indent=1, sort_keys=True).encode() + b"\n"

@@ -1,0 +1,299 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Images from the web: downloads that go on where they were cut off, and leave holes where an image has zeros."""
+
+import contextlib
+import email.utils
+import fcntl
+import hashlib
+import json
+import os
+import re
+import stat
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from http.client import HTTPException, HTTPMessage, HTTPResponse
+from pathlib import Path
+from typing import IO, Any
+from urllib.parse import urlsplit
+
+from vtorque import __version__, files
+from vtorque.errors import ImageError, RequestError, StateError
+
+# For one connect or read. A whole image may take hours, but a server that is silent for a minute is gone.
+_SOCKET_SECONDS = 60.0
+_BLOCK = 64 * 1024
+_ZEROS = bytes(_BLOCK)
+_PROGRESS_STEP = 1 << 20
+_RECORD_LIMIT = 64 * 1024
+_LONGEST_VALIDATOR = 1024
+_RECORDED = ("url", "boot", "header", "value", "size")
+_SHA256 = re.compile(r"[0-9A-Fa-f]{64}", re.ASCII)
+_CONTENT_RANGE = re.compile(r"bytes (?:([0-9]{1,18})-[0-9]{1,18}|\*)/([0-9]{1,18})", re.ASCII)
+_OK, _PARTIAL, _UNSATISFIABLE = 200, 206, 416
+_AGAIN = "run the command again to go on from there"
+
+_Progress = Callable[[int, int | None], None]
+
+
+def pull(url: str, target: Path, *, sha256: str | None, progress: _Progress) -> str:
+    """Download `url` to `target`, replacing it; the SHA-256 of what came, in hexadecimal.
+
+    What came before a cut stays in `<target>.part` for the next call, if the
+    server names a version of its file. `progress` is told the bytes so far and
+    the bytes in all, None when the server does not say. Raises RequestError for
+    an URL or digest that cannot be, ImageError for everything else.
+    """
+    source = _Source.of(url)
+    if sha256 is not None and _SHA256.fullmatch(sha256) is None:
+        raise RequestError(f"{sha256[:80]!r} is not a SHA-256: 64 hexadecimal digits")
+    part = target.with_name(f"{target.name}.part")
+    try:
+        with _locked(part) as handle:
+            download = _Download(source, part, handle, progress, checked=sha256 is not None)
+            download.fetch()
+            with open(handle, "rb", closefd=False) as whole:
+                whole.seek(0)
+                found = hashlib.file_digest(whole, "sha256").hexdigest()
+            if sha256 is not None and found != sha256.lower():
+                part.unlink()
+                download.record.unlink(missing_ok=True)
+                raise ImageError(f"{source.shown} has SHA-256 {found}, not {sha256.lower()}; it was removed")
+            os.fchmod(handle, 0o644)
+            os.fsync(handle)
+            part.replace(target)
+            download.record.unlink(missing_ok=True)
+    except OSError as error:
+        raise ImageError(f"cannot write {target}: {error.strerror or error}") from error
+    return found
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Source:
+    """Where an image comes from; `shown` has no query, which may hold a key."""
+
+    url: str
+    shown: str
+
+    @classmethod
+    def of(cls, url: str) -> "_Source":
+        try:
+            parts = urlsplit(url)
+            usable = bool(parts.hostname) and parts.port != 0 and parts.scheme in ("http", "https")
+        except ValueError:
+            usable = False
+        if not (usable and url.isascii() and url.isprintable() and " " not in url):
+            raise RequestError("an image is pulled from a URL that begins with http:// or https:// and has a host")
+        if "@" in parts.netloc:
+            raise RequestError("a URL with a user or a password in it is not supported")
+        bare = parts._replace(fragment="")
+        return cls(url=bare.geturl(), shown=bare._replace(query="").geturl())
+
+
+class _Cut(Exception):
+    """The connection broke; apart from the errors of our own disk."""
+
+
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    def redirect_request(
+        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
+    ) -> urllib.request.Request | None:
+        old, new = urlsplit(req.full_url), urlsplit(newurl)
+        if new.scheme not in ("http", "https") or "@" in new.netloc:
+            fp.close()
+            raise ImageError(f"{old.hostname} redirects to what is not a plain http or https URL")
+        if old.scheme == "https" and new.scheme != "https":
+            fp.close()
+            raise ImageError(f"{old.hostname} redirects from https to http, which anybody could change")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+class _Answers(urllib.request.HTTPErrorProcessor):
+    """An answer that there is nothing behind what we have is no failure."""
+
+    def http_response(self, request: urllib.request.Request, response: HTTPResponse) -> Any:
+        if response.status == _UNSATISFIABLE and request.has_header("Range"):
+            return response
+        return super().http_response(request, response)
+
+    https_response = http_response
+
+
+def _open(source: _Source, headers: Mapping[str, str]) -> HTTPResponse:
+    """The server's answer; ImageError when it is none or a refusal."""
+    # Only these handlers: the standard opener also knows file:, ftp: and data:.
+    opener = urllib.request.OpenerDirector()
+    for handler in (
+        urllib.request.ProxyHandler, urllib.request.HTTPHandler, urllib.request.HTTPSHandler,
+        urllib.request.HTTPDefaultErrorHandler, _Redirects, _Answers,
+    ):
+        opener.add_handler(handler())
+    # Compressed on the way, a file has other bytes and another length.
+    usual = {"User-Agent": f"vtorque/{__version__}", "Accept-Encoding": "identity"}
+    request = urllib.request.Request(source.url, headers=usual | dict(headers))
+    try:
+        answer: HTTPResponse = opener.open(request, timeout=_SOCKET_SECONDS)
+    except urllib.error.HTTPError as error:
+        error.close()
+        if 300 <= error.code < 400:
+            raise ImageError(f"{source.shown} redirects too often, or not to http or https") from None
+        raise ImageError(f"{source.shown} answers {error.code} {_line(error.reason)}") from None
+    except (OSError, HTTPException) as error:
+        raise ImageError(f"cannot reach {source.shown}: {_line(getattr(error, 'reason', error))}") from None
+    except ValueError:
+        raise ImageError(f"cannot reach {source.shown}: its URL or the proxy's is not valid") from None
+    return answer
+
+
+def _line(reason: object) -> str:
+    """What a server or a library says, fit for one line of ours."""
+    text = " ".join(str(getattr(reason, "strerror", None) or reason).split()) or type(reason).__name__
+    return "".join(char if char.isprintable() else "?" for char in text)[:120]
+
+
+@contextlib.contextmanager
+def _locked(part: Path) -> Iterator[int]:
+    """The partial file, ours alone; ImageError when another pull is at it."""
+    flags = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    handle = -1
+    while handle < 0:
+        with contextlib.suppress(FileExistsError):
+            handle = os.open(part, flags | os.O_CREAT | os.O_EXCL, 0o600)
+            break
+        with contextlib.suppress(FileNotFoundError):
+            handle = os.open(part, flags)
+    try:
+        about = os.fstat(handle)
+        if not stat.S_ISREG(about.st_mode) or about.st_uid != os.geteuid() or about.st_nlink > 1:
+            raise ImageError(f"{part} is in the way: it is not a file of an earlier pull")
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # Between our open and our lock another pull may have finished and moved the file away.
+        if not part.exists() or not os.path.samestat(part.lstat(), about):
+            raise BlockingIOError
+        os.fchmod(handle, 0o600)
+        yield handle
+    except BlockingIOError:
+        raise ImageError(f"another pull is writing {part}") from None
+    finally:
+        os.close(handle)
+
+
+class _Download:
+    """One file on its way into `part`; the record beside it says of which version it is a part."""
+
+    def __init__(self, source: _Source, part: Path, handle: int, progress: _Progress, *, checked: bool) -> None:
+        self.record = part.with_name(f"{part.name}.json")
+        self._source, self._handle, self._progress, self._checked = source, handle, progress, checked
+
+    def fetch(self) -> None:
+        """Get all that is missing."""
+        offset, version = os.fstat(self._handle).st_size, self._recorded()
+        if offset and version is not None:
+            headers = {"Range": f"bytes={offset}-", "If-Range": version["value"]}
+            with _open(self._source, headers) as answer:
+                total = _continues(answer, version, offset)
+                if total is not None and total > offset:
+                    self._receive(answer, offset, total, _AGAIN)
+                elif total is None and answer.status == _OK:
+                    self._begin(answer)
+                if total is not None or answer.status == _OK:
+                    return
+        with _open(self._source, {}) as answer:
+            self._begin(answer)
+
+    def _begin(self, answer: HTTPResponse) -> None:
+        shown = self._source.shown
+        if answer.status != _OK:
+            raise ImageError(f"{shown} answers {answer.status} {_line(answer.reason)}")
+        if answer.headers.get("Content-Encoding", "identity").lower() != "identity":
+            raise ImageError(f"{shown} is sent in a coding that nobody asked for")
+        if answer.length is None and not answer.chunked and not self._checked:
+            raise ImageError(f"{shown} does not say how long it is", hint="give its digest with --sha256")
+        os.ftruncate(self._handle, 0)
+        header, value = _validator(answer.headers)
+        version = dict(zip(_RECORDED, (self._source.url, _boot(), header, value, answer.length), strict=True))
+        files.replace(self.record, json.dumps(version).encode(), mode=0o600)
+        again = _AGAIN if value else "run the command again; it begins anew, as the server names no version"
+        self._receive(answer, 0, answer.length, again)
+
+    def _recorded(self) -> dict[str, Any] | None:
+        """The version that the part can go on with; None when it has to begin anew."""
+        try:
+            version = json.loads(files.read(self.record, limit=_RECORD_LIMIT, owner=os.geteuid()))
+        except (FileNotFoundError, StateError, ValueError):
+            return None
+        if not isinstance(version, dict) or set(version) != set(_RECORDED) or version["url"] != self._source.url:
+            return None
+        # After a power cut a file can be as long as it was and hold zeros; only a digest would tell.
+        return version if version["value"] and (self._checked or version["boot"] == _boot()) else None
+
+    def _receive(self, answer: HTTPResponse, position: int, total: int | None, again: str) -> None:
+        self._progress(position, total)
+        why = ""
+        try:
+            while block := _read(answer, _BLOCK - position % _BLOCK):
+                self._put(block, position)
+                position += len(block)
+                if position % _PROGRESS_STEP < len(block):
+                    self._progress(position, total)
+        except _Cut as cut:
+            why = str(cut)
+        finally:
+            # Its length says how much came, even when that ends with a hole.
+            os.ftruncate(self._handle, position)
+        if why or total not in (None, position):
+            came = f"{position} of {total} bytes" if total is not None else f"{position} bytes"
+            why = why or "the connection was cut"
+            raise ImageError(f"only {came} of {self._source.shown} came: {why}", hint=again)
+        self._progress(position, position)
+
+    def _put(self, block: bytes, position: int) -> None:
+        if block == _ZEROS[: len(block)]:
+            return
+        view = memoryview(block)
+        while view:
+            written = os.pwrite(self._handle, view, position)
+            view, position = view[written:], position + written
+
+
+def _read(answer: HTTPResponse, size: int) -> bytes:
+    try:
+        return answer.read(size)
+    except (OSError, HTTPException) as error:
+        raise _Cut(_line(error)) from None
+
+
+def _continues(answer: HTTPResponse, version: dict[str, Any], offset: int) -> int | None:
+    """How long the whole is, if the answer is the rest of it or says that nothing is missing; else None."""
+    match = _CONTENT_RANGE.fullmatch(answer.headers.get("Content-Range", ""))
+    if match is None or answer.headers.get(version["header"], version["value"]) != version["value"]:
+        return None
+    total = int(match[2])
+    if answer.status == _UNSATISFIABLE:
+        return total if total == offset else None
+    usable = answer.status == _PARTIAL and match[1] == str(offset) and version["size"] in (None, total)
+    return total if usable and total > offset else None
+
+
+def _validator(headers: HTTPMessage) -> tuple[str, str]:
+    """Header and value that name exactly this version of the file; empty when none does (RFC 9110, 8.8)."""
+    tag, changed = headers.get("ETag", ""), headers.get("Last-Modified", "")
+    for header, value in (("ETag", tag), ("Last-Modified", changed)):
+        exact = value.startswith('"') if header == "ETag" else _settled(value, headers.get("Date", ""))
+        if exact and value.isascii() and value.isprintable() and len(value) <= _LONGEST_VALIDATOR:
+            return header, value
+    return "", ""
+
+
+def _settled(changed: str, now: str) -> bool:
+    """A file that changed this very second may change again without a new date."""
+    try:
+        then, date = email.utils.parsedate_to_datetime(changed), email.utils.parsedate_to_datetime(now)
+        return (date - then).total_seconds() >= 1
+    except (ValueError, TypeError):
+        return False
+
+
+def _boot() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()

@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a site allows: to everybody, to a group of users, with an image. Checked by vsub and again by root."""
+
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from vtorque import units
+from vtorque.errors import RequestError
+from vtorque.model import VmRequest
+from vtorque.options import SiteConfig
+
+_WORD = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@+-]*", re.ASCII)
+_NUMBER = re.compile(r"[0-9]{1,9}", re.ASCII)
+_OPTIONS = {"vcpus": "vcpus", "ram": "memory_mib", "vms_per_node": "vms_per_node"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limit:
+    """One entry of GROUP_LIMITS or IMAGE_LIMITS: a name, the most of each option, and who may at all."""
+
+    name: str
+    most: Mapping[str, int]
+    groups: tuple[str, ...] = ()
+
+
+def parse(text: str) -> Limit:
+    """`NAME max_vcpus=4 max_ram=8G max_vms_per_node=2 groups=a,b`; ValueError says what is wrong."""
+    name, *words = text.split() or [""]
+    if _WORD.fullmatch(name) is None:
+        raise ValueError(f"{name[:80]!r} is not a name")
+    most: dict[str, int] = {}
+    groups: tuple[str, ...] = ()
+    for word in words:
+        key, _, value = word.partition("=")
+        if key == "groups":
+            groups = tuple(value.split(","))
+            if not all(map(_WORD.fullmatch, groups)):
+                raise ValueError(f"{value[:80]!r} is not a list of groups: like groups=staff,guests")
+        elif key.removeprefix("max_") in _OPTIONS and key.startswith("max_"):
+            most[key.removeprefix("max_")] = _amount(key, value)
+        else:
+            raise ValueError(f"{key[:80]!r} is not one of max_vcpus, max_ram, max_vms_per_node, groups")
+    return Limit(name=name, most=most, groups=groups)
+
+
+def check(request: VmRequest, site: SiteConfig, groups: Collection[str]) -> None:
+    """Refuse a request beyond what the site allows a member of `groups` (RequestError with the numbers).
+
+    A user of several groups that have limits gets the most generous of each.
+    """
+    everybody = {"vcpus": site.max_vcpus, "ram": site.max_ram, "vms_per_node": site.max_vms_per_node}
+    _require(request, {key: most for key, most in everybody.items() if most}, "this cluster")
+    own = [limit for limit in map(parse, site.group_limits) if limit.name in groups]
+    if own:
+        _require(request, _most_generous(own), f"group {' and '.join(limit.name for limit in own)}")
+    for limit in map(parse, site.image_limits):
+        if limit.name == request.image.partition("@")[0]:
+            if limit.groups and not set(limit.groups) & set(groups):
+                raise RequestError(
+                    f"-vm img={request.image}: only for members of {', '.join(limit.groups)}"
+                )
+            _require(request, limit.most, f"image {limit.name}")
+
+
+def described(site: SiteConfig) -> Iterator[str]:
+    """The site's limits in words, for its users."""
+    for name, most in (("vcpus", str(site.max_vcpus or "")), ("ram", site.max_ram and units.size(site.max_ram)),
+                       ("vms_per_node", str(site.max_vms_per_node or ""))):
+        if most:
+            yield f"{name} at most {most}"
+    yield from (f"group {text}" for text in site.group_limits)
+    yield from (f"image {text}" for text in site.image_limits)
+
+
+def _most_generous(own: Sequence[Limit]) -> dict[str, int]:
+    """An option that one of the groups does not limit is not limited."""
+    return {
+        key: max(limit.most[key] for limit in own)
+        for key in _OPTIONS if all(key in limit.most for limit in own)
+    }
+
+
+def _require(request: VmRequest, most: Mapping[str, int], who: str) -> None:
+    for key, limit in most.items():
+        value = getattr(request, _OPTIONS[key])
+        unit = " MiB" if key == "ram" else ""
+        if value > limit:
+            raise RequestError(f"-vm {key}={value}{unit}: {who} allows at most {limit}{unit}")
+
+
+def _amount(key: str, value: str) -> int:
+    if key == "max_ram":
+        return units.mebibytes(value)
+    if _NUMBER.fullmatch(value) is None:
+        raise ValueError(f"{key}={value[:80]!r} is not a whole number")
+    return int(value)

@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What vsub is going to submit: decided whole before anything is made."""
+
+import re
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from vtorque import limits, resolve, resources, submit, vmoptions
+from vtorque.errors import RequestError
+from vtorque.model import Account, Image
+from vtorque.options import SiteConfig
+from vtorque.qsub import OPENPBS, CommandLine, Grammar, Header
+from vtorque.resolve import Resolved
+from vtorque.vmoptions import COMMAND_LINE, Source
+
+STDIN = "STDIN"
+"""What qsub calls a job whose script comes from its standard input."""
+
+# qsub takes no blanks; the rest would be trouble in file names, shells or templates.
+_NAME = re.compile(r"[A-Za-z0-9_.+][A-Za-z0-9_.+:@=-]{0,229}", re.ASCII)
+_RANGE = re.compile(r"([0-9]{1,7})(?:-([0-9]{1,7}))?(?::([0-9]{1,7}))?", re.ASCII)
+_MOST_ELEMENTS = 1 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Script:
+    """The user's script: its text, the name of the job that qsub makes of it, and its header."""
+
+    name: str
+    text: bytes
+    header: Header
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Submission:
+    """Everything that is going to be handed over; `words` are qsub's, without request and wrapper."""
+
+    resolved: Resolved
+    words: tuple[str, ...]
+    notes: tuple[str, ...]
+    script: Script
+    shell: str
+    exported: frozenset[str]
+    interactive: bool
+    runs_script: bool
+    x11: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Surroundings:
+    """Who submits, and from where."""
+
+    account: Account
+    directory: Path
+    environ: Collection[str]
+    grammar: Grammar
+
+
+def prepare(
+    line: CommandLine,
+    script: Script,
+    site: SiteConfig,
+    *,
+    around: Surroundings,
+    find_image: Callable[[str], Image],
+    request_id: str,
+) -> Submission:
+    """Decide everything, within the site's limits; RequestError when it cannot be submitted."""
+    options = (*script.header.options, *line.options)
+    letters = {letter for letter, _ in options}
+    _refuse(options, script, around.grammar)
+    resolved = resolve.resolve(
+        vmoptions.collect(_sources(line, script, around.account.home)),
+        site,
+        find_image=find_image,
+        room=resources.room(options, site, openpbs=around.grammar is OPENPBS),
+        directory=around.directory,
+        request_id=request_id,
+        public_key="",
+        elements=_elements(options, around.grammar),
+    )
+    limits.check(resolved.request, site, [group.name for group in around.account.groups])
+    words, notes = _words(line, script, resolved, site, around.grammar)
+    lists = [value for letter, value in options if letter == "v"]
+    return Submission(
+        resolved=resolved,
+        words=words,
+        notes=(*resolved.notes, *notes),
+        script=script,
+        shell=_shell(options, around.account.shell),
+        exported=frozenset(submit.exported_names(lists, everything="V" in letters, environ=around.environ)),
+        interactive="I" in letters,
+        runs_script=bool(script.text) and ("I" not in letters or "x" in letters),
+        x11="X" in letters,
+    )
+
+
+def _words(
+    line: CommandLine, script: Script, resolved: Resolved, site: SiteConfig, grammar: Grammar
+) -> tuple[tuple[str, ...], list[str]]:
+    """What qsub is told, with all the cores and memory that the guests need; and what to say of it."""
+    openpbs = grammar is OPENPBS
+    nodes = resources.count_nodes((*script.header.options, *line.options), openpbs=openpbs)
+    if nodes != 1:
+        raise RequestError(f"-l nodes: guests on {nodes} nodes are not supported by this version")
+    fitted = resources.fit(
+        line.options, script.header.options, resources.need(resolved.request, site),
+        openpbs=openpbs, exclusive=site.pbs_exclusive_node_alloc,
+    )
+    words = line.with_values(fitted.changed)
+    for entry in fitted.added:
+        words += ["-l", entry]
+    if line.has("I") and not line.has("x"):
+        # Torque runs the script of an interactive job only when told to, and ours is the way into the guest.
+        words.append("-x")
+    return tuple(words), fitted.notes
+
+
+def _sources(line: CommandLine, script: Script, home: Path) -> list[Source]:
+    """From the weakest to the strongest."""
+    return [
+        *vmoptions.user_defaults(home),
+        *(Source(origin=f"{script.name}:{number}", text=text) for number, text in script.header.vm),
+        *(Source(origin=COMMAND_LINE, text=text) for text in line.vm),
+    ]
+
+
+def _refuse(options: Sequence[tuple[str, str]], script: Script, grammar: Grammar) -> None:
+    letters = [letter for letter, _ in options]
+    if "I" in letters and grammar is OPENPBS:
+        raise RequestError("-I: interactive jobs in guests are not supported with OpenPBS by this version")
+    if "I" in letters and grammar.array in letters:
+        raise RequestError(f"-I and -{grammar.array} do not go together")
+    if not script.text.strip() and "I" not in letters:
+        raise RequestError(f"the script {'on standard input' if script.name == STDIN else script.name} is empty")
+    names = [value for letter, value in options if letter == "N"]
+    name = names[-1] if names else script.name
+    if _NAME.fullmatch(name) is None:
+        hint = "-N gives the job another name" if not names else ""
+        raise RequestError(
+            f"{name[:40]!r} cannot be a job's name: at most 230 letters, digits and _ . + : @ = -, "
+            "and no - in front", hint=hint,
+        )
+    carrier = "site" if grammar is OPENPBS else "other"
+    if resources.value(options, carrier):
+        raise RequestError(f"-l {carrier}= is what carries the request for guests; leave it out")
+
+
+def _elements(options: Sequence[tuple[str, str]], grammar: Grammar) -> int:
+    """How many jobs `-t 1-3,7%2` or `-J 1-9:2` makes; what qsub will refuse counts as one."""
+    texts = [value for letter, value in options if letter == grammar.array]
+    count = 0
+    for part in texts[-1].partition("%")[0].split(",") if texts else ():
+        match = _RANGE.fullmatch(part.strip())
+        if match is None:
+            return 1
+        first, last, step = int(match[1]), int(match[2] or match[1]), int(match[3] or 1)
+        count += max(0, (last - first) // max(1, step) + 1)
+    return min(max(1, count), _MOST_ELEMENTS)
+
+
+def _shell(options: Sequence[tuple[str, str]], login_shell: str) -> str:
+    """The first path of the last -S, whose form is `path[@host][,path[@host]...]`."""
+    paths = [value for letter, value in options if letter == "S"]
+    return paths[-1].partition(",")[0].partition("@")[0] if paths else login_shell
