@@ -56,6 +56,10 @@ e2e: ## Run the end-to-end tests: real guests
 test: test-deps check ## Run everything, real guests included
 	$(PYTHON) -m pytest
 
+.PHONY: manual
+manual: ## Write man pages and completion anew, from the parsers
+	$(PYTHON) -m vtorque.cli.manual doc/man contrib/completion
+
 .PHONY: golden
 golden: ## Write the golden files anew; review the difference like code
 	$(PYTHON) -m pytest tests/unit/test_render.py --regenerate

@@ -23,7 +23,14 @@ setup(
         "console_scripts": ["vsub = vtorque.cli.vsub:main", "vmgr = vtorque.cli.vmgr:main"],
     },
     data_files=[
-        (f"share/vtorque/{folder}", [str(path) for path in Path(folder).iterdir() if path.is_file()])
-        for folder in ("scripts", "scripts/local", "templates", "templates-vm", "contrib", "examples")
+        ("share/man/man1", ["doc/man/vsub.1"]),
+        ("share/man/man5", ["doc/man/vtorque.yaml.5"]),
+        ("share/man/man8", ["doc/man/vmgr.8"]),
+        ("share/bash-completion/completions", ["contrib/completion/vsub.bash", "contrib/completion/vmgr.bash"]),
+        ("share/zsh/site-functions", ["contrib/completion/_vsub", "contrib/completion/_vmgr"]),
+        *(
+            (f"share/vtorque/{folder}", [str(path) for path in Path(folder).iterdir() if path.is_file()])
+            for folder in ("scripts", "scripts/local", "templates", "templates-vm", "contrib", "examples")
+        ),
     ],
 )

@@ -407,7 +407,8 @@ class TestNothingLeft:
         before = set(JOBS.glob("*"))
         done = subprocess.run(
             ["/bin/sh", "-c", f"ulimit -f 8; exec {front.root}/scripts/vsub -vm vcpus=1 {name}"], check=False,
-            capture_output=True, stdin=subprocess.DEVNULL, env={"PATH": "/usr/bin:/bin", "PYTHONDONTWRITEBYTECODE": "1"},
+            capture_output=True, stdin=subprocess.DEVNULL,
+            env={"PATH": "/usr/bin:/bin", "PYTHONDONTWRITEBYTECODE": "1"},
         )
         assert done.returncode == 1 and b"File too large" in done.stderr
         assert done.stderr.count(b"\n") == 1 and set(JOBS.glob("*")) == before
