@@ -31,7 +31,7 @@ def own(path: Path) -> Path:
 
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
-    for parent in tmp_path.parents[:3]:
+    for parent in tmp_path.parents[:2]:
         parent.chmod(0o755)
     tmp_path.chmod(0o755)
     for part in ("", ".vtorque", f".vtorque/{ID}"):

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""qsub, qstat, qdel and pbs_mom of the local engine."""
+"""qsub, qstat, qdel, qrls and pbs_mom of the local engine."""
 
 import json
-import os
 import signal
 import socket
 import sys
@@ -10,121 +9,40 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vtorque import config, qsub
-from vtorque.cli import PREFIX
+from vtorque import qsub
+from vtorque.cli import pbssub
+from vtorque.cli.pbsclient import Answer, ask, jobs
 from vtorque.errors import RequestError, VtorqueError
 from vtorque.mom import life, server
 from vtorque.mom.spool import Home
 
-_UNKNOWN_RESOURCE, _UNKNOWN_QUEUE = 189, 172
-_KNOWN = frozenset(
-    ("nodes", "walltime", "mem", "vmem", "pmem", "pvmem", "cput", "pcput", "procs", "ncpus", "other",
-     "software", "arch", "file", "host", "nice", "naccesspolicy", "epilogue", "prologue", "gres")
-)
-
-
-class _Answer(Exception):
-    """The engine, or a client of it, says no."""
-
-    def __init__(self, status: int, text: str) -> None:
-        super().__init__(text)
-        self.status = status
-
 
 def main(name: str, argv: Sequence[str]) -> int:
-    """Run the command of that name; its exit status, as Torque's (contract of qsub: 2 usage, PBSE else)."""
+    """Run the command of that name; its exit status, as Torque's: 2 for usage, PBSE of the engine, else 1."""
+    commands = {"qsub": pbssub.run, "qstat": _qstat, "qdel": _qdel, "qrls": _qrls, "pbs_mom": _pbs_mom}
     try:
-        return {"qsub": _qsub, "qstat": _qstat, "qdel": _qdel, "pbs_mom": _pbs_mom}[name](argv)
-    except _Answer as answer:
+        return commands[name](argv)
+    except Answer as answer:
         sys.stderr.write(f"{name}: {answer}\n")
         return answer.status
     except RequestError as error:
         sys.stderr.write(f"{name}: {error.one_line()}\n")
-        return 2
+        return 2 if isinstance(error, qsub.UsageError) else 1
     except (VtorqueError, OSError) as error:
         sys.stderr.write(f"{name}: {error}\n")
         return 1
 
 
-def _qsub(argv: Sequence[str]) -> int:
-    line = qsub.parse(argv)
-    if line.script is None:
-        script, name = sys.stdin.buffer.read(), "STDIN"
-    else:
-        script, name = Path(line.script).read_bytes(), Path(line.script).name
-    head = qsub.header(script, prefix=line.last("C") if line.has("C") else None)
-    for letter in "It":
-        if line.has(letter):
-            raise qsub.UsageError(f"-{letter} is not supported by the local engine")
-    options = (*head.options, *line.options)
-    last = dict(options)
-    if last.get("q", "batch") != "batch":
-        raise _Answer(_UNKNOWN_QUEUE, f"Unknown queue: {last['q']}")
-    directory = os.getcwd()  # noqa: PTH109
-    answer = _ask({
-        "do": "submit",
-        "script": script.decode("latin-1"),
-        "name": last.get("N", name),
-        "directory": directory,
-        "resources": _resources(options),
-        "variables": _variables(last, directory),
-        "queue": "batch",
-        "account": last.get("A", ""),
-        "shell": last.get("S", "").partition(",")[0].partition("@")[0],
-        "arguments": last.get("F", ""),
-        "work_directory": last.get("w", last.get("d", "")),
-        "join": last.get("j", "n"),
-        "output": _output(last.get("o", ""), directory),
-        "error": _output(last.get("e", ""), directory),
-    })
-    if "z" not in last:
-        sys.stdout.write(f"{answer['id']}\n")
-    return 0
-
-
-def _resources(options: Sequence[tuple[str, str]]) -> dict[str, str]:
-    """-l merges by resource, the later one winning (qsub_functions.c:4333-4344)."""
-    resources: dict[str, str] = {}
-    for letter, value in options:
-        for entry in value.split(",") if letter == "l" else ():
-            name, _, amount = entry.partition("=")
-            if name not in _KNOWN:
-                raise _Answer(_UNKNOWN_RESOURCE, f"Unknown resource type: {name}")
-            resources[name] = amount
-    return resources
-
-
-def _variables(last: dict[str, str], directory: str) -> dict[str, str]:
-    chosen = dict(os.environ) if "V" in last else {}
-    for part in filter(None, last.get("v", "").split(",")):
-        name, equals, value = part.partition("=")
-        chosen[name] = value if equals else os.environ.get(name, "")
-    own = {
-        "HOME": "HOME", "HOST": "HOSTNAME", "LANG": "LANG", "LOGNAME": "LOGNAME", "PATH": "PATH",
-        "SHELL": "SHELL",
-    }
-    carried = {f"PBS_O_{name}": os.environ[source] for name, source in own.items() if source in os.environ}
-    fixed = {"PBS_O_WORKDIR": directory, "PBS_O_QUEUE": "batch", "PBS_O_SERVER": socket.gethostname()}
-    return {**chosen, **carried, **fixed}
-
-
-def _output(path: str, directory: str) -> str:
-    """-o and -e: relative to the working directory, `host:path` allowed."""
-    _, colon, after = path.partition(":")
-    name = after if colon else path
-    return str(Path(directory, name)) if name else ""
-
-
 def _qstat(argv: Sequence[str]) -> int:
     names = [word for word in argv if not word.startswith("-")]
-    jobs = _ask({"do": "stat", "job": names[0] if names else None})["jobs"]
+    found = [job for name in names for job in jobs(name)] if names else jobs(None)
     if "--json" in argv:
-        sys.stdout.write(json.dumps(jobs, indent=1) + "\n")
+        sys.stdout.write(json.dumps(found, indent=1) + "\n")
     elif "-f" in argv:
-        sys.stdout.write("\n".join(_full(job) for job in jobs))
-    elif jobs:
+        sys.stdout.write("\n".join(_full(job) for job in found))
+    elif found:
         sys.stdout.write(f"{'Job ID':<20} {'Name':<16} {'User':<12} S Exit\n")
-        for job in jobs:
+        for job in found:
             status = "" if job["exit_status"] is None or job["state"] != "C" else job["exit_status"]
             sys.stdout.write(
                 f"{job['id']:<20} {job['name'][:16]:<16} {job['owner']:<12} {job['state']} {status}\n"
@@ -138,6 +56,8 @@ def _full(job: dict[str, Any]) -> str:
         "queue": job["queue"], "exec_host": "+".join(job["hosts"]),
         "Output_Path": job["output_path"], "Error_Path": job["error_path"], "session_id": job["session"],
         "exit_status": job["exit_status"] if job["state"] == "C" else None, "comment": job["comment"],
+        "interactive": "True" if job["interactive"] else None, "job_array_id": job["array_index"],
+        "Hold_Types": "u" if job["state"] == "H" else None,
         **{f"Resource_List.{name}": value for name, value in job["resources"].items()},
     }
     lines = [f"    {name} = {value}\n" for name, value in fields.items() if value not in (None, "")]
@@ -145,11 +65,20 @@ def _full(job: dict[str, Any]) -> str:
 
 
 def _qdel(argv: Sequence[str]) -> int:
+    return _each("qdel", "delete", argv)
+
+
+def _qrls(argv: Sequence[str]) -> int:
+    return _each("qrls", "release", argv)
+
+
+def _each(command: str, order: str, argv: Sequence[str]) -> int:
+    """Give the same order for every job that is named."""
     names = [word for word in argv if not word.startswith("-")]
     if not names:
-        raise qsub.UsageError("qdel needs a job id")
+        raise qsub.UsageError(f"{command} needs a job id")
     for name in names:
-        _ask({"do": "delete", "job": name})
+        ask({"do": order, "job": name})
     return 0
 
 
@@ -165,19 +94,3 @@ def _pbs_mom(argv: Sequence[str]) -> int:
     command = [sys.executable, "-I", sys.argv[0], "--home", str(home.path), "--job"]
     server.Server(home, name="lab", host=host, life_command=command).serve(install=signal.signal)
     return 0
-
-
-def _ask(order: dict[str, Any]) -> dict[str, Any]:
-    site = config.load(config.find(PREFIX), trusted_owner=None)
-    path = Home(Path(site.torque_home)).socket
-    with socket.socket(socket.AF_UNIX) as connection:
-        try:
-            connection.connect(str(path))
-        except OSError as error:
-            raise _Answer(111, f"cannot connect to the engine at {path}: {error.strerror}") from error
-        connection.sendall(json.dumps(order).encode() + b"\n")
-        with connection.makefile("rb") as lines:
-            answer: dict[str, Any] = json.loads(lines.readline())
-    if answer["status"] != 0:
-        raise _Answer(answer["status"], answer["error"])
-    return answer

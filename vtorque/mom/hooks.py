@@ -33,13 +33,21 @@ class Hook:
     """One run of one hook: started by `start`, looked after by `poll`."""
 
     def __init__(
-        self, home: Home, kind: str, job: JobRecord, *, node_number: int = 0, sister: str = ""
+        self,
+        home: Home,
+        kind: str,
+        job: JobRecord,
+        *,
+        node_number: int = 0,
+        sister: str = "",
+        terminal: int | None = None,
     ) -> None:
         self._home = home
         self._job = job
         self._rule = rules.HOOKS[kind]
         self._sister = sister
         self._node_number = node_number
+        self._terminal = terminal
         self.kind = kind
         self.path = home.mom_priv / kind
         self.child: proc.Child | None = None
@@ -111,7 +119,13 @@ class Hook:
     def _outputs(self) -> tuple[int, int]:
         if self._rule.output is not Output.JOB:
             return proc.DEVNULL, proc.DEVNULL
-        return open_outputs(self._home, self._job)
+        if not self._job.interactive:
+            return open_outputs(self._home, self._job)
+        # The user sees the prologue at work; he is gone when the epilogue is.
+        if self._terminal is None or not self.kind.startswith("prologue"):
+            return proc.DEVNULL, proc.DEVNULL
+        handle = os.dup(self._terminal)
+        return handle, handle
 
 
 def open_outputs(home: Home, job: JobRecord) -> tuple[int, int]:

@@ -5,6 +5,7 @@ Single-threaded: everything that may last is looked after in one loop, because
 Torque lets an epilogue run beside its own prologue.
 """
 
+import contextlib
 import os
 import signal
 import time
@@ -14,15 +15,15 @@ from pathlib import Path
 from types import FrameType
 
 from vtorque import proc
-from vtorque.deadline import Deadline
-from vtorque.errors import VtorqueError
-from vtorque.mom import rules
+from vtorque.errors import CommandError
+from vtorque.mom import rules, terminal
+from vtorque.mom.delivery import deliver
 from vtorque.mom.hooks import Hook, HookRun, open_outputs
-from vtorque.mom.rules import JOB_EXEC_FAIL2, JOB_EXEC_OVERLIMIT_WT, JOB_EXEC_RETRY, Verdict
+from vtorque.mom.rules import JOB_EXEC_FAIL1, JOB_EXEC_FAIL2, JOB_EXEC_OVERLIMIT_WT, JOB_EXEC_RETRY, Verdict
 from vtorque.mom.spool import Home, JobRecord
+from vtorque.mom.terminal import Terminal
 
 _TICK_SECONDS = 0.02
-_COPY_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +42,7 @@ class Life:
         self.job = job
         self._timing = timing or Timing()
         self._delete_at: float | None = None
+        self._terminal: Terminal | None = None
         self.history: list[HookRun] = []
 
     def delete(self, number: int = 0, frame: FrameType | None = None) -> None:
@@ -50,24 +52,35 @@ class Life:
 
     def run(self) -> JobRecord:
         """Live until the job is completed; its final record."""
-        while True:
-            self._prepare()
-            verdict = self._start()
-            if self._ended:
-                self._finish(0)
-                break
-            if verdict is Verdict.RUN:
-                self._finish(self._script())
-                break
-            self._end_hooks(JOB_EXEC_FAIL2 if verdict is Verdict.ABORT else JOB_EXEC_RETRY)
-            if self._deleted:
-                self._finish(0)
-                break
-            if verdict is Verdict.ABORT:
-                self._complete("the prologue aborted the job")
-                break
-            self.job = self._home.save(self.job, state="Q", comment="the prologue asked for another start")
+        try:
+            while self._attempt():
+                pass
+        finally:
+            self._let_go()
         return self.job
+
+    def _attempt(self) -> bool:
+        """Start the job, and end it; whether it is to be started anew."""
+        self._prepare()
+        if self.job.interactive and not self._attach():
+            self._finish(JOB_EXEC_FAIL1, comment="qsub does not wait for the job any more")
+            return False
+        verdict = self._start()
+        if self._ended:
+            self._finish(0)
+            return False
+        if verdict is Verdict.RUN:
+            self._finish(self._script())
+            return False
+        self._end_hooks(JOB_EXEC_FAIL2 if verdict is Verdict.ABORT else JOB_EXEC_RETRY)
+        if self._deleted:
+            self._finish(0)
+            return False
+        if verdict is Verdict.ABORT:
+            self._complete("the prologue aborted the job")
+            return False
+        self.job = self._home.save(self.job, state="Q", comment="the prologue asked for another start")
+        return True
 
     def recover(self) -> JobRecord:
         """End the job of an engine that died."""
@@ -83,28 +96,51 @@ class Life:
         node_file = self._home.node_file(job.id)
         node_file.write_text("".join(f"{host}\n" for host in job.hosts))
         node_file.chmod(0o644)
-        for handle in set(open_outputs(self._home, job)):
-            os.close(handle)
-        self.job = self._home.save(job, state="R", exit_status=None)
+        if not job.interactive:
+            for handle in set(open_outputs(self._home, job)):
+                os.close(handle)
+        self.job = self._home.save(
+            job, state="R", exit_status=None,
+            output_path=rules.output_path(job.output_path, job), error_path=rules.output_path(job.error_path, job),
+        )
+
+    def _attach(self) -> bool:
+        try:
+            self._terminal = terminal.attach(self.job)
+        except (OSError, ValueError):
+            return False
+        return True
+
+    def _let_go(self) -> None:
+        if self._terminal is not None:
+            self._terminal.close()
+
+    def _pause(self) -> None:
+        """What every loop does while it waits: an interactive job's user is served meanwhile."""
+        if self._terminal is None:
+            time.sleep(_TICK_SECONDS)
+        else:
+            self._terminal.pump(_TICK_SECONDS)
 
     def _start(self) -> Verdict:
         """All of the start within one `$prologalarm` (mom_main.c:5713-5726)."""
         began = time.monotonic()
         budget = self._home.alarm_seconds(rules.DEFAULT_ALARM_SECONDS)
+        again = Verdict.ABORT if self.job.interactive else Verdict.REQUEUE
         sisters = list(dict.fromkeys(self.job.hosts))[1:]
         for number, sister in enumerate(sisters, 1):
             for kind in ("prologue.parallel", "prologue.user.parallel"):
                 hook = self._hook(kind, node_number=number, sister=sister)
                 if self._until_done(hook) != rules.SUCCESS:
-                    return Verdict.REQUEUE
+                    return again
         for kind in ("prologue", "prologue.user"):
             hook = self._hook(kind)
             if kind == "prologue" and self._deleted_meanwhile(hook):
                 return Verdict.RUN
-            verdict = rules.verdict(self._until_done(hook))
+            verdict = rules.verdict(self._until_done(hook), interactive=self.job.interactive)
             if verdict is not Verdict.RUN:
                 return verdict
-        return Verdict.RUN if time.monotonic() - began <= budget else Verdict.REQUEUE
+        return Verdict.RUN if time.monotonic() - began <= budget else again
 
     def _deleted_meanwhile(self, prologue: Hook) -> bool:
         """After qdel nobody tells the prologue: the epilogue runs beside it (requests.c:2261-2285)."""
@@ -114,59 +150,109 @@ class Life:
                 self._end_hooks(0)
                 self._until_done(prologue)
                 return True
-            time.sleep(_TICK_SECONDS)
+            self._pause()
         return False
 
     def _script(self) -> int:
+        if self._terminal is not None:
+            return self._session(self._terminal)
+        out, err = open_outputs(self._home, self.job)
+        try:
+            child = self._shell([], stdin=proc.PIPE, stdout=out, stderr=err)
+            assert child.stdin is not None
+            # The shell reads the script's path, not the script (start_exec.c:2683-2736).
+            with contextlib.suppress(BrokenPipeError), child.stdin as pipe:
+                pipe.write(f"{self._home.script(self.job.id)} {self.job.arguments}".rstrip().encode() + b"\n")
+            return self._until_ended(child, lambda text: os.write(err, text.encode()))
+        except CommandError as error:
+            os.write(err, f"PBS: {error}\n".encode())
+            return JOB_EXEC_FAIL2
+        finally:
+            for handle in {out, err}:
+                os.close(handle)
+
+    def _session(self, line: Terminal) -> int:
+        """An interactive job: its shell has the terminal, until it ends or the user is gone."""
+        if not line.connected:
+            return rules.job_exit_status(-signal.SIGHUP)
+        command = ["-c", self.job.command] if self.job.command else []
+        tty = line.slave
+        try:
+            child = self._shell(command, stdin=tty, stdout=tty, stderr=tty, before_exec=terminal.take_control)
+            return self._until_ended(child, line.say)
+        except CommandError as error:
+            line.say(f"PBS: {error}\n")
+            return JOB_EXEC_FAIL2
+        finally:
+            # qsub ends before the epilogue, as Torque's does.
+            line.close()
+
+    def _shell(
+        self,
+        more: list[str],
+        *,
+        stdin: int,
+        stdout: int,
+        stderr: int,
+        before_exec: Callable[[], None] | None = None,
+    ) -> proc.Child:
         job = self.job
-        out, err = open_outputs(self._home, job)
         self._home.task(job.id).touch(mode=0o600)
         shell = job.shell or job.login_shell
         child = proc.spawn(
-            [f"-{Path(shell).name}"], executable=Path(shell), stdin=proc.PIPE, stdout=out, stderr=err,
-            env=self._environment(), cwd=Path(job.work_directory or job.home), umask=0o077,
+            [f"-{Path(shell).name}", *more], executable=Path(shell), stdin=stdin, stdout=stdout, stderr=stderr,
+            env=rules.job_environment(
+                job, node_file=self._home.node_file(job.id), term=self._terminal.term if self._terminal else ""
+            ),
+            cwd=Path(job.work_directory or job.home), umask=0o077, before_exec=before_exec,
             identity=proc.Identity(uid=job.uid, gid=job.gid, groups=job.groups),
         )
         self.job = self._home.save(job, session=child.pid)
-        assert child.stdin is not None
-        # The shell reads the script's path, not the script (start_exec.c:2683-2736).
-        child.stdin.write(f"{self._home.script(job.id)} {job.arguments}".rstrip().encode() + b"\n")
-        child.stdin.close()
-        status = self._until_ended(child, err)
-        proc.kill_session(child.pid)
-        for handle in {out, err}:
-            os.close(handle)
-        return status
+        return child
 
-    def _until_ended(self, child: proc.Child, err: int) -> int:
+    def _until_ended(self, child: proc.Child, say: Callable[[str], object]) -> int:
+        """Its exit status; what is left of its session then is killed."""
+        try:
+            return self._watch(child, say)
+        finally:
+            proc.kill_session(child.pid)
+
+    def _watch(self, child: proc.Child, say: Callable[[str], object]) -> int:
         began = time.monotonic()
         while child.poll() is None:
             if self._deleted:
                 self._kill(child, self._timing.kill_delay)
                 break
+            if self._terminal is not None and not self._terminal.connected:
+                # The kernel sends HUP to a session whose terminal is gone.
+                self._terminal.hang_up()
+                self._end_session(child, signal.SIGHUP, self._timing.kill_delay)
+                break
             used = time.monotonic() - began
             if self.job.walltime and used > self.job.walltime:
-                limit = f"walltime {used:.0f} exceeded limit {self.job.walltime}"
-                os.write(err, f"=>> PBS: job killed: {limit}\n".encode())
+                say(f"=>> PBS: job killed: walltime {used:.0f} exceeded limit {self.job.walltime}\n")
                 self._kill(child, self._timing.walltime_grace)
                 return JOB_EXEC_OVERLIMIT_WT
-            time.sleep(_TICK_SECONDS)
+            self._pause()
         return rules.job_exit_status(child.wait())
 
     def _kill(self, child: proc.Child, patience: float) -> None:
         self._until_done(self._hook("epilogue.precancel"))
-        proc.kill_session(child.pid, signal.SIGTERM)
+        self._end_session(child, signal.SIGTERM, patience)
+
+    def _end_session(self, child: proc.Child, number: signal.Signals, patience: float) -> None:
+        proc.kill_session(child.pid, number)
         end = time.monotonic() + patience
         while time.monotonic() < end and proc.session_members(child.pid):
             child.poll()
-            time.sleep(_TICK_SECONDS)
+            self._pause()
         proc.kill_session(child.pid)
         child.wait()
 
     def _finish(self, status: int, *, comment: str = "") -> None:
         if not self._ended:
             self._end_hooks(status)
-        self._deliver()
+        deliver(self._home, self.job)
         self._complete(comment or ("deleted" if self._deleted else ""))
 
     @property
@@ -183,44 +269,16 @@ class Life:
             self._until_done(self._hook(kind))
 
     def _hook(self, kind: str, *, node_number: int = 0, sister: str = "") -> Hook:
-        hook = Hook(self._home, kind, self.job, node_number=node_number, sister=sister)
+        tty = self._terminal.slave if self._terminal else None
+        hook = Hook(self._home, kind, self.job, node_number=node_number, sister=sister, terminal=tty)
         hook.start()
         return hook
 
     def _until_done(self, hook: Hook) -> int:
         while (result := hook.poll()) is None:
-            time.sleep(_TICK_SECONDS)
+            self._pause()
         self.history.append(hook.record())
         return result
-
-    def _environment(self) -> dict[str, str]:
-        job = self.job
-        _, ppn = rules.shape(job.resources.get("nodes", "1"))
-        return {
-            **rules.environment(
-                job, node_number=0, mother_superior=job.hosts[0], node_file=self._home.node_file(job.id)
-            ),
-            "HOME": job.home, "USER": job.owner, "LOGNAME": job.owner, "SHELL": job.login_shell,
-            "ENVIRONMENT": "BATCH", "PBS_ENVIRONMENT": "PBS_BATCH",
-            "PBS_JOBID": job.id, "PBS_JOBNAME": job.name, "PBS_QUEUE": job.queue,
-            "PBS_NUM_PPN": str(ppn), "PBS_VNODENUM": "0", "PBS_TASKNUM": "1",
-            "PBS_WALLTIME": str(job.walltime), "PBS_VERSION": "vtorque-local",
-            **job.variables,
-        }
-
-    def _deliver(self) -> None:
-        """Copy the outputs to the user's files, as the user, or keep them where he can ask for them."""
-        identity = proc.Identity(uid=self.job.uid, gid=self.job.gid, groups=self.job.groups)
-        for ending, target in (("OU", self.job.output_path), ("ER", self.job.error_path)):
-            spooled = self._home.output(self.job.id, ending)
-            if not spooled.exists():
-                continue
-            try:
-                copy = ["/bin/cp", "--", str(spooled), target]
-                proc.run(copy, deadline=Deadline(_COPY_SECONDS), identity=identity)
-                spooled.unlink()
-            except VtorqueError:
-                spooled.rename(self._home.undelivered() / spooled.name)
 
     def _complete(self, comment: str) -> None:
         job = self.job.id

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from enum import Enum
 from os import stat_result
 from pathlib import Path
+from string import Template
 
 from vtorque.mom.spool import JobRecord
 
 # What run_pelog returns besides a hook's own status (prolog.c:1317-1340).
 SUCCESS, NOT_ALLOWED, TIMED_OUT = 0, -1, -4
 
-JOB_EXEC_FAIL2, JOB_EXEC_RETRY, JOB_EXEC_OVERLIMIT_WT = -2, -3, -11
+JOB_EXEC_FAIL1, JOB_EXEC_FAIL2, JOB_EXEC_RETRY, JOB_EXEC_OVERLIMIT_WT = -1, -2, -3, -11
 SIGNAL_BASE = 256
 
 _RESOURCE_BUFFER = 2048
@@ -115,6 +116,34 @@ def environment(
     return settings | ({"PBS_NODEFILE": str(node_file)} if node_file else {})
 
 
+def job_environment(job: JobRecord, *, node_file: Path, term: str = "") -> dict[str, str]:
+    """The job's own environment; `term` is the type of an interactive job's terminal."""
+    _, ppn = shape(job.resources.get("nodes", "1"))
+    kind = {"PBS_ENVIRONMENT": "PBS_INTERACTIVE"} if job.interactive else {
+        "PBS_ENVIRONMENT": "PBS_BATCH", "ENVIRONMENT": "BATCH",
+    }
+    # Only the job has it, no hook does (start_exec.c:264-320).
+    array = {} if job.array_index is None else {"PBS_ARRAYID": str(job.array_index)}
+    return {
+        **environment(job, node_number=0, mother_superior=job.hosts[0], node_file=node_file),
+        "HOME": job.home, "USER": job.owner, "LOGNAME": job.owner, "SHELL": job.login_shell,
+        "PBS_JOBID": job.id, "PBS_JOBNAME": job.name, "PBS_QUEUE": job.queue,
+        "PBS_NUM_PPN": str(ppn), "PBS_VNODENUM": "0", "PBS_TASKNUM": "1",
+        "PBS_WALLTIME": str(job.walltime), "PBS_VERSION": "vtorque-local",
+        **job.variables,
+        **kind,
+        **array,
+        **({"TERM": term} if term else {}),
+    }
+
+
+def output_path(path: str, job: JobRecord) -> str:
+    """An output's path as the job runs: qsub keeps `$PBS_JOBID` and the like literally until then."""
+    known = {"PBS_JOBID": job.id, "PBS_JOBNAME": job.name, "HOME": job.home}
+    array = {} if job.array_index is None else {"PBS_ARRAYID": str(job.array_index)}
+    return Template(path).safe_substitute(known | array)
+
+
 def shape(nodes: str) -> tuple[int, int]:
     """PBS_NUM_NODES and PBS_NUM_PPN of `-l nodes=`: strtol of its start, 0 for a name (prolog.c:707-739)."""
     head, _, rest = nodes.partition("+")[0].partition(":")
@@ -128,11 +157,14 @@ def result(wait_status: int) -> int:
     return wait_status if wait_status >= 0 else SUCCESS
 
 
-def verdict(result: int) -> Verdict:
-    """0 goes on, 1 aborts the job, anything else starts it anew (start_exec.c:3340-3372)."""
+def verdict(result: int, *, interactive: bool = False) -> Verdict:
+    """0 goes on, 1 aborts the job, anything else starts it anew (start_exec.c:3340-3372).
+
+    An interactive job is never started anew.
+    """
     if result == SUCCESS:
         return Verdict.RUN
-    return Verdict.ABORT if result == 1 else Verdict.REQUEUE
+    return Verdict.ABORT if result == 1 or interactive else Verdict.REQUEUE
 
 
 def hook_seconds(alarm: int) -> int:

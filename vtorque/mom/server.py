@@ -9,19 +9,20 @@ import pwd
 import selectors
 import signal
 import socket
-import struct
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from vtorque import files, proc
+from vtorque.mom import arrays, wire
 from vtorque.mom.spool import Home, JobRecord
 
 _REQUEST_LIMIT = 64 << 20
 _TICK_SECONDS = 0.1
-_CREDENTIALS = struct.Struct("=iii")
-_NO_SUCH_JOB, _NOT_YOURS, _BAD_NODES = 153, 159, 190
+_NO_SUCH_JOB, _NOT_YOURS, _BAD_NODES, _BAD_VALUE = 153, 159, 190, 166
+_PRIVATE = frozenset(("variables", "home", "terminal"))
 
 
 class Refused(Exception):
@@ -41,6 +42,7 @@ class Server:
         self._host = host
         self._command = tuple(life_command)
         self._lives: dict[str, proc.Child] = {}
+        self._completed: set[str] = set()
         self._stop = False
 
     def serve(self, *, install: Callable[..., object]) -> None:
@@ -80,8 +82,7 @@ class Server:
         connection, _ = listener.accept()
         with connection:
             connection.settimeout(5.0)
-            peer = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-            _, uid, _ = _CREDENTIALS.unpack(peer)
+            uid = wire.peer_uid(connection)
             with contextlib.suppress(OSError):
                 try:
                     with connection.makefile("rb") as lines:
@@ -102,33 +103,61 @@ class Server:
             case "delete":
                 self._delete(order["job"], uid)
                 return {"status": 0}
+            case "release":
+                self._release(order["job"], uid)
+                return {"status": 0}
             case other:
                 raise ValueError(other)
 
     def _submit(self, order: dict[str, Any], uid: int) -> str:
+        array = arrays.parse(order["array"]) if order.get("array") else None
+        if array and order.get("interactive"):
+            raise Refused(1, "interactive job can not be job array")
+        identity = self._home.next_id(self._name, array=array is not None)
+        whole = self._record(order, uid, identity)
+        number, _, server = identity.partition(".")
+        for index in array.indices if array else ():
+            # Torque gives an element everything of its array's, with its own number behind (job_clone).
+            self._queue(order["script"], replace(
+                whole, id=f"{number[:-1]}{index}].{server}", name=f"{whole.name}-{index}",
+                output_path=f"{whole.output_path}-{index}", error_path=f"{whole.error_path}-{index}",
+                array_index=index, slot_limit=array.limit if array else 0,
+            ))
+        if array is None:
+            self._queue(order["script"], whole)
+        return identity
+
+    def _record(self, order: dict[str, Any], uid: int, identity: str) -> JobRecord:
         user = pwd.getpwuid(uid)
-        hosts = self._hosts(str(order["resources"].get("nodes", "1")))
-        identity = self._home.next_id(self._name)
-        directory = str(order["directory"])
-        name = str(order["name"])
-        prefix = f"{directory}/{name}"
-        sequence = identity.partition(".")[0]
-        variables = {str(key): str(value) for key, value in order["variables"].items()}
+        directory, name = str(order["directory"]), str(order["name"])
+        sequence = identity.partition(".")[0].removesuffix("[]")
+        output, error = (
+            _path(str(order[each]), directory, f"{name}.{each[0]}{sequence}") for each in ("output", "error")
+        )
         job = JobRecord(
             id=identity, owner=user.pw_name, group=grp.getgrgid(user.pw_gid).gr_name, uid=uid,
             gid=user.pw_gid, groups=tuple(os.getgrouplist(user.pw_name, user.pw_gid)),
             home=user.pw_dir, login_shell=user.pw_shell or "/bin/sh", name=name, directory=directory,
-            hosts=hosts, resources=order["resources"], variables=variables,
+            hosts=self._hosts(str(order["resources"].get("nodes", "1"))), resources=order["resources"],
+            variables={str(key): str(value) for key, value in order["variables"].items()},
             queue=order["queue"], account=order["account"], shell=order["shell"],
             arguments=order["arguments"], work_directory=order["work_directory"], join=order["join"],
-            output_path=order["output"] or f"{prefix}.o{sequence}",
-            error_path=order["error"] or f"{prefix}.e{sequence}",
+            output_path=error if order["join"] == "eo" else output,
+            error_path=output if order["join"] == "oe" else error,
+            state="H" if order.get("hold") else "Q", interactive=bool(order.get("interactive")),
+            terminal=str(order.get("terminal", "")), command=str(order.get("command", "")),
         )
+        try:
+            _ = job.walltime
+        except ValueError as wrong:
+            raise Refused(_BAD_VALUE, f"Illegal attribute or resource value: walltime: {wrong}") from None
+        return job
+
+    def _queue(self, text: str, job: JobRecord) -> None:
         script = self._home.script(job.id)
-        files.write_new(script, order["script"].encode("latin-1"), mode=0o700)
-        files.give(script, uid=uid, gid=user.pw_gid)
+        files.write_new(script, text.encode("latin-1"), mode=0o700)
+        files.give(script, uid=job.uid, gid=job.gid)
         self._home.save(job)
-        return identity
 
     def _hosts(self, nodes: str) -> tuple[str, ...]:
         """One host for every slot; this machine is every node."""
@@ -149,36 +178,55 @@ class Server:
         return os.cpu_count() or 1
 
     def _find(self, job: str | None) -> list[JobRecord]:
-        found = [each for each in self._home.jobs() if job in (None, each.id, each.sequence)]
+        found = [each for each in self._home.jobs() if job is None or job in each.names]
         if job is not None and not found:
             raise Refused(_NO_SUCH_JOB, f"Unknown Job Id {job}")
         return found
 
+    def _own(self, name: str, uid: int) -> list[JobRecord]:
+        """The jobs of that name, which must be the user's."""
+        jobs = self._find(name)
+        if uid not in (0, jobs[0].uid):
+            raise Refused(_NOT_YOURS, f"Unauthorized Request {name}")
+        return jobs
+
     def _delete(self, name: str, uid: int) -> None:
-        job = self._find(name)[0]
-        if uid not in (0, job.uid):
-            raise Refused(_NOT_YOURS, f"Unauthorized Request {job.id}")
-        if job.state == "Q" and job.id not in self._lives:
-            self._home.script(job.id).unlink(missing_ok=True)
-            self._home.save(job, state="C", exit_status=0, comment="deleted")
-        elif job.id in self._lives:
-            self._lives[job.id].send_signal(signal.SIGTERM)
-        else:
-            raise Refused(_NO_SUCH_JOB, f"Request invalid for state of job {job.id}")
+        jobs = [job for job in self._own(name, uid) if job.state != "C"]
+        if not jobs:
+            raise Refused(_NO_SUCH_JOB, f"Request invalid for state of job {name}")
+        for job in jobs:
+            if job.id in self._lives:
+                self._lives[job.id].send_signal(signal.SIGTERM)
+            else:
+                self._home.script(job.id).unlink(missing_ok=True)
+                self._home.save(job, state="C", exit_status=0, comment="deleted")
+
+    def _release(self, name: str, uid: int) -> None:
+        """Let held jobs go."""
+        for job in self._own(name, uid):
+            if job.state == "H":
+                self._home.save(job, state="Q")
 
     def _advance(self) -> None:
         """Bury the dead, then start what fits, in the order of submission."""
-        ended = [name for name, life in self._lives.items() if life.poll() is not None]
-        for name in ended:
+        for name in [name for name, life in self._lives.items() if life.poll() is not None]:
             del self._lives[name]
-        jobs = self._home.jobs()
-        free = self._slots() - sum(job.slots for job in jobs if job.id in self._lives)
+        jobs = self._home.jobs(without=self._completed)
+        self._completed.update(job.id for job in jobs if job.state == "C")
+        running = [job for job in jobs if job.id in self._lives]
+        free = self._slots() - sum(job.slots for job in running)
+        busy = Counter(job.array for job in running)
         for job in jobs:
-            if job.state == "Q" and job.id not in self._lives:
-                if job.slots > free:
-                    return
-                free -= job.slots
-                self._begin(job)
+            if job.state != "Q" or job.id in self._lives:
+                continue
+            # What its own array's limit keeps back keeps nobody else back.
+            if job.slot_limit and busy[job.array] >= job.slot_limit:
+                continue
+            if job.slots > free:
+                return
+            free -= job.slots
+            busy[job.array] += 1
+            self._begin(job)
 
     def _begin(self, job: JobRecord, *more: str) -> None:
         self._lives[job.id] = proc.spawn(
@@ -190,4 +238,11 @@ class Server:
 
 def _public(job: JobRecord) -> dict[str, Any]:
     """What qstat shows to everybody."""
-    return {key: value for key, value in asdict(job).items() if key not in ("variables", "home")}
+    return {key: value for key, value in asdict(job).items() if key not in _PRIVATE}
+
+
+def _path(path: str, directory: str, name: str) -> str:
+    """Where an output goes: into the directory when nothing is said, or a directory."""
+    if not path:
+        return f"{directory}/{name}"
+    return f"{path}{name}" if path.endswith("/") else path

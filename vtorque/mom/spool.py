@@ -4,7 +4,7 @@
 import fcntl
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -26,7 +26,12 @@ _MODES = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobRecord:
-    """One job, as the server keeps it. States are Torque's: Q, R, E, C."""
+    """One job, as the server keeps it. States are Torque's: Q, H, R, E, C.
+
+    An element of an array has its number in `array_index`; of its array
+    `slot_limit` elements may run at once, 0 for all. An interactive job's qsub
+    listens at `terminal`; its shell runs `command`, if there is one.
+    """
 
     id: str
     owner: str
@@ -53,11 +58,32 @@ class JobRecord:
     exit_status: int | None = None
     session: int = 0
     comment: str = ""
+    array_index: int | None = None
+    slot_limit: int = 0
+    interactive: bool = False
+    terminal: str = ""
+    command: str = ""
 
     @property
     def sequence(self) -> str:
-        """The number in output file names."""
-        return self.id.partition(".")[0]
+        """The number in output file names: `58`, of an array's element `58-2`."""
+        return job_key(JobId(self.id)).partition(".")[0]
+
+    @property
+    def order(self) -> tuple[int, int]:
+        """What sorts jobs as they were submitted."""
+        return int(self.sequence.partition("-")[0]), self.array_index or 0
+
+    @property
+    def array(self) -> str:
+        """The id of the whole array, `58[].server`, or nothing."""
+        head, dot, server = self.id.partition(".")
+        return f"{head.partition('[')[0]}[]{dot}{server}" if self.array_index is not None else ""
+
+    @property
+    def names(self) -> frozenset[str]:
+        """What the job may be called by: its id or its array's, with and without the server."""
+        return frozenset(name for each in (self.id, self.array) for name in (each, each.partition(".")[0]) if name)
 
     @property
     def slots(self) -> int:
@@ -86,8 +112,8 @@ class Home:
             directory.mkdir(parents=True, exist_ok=True)
             directory.chmod(mode)
 
-    def next_id(self, server: str) -> JobId:
-        """A job id that was never given before."""
+    def next_id(self, server: str, *, array: bool = False) -> JobId:
+        """A job id, or an array's, whose number was never given before."""
         with (self.path / "server_priv" / "sequence").open("a+") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             file.seek(0)
@@ -97,7 +123,7 @@ class Home:
             file.write(str(number))
             file.flush()
             os.fsync(file.fileno())
-        return JobId(f"{number}.{server}")
+        return JobId(f"{number}[].{server}" if array else f"{number}.{server}")
 
     def script(self, job: str) -> Path:
         """The spooled script; its absence tells a prologue that the job was deleted."""
@@ -134,11 +160,12 @@ class Home:
             return None
         return JobRecord(**{**data, "hosts": tuple(data["hosts"]), "groups": tuple(data["groups"])})
 
-    def jobs(self) -> list[JobRecord]:
-        """All jobs, in the order of submission."""
+    def jobs(self, *, without: Collection[str] = ()) -> list[JobRecord]:
+        """All jobs but some, given by id, in the order of submission."""
         paths = (self.path / "server_priv" / "jobs").glob("*.json")
-        found = [self.load(path.name.removesuffix(".json")) for path in paths]
-        return sorted((job for job in found if job), key=lambda job: int(job.sequence))
+        names = [name for path in paths if (name := path.name.removesuffix(".json")) not in without]
+        found = [self.load(name) for name in names]
+        return sorted((job for job in found if job), key=lambda job: job.order)
 
     def alarm_seconds(self, default: int) -> int:
         """`$prologalarm` of mom's own config file."""
