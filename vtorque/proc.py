@@ -69,12 +69,16 @@ def run(
                   env=env, cwd=cwd, identity=identity)
     try:
         stdout, stderr = child.communicate(stdin, timeout=deadline.remaining)
-    except subprocess.TimeoutExpired:
-        raise DeadlineExceeded(f"out of time: {words[0]}", details=shlex.join(words)) from None
-    finally:
-        if child.poll() is None:
-            kill_session(child.pid)
-            child.communicate()
+    except BaseException as error:
+        # Also when the child itself has ended: something of its session may hold the pipes open.
+        kill_session(child.pid)
+        for pipe in (child.stdin, child.stdout, child.stderr):
+            if pipe is not None:
+                pipe.close()
+        child.wait()
+        if isinstance(error, subprocess.TimeoutExpired):
+            raise DeadlineExceeded(f"out of time: {words[0]}", details=shlex.join(words)) from None
+        raise
     if child.returncode not in statuses:
         raise _failure(words, child.returncode, stderr)
     return Result(argv=words, status=child.returncode, stdout=stdout, stderr=stderr)

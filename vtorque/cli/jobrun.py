@@ -148,7 +148,8 @@ def _raw_terminal() -> Iterator[Terminal]:
         signal.signal(getattr(signal, f"SIG{name}"), signal.SIG_DFL)
     before = termios.tcgetattr(0) if os.isatty(0) else None
     if before is not None:
-        tty.setraw(0)
+        # What was typed while the guest was booting stays: the shell is going to read it.
+        tty.setraw(0, termios.TCSADRAIN)
     columns, rows = _size()
     try:
         yield Terminal(
