@@ -147,9 +147,11 @@ def call_through(argv: Sequence[str], *, env: Mapping[str, str], terminal: bool)
     before[signal.SIGINT] = signal.signal(signal.SIGINT, lambda got, frame: None)
     printed = b""
     try:
-        while child.stdout is not None and (data := os.read(child.stdout.fileno(), 1 << 16)):
-            printed += data
-            write_all(1, data)
+        if child.stdout is not None:
+            with child.stdout:
+                while data := os.read(child.stdout.fileno(), 1 << 16):
+                    printed += data
+                    write_all(1, data)
         status = child.wait()
     finally:
         for number, handler in before.items():
