@@ -5,6 +5,8 @@
 # Arguments, any number of each, in this order:
 #   user NAME UID GID HOME SHELL
 #   group NAME GID
+#   hosts NAMES
+#   own DIRECTORY FILE FILE
 #   announce ADDRESS
 #   mount SECONDS TYPE OPTIONS SOURCE TARGET
 #
@@ -57,12 +59,24 @@ while [ $# -gt 0 ]; do
     case $1 in
     user)
         add_user "$2" "$3" "$4" "$5" "$6"
+        owner=$3:$4
         shift 6
         ;;
     group)
         # Several lines of one name or number are fine: membership is their union.
         printf '%s:x:%s:%s\n' "$2" "$3" "$user" >>/etc/group
         shift 3
+        ;;
+    hosts)
+        printf '127.0.0.1 localhost\n127.0.1.1 %s\n' "$2" >/etc/hosts
+        shift 2
+        ;;
+    own)
+        mkdir -p "$2" "${3%/*}" "${4%/*}" && chmod 0700 "$2"
+        : >>"$3" && : >>"$4"
+        chmod 0644 "$3" "$4"
+        chown "$owner" "$2" "$3" "$4"
+        shift 4
         ;;
     announce)
         if ! wait_for_address; then
@@ -84,6 +98,8 @@ while [ $# -gt 0 ]; do
     esac
 done
 [ -e /scratch ] || ln -s /workspace /scratch
+# Where the original had the cluster's software.
+[ -e /opt-hpc ] || ln -s /opt /opt-hpc
 # The job proves where it runs by this number; only root may read it by default.
 chmod 0444 /sys/class/dmi/id/product_uuid
 status "ready $(cat /sys/class/dmi/id/product_uuid)"

@@ -6,11 +6,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from vtorque import files, images, logs, render, seed
+from vtorque import files, images, logs, render, seed, serving
 from vtorque.backends.transport import KeyPair
 from vtorque.deadline import Deadline
+from vtorque.errors import VtorqueError
 from vtorque.model import JobPlan, Resource, VmPlan
 from vtorque.node import Node
+from vtorque.serving import SHARE
 from vtorque.state import JobState
 from vtorque.teardown import DIRECTORY, DOMAIN, FILE
 
@@ -37,7 +39,7 @@ def start(plan: JobPlan, *, node: Node, state: JobState, deadline: Deadline) -> 
     Raises HypervisorError and others of blame NODE; then the ledger tells what
     was begun.
     """
-    _directory(Path(node.site.disk_dir) / plan.job.key, state, deadline)
+    _directory(plan.vms[0].overlay.parent, state, deadline)
     files.directory(Path(node.site.state_dir, "seeds"), mode=0o711)
     probe = node.transport.make_key()
 
@@ -55,6 +57,8 @@ def _directory(path: Path, state: JobState, deadline: Deadline) -> None:
     # QEMU has to reach its overlay by its name.
     with state.taking(Resource(kind=DIRECTORY, name=str(path)), deadline=deadline):
         files.directory(path, mode=0o711)
+        # A RAM disk is often everybody's to write, like /tmp.
+        files.require_trusted(path)
 
 
 def _start(
@@ -65,9 +69,9 @@ def _start(
     rendered = render.guest(
         plan, vm, site=node.site, keys=keys, announce=node.announce, templates=node.templates
     )
-    uid, gid = node.qemu_ids
+    uid, gid = plan.runs_as or node.qemu_ids
     with state.taking(Resource(kind=FILE, name=str(vm.overlay)), deadline=deadline):
-        images.make_overlay(plan.image, vm.overlay, deadline=deadline)
+        images.make_overlay(plan.image, vm.overlay, size_mib=plan.request.disk_size_mib, deadline=deadline)
         files.give(vm.overlay, uid=uid, gid=gid)
     with state.taking(Resource(kind=FILE, name=str(vm.seed)), deadline=deadline):
         contents = {
@@ -79,10 +83,32 @@ def _start(
         files.give(vm.seed, uid=uid, gid=gid)
     with state.taking(Resource(kind=FILE, name=str(vm.console)), deadline=deadline):
         pass
+    _serve(plan, vm, owner=(uid, gid), state=state, deadline=deadline)
     # Define, then start: a guest whose start was cut short can then be found by its
     # name, while one that was merely being created appears when nobody looks any more.
     with state.taking(Resource(kind=DOMAIN, name=vm.name), deadline=deadline):
         node.hypervisor.define(rendered.domain_xml, deadline=deadline)
     with state.act(deadline=deadline):
-        node.hypervisor.start(vm.name, deadline=deadline)
+        try:
+            node.hypervisor.start(vm.name, deadline=deadline)
+        except VtorqueError:
+            for path in vm.share_sockets:
+                log.error("the server of %s said: %s", path, serving.said(_share_log(vm, path)))  # noqa: TRY400
+            raise
     return Started(vm=vm, host_key=host.public, probe=probe)
+
+
+def _serve(
+    plan: JobPlan, vm: VmPlan, *, owner: tuple[int, int], state: JobState, deadline: Deadline
+) -> None:
+    """Start the servers of the guest's shares, when they are processes of their own."""
+    for mount, path in zip(plan.mounts, vm.share_sockets, strict=False):
+        share_log = _share_log(vm, path)
+        with state.taking(Resource(kind=FILE, name=str(share_log)), deadline=deadline):
+            pass
+        with state.taking(Resource(kind=SHARE, name=str(path)), deadline=deadline):
+            serving.start(mount, path, account=plan.account, owner=owner, log=share_log, deadline=deadline)
+
+
+def _share_log(vm: VmPlan, path: Path) -> Path:
+    return vm.overlay.parent / f"{path.stem}.log"

@@ -26,12 +26,9 @@ ARCHES: tuple[str, ...] = OPTIONS["ARCH_DEFAULT"].metadata["choices"]
 
 _Say = Callable[[str], None]
 _Count = Callable[[int, int | None], None]
-_LONGEST_DESCRIPTION = 1000
-_INFO_LIMIT = 4096
-_FAMILIES = (
-    ("debian", "debian"), ("ubuntu", "ubuntu"), ("centos", "centos"), ("osv", "osv"),
-    ("(red.?hat|rhel|rocky|alma|fedora|oracle)", "redhat"),
-)
+_LONGEST_DESCRIPTION, _INFO_LIMIT = 1000, 4096
+_FAMILIES = [(name, name) for name in ("debian", "ubuntu", "centos", "osv")]
+_FAMILIES += [("(red.?hat|rhel|rocky|alma|fedora|oracle)", "redhat")]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +42,8 @@ class About:
     kernel: Path | None = None
     initrd: Path | None = None
     cmdline: str = ""
+    url: str = ""
+    sha256: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,12 +57,16 @@ class Suspended:
     description: str
 
 
-def add(directory: Path, source: Path, about: About, *, progress: _Say) -> Revision:
-    """Copy the disk at `source`, and its kernel, into the catalogue; RequestError or ImageError says why not."""
+def add(directory: Path, source: Path | None, about: About, *, progress: _Say) -> Revision:
+    """Copy the disk at `source`, if not by URL, and its kernel into the catalogue; RequestError, ImageError if not."""
     if about.kernel is None and (about.initrd or about.cmdline):
         raise RequestError("an initrd and a command line need a kernel", hint="--kernel FILE")
-    about = _named(about, source.name, source)
-    imageheader.inspect(source, name=about.name)
+    if source is None:
+        imagepull.require(about.url, about.sha256)
+        about = _named(about, PurePosixPath(unquote(urlsplit(about.url).path)).name, None)
+    else:
+        about = _named(about, source.name, source)
+        imageheader.inspect(source, name=about.name)
     entry = _entry(directory, about)
     files.directory(directory.absolute(), mode=0o755)
     with _writing(directory), tempfile.TemporaryDirectory(prefix=".add-", dir=directory) as scratch:
@@ -75,7 +78,8 @@ def add(directory: Path, source: Path, about: About, *, progress: _Say) -> Revis
                 sources[entry[key]] = Path(scratch, key)
                 imageheader.copy(path, sources[entry[key]])
         # The copy is what counts: whoever owns the source may have changed it meanwhile.
-        imageheader.inspect(sources[about.name], name=about.name)
+        if source is not None:
+            imageheader.inspect(sources[about.name], name=about.name)
         return _publish(directory, entry, sources, progress)
 
 
@@ -91,9 +95,8 @@ def pull(directory: Path, url: str, about: About, *, sha256: str | None, progres
         about = _named(about, base, target)
         imageheader.inspect(target, name=about.name)
         found = _publish(directory, _entry(directory, about), {about.name: target}, progress)
-    if not found.image.description:
-        return update(directory, about.name, "from " + urlsplit(url)._replace(query="", fragment="").geturl())
-    return found
+    shown = urlsplit(url)._replace(query="", fragment="").geturl()
+    return found if found.image.description else update(directory, about.name, f"from {shown}")
 
 
 def update(directory: Path, name: str, description: str) -> Revision:
@@ -126,22 +129,22 @@ def delete(directory: Path, name: str, *, disks: Iterable[Path], force: bool) ->
     return [each.image.name for each in gone]
 
 
-def verify(found: Revision) -> imageheader.Header:
-    """Check who could have changed an image, its header, its digests; ConfigError or ImageError says what is wrong."""
+def verify(found: Revision) -> str:
+    """Check who could have changed an image, its header, its digests; what it is, else ConfigError or ImageError."""
     images.require_trusted(found.image)
-    header = imageheader.inspect(found.image.path)
+    header = None if found.image.url else imageheader.inspect(found.image.path)
     for path, wanted in found.parts().items():
         if wanted and images.digest(path) != wanted:
             raise ImageError(f"{path} differs from its digest in the catalogue")
-    return header
+    where = f"each node fetches it from {found.image.url}"
+    return f"{header.format}, {header.size >> 20} MiB, intact" if header else where
 
 
 def unreferenced(directory: Path) -> list[Path]:
     """What lies in the catalogue and belongs to no image: left by a crash, or being written right now."""
     known = {images.LOCK, *images.references(directory)}
     for name in images.names(directory):
-        known.add(f"{name}.json")
-        known |= {path.name for path in directory.glob(f"{name}@*.json")}
+        known |= {f"{name}.json", *(path.name for path in directory.glob(f"{name}@*.json"))}
     return sorted(path for path in directory.iterdir() if path.name not in known) if directory.is_dir() else []
 
 
@@ -194,10 +197,9 @@ def _entry(directory: Path, about: About) -> dict[str, Any]:
     distro, arch = (known[-1].image.distro, known[-1].image.arch) if known else (_guess(about.name), ARCHES[0])
     if not (distro := about.distro or distro):
         raise RequestError(f"which distribution is {about.name}?", hint=f"--distro {'|'.join(DISTROS)}")
-    entry = {
-        "name": about.name, "distro": distro, "arch": about.arch or arch, "description": _checked(about.description),
-    }
-    return entry | ({"cmdline": about.cmdline} if about.cmdline else {})
+    entry = {"name": about.name, "distro": distro, "arch": about.arch or arch}
+    more = {"cmdline": about.cmdline, "url": about.url, "sha256": about.sha256.lower()}
+    return entry | {key: text for key, text in more.items() if text} | {"description": _checked(about.description)}
 
 
 def _guess(name: str) -> str:
@@ -278,9 +280,7 @@ def _suspended(directory: Path) -> Iterator[tuple[Suspended, int]]:
     """Each with a descriptor of its directory, so that nobody can put a link in its way."""
     for root, folders, names, handle in os.fwalk(directory):
         folders.sort()
-        for name in sorted(names):
-            if not name.endswith((".qcow2", ".img")):
-                continue
+        for name in sorted(each for each in names if each.endswith((".qcow2", ".img"))):
             about = os.stat(name, dir_fd=handle, follow_symlinks=False)
             if stat.S_ISREG(about.st_mode):
                 yield Suspended(

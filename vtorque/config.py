@@ -87,6 +87,7 @@ def load_whole(path: Path, *, trusted_owner: int | None) -> Loaded:
             notes.append(Note(line=line, key=key, text=f"has no effect: {option.metadata[INERT]}"))
     site = SiteConfig(**values)
     problems += _beyond_limits(site, values, lines)
+    problems += _half_mapped(site, values, lines)
     if problems:
         raise ConfigError("\n".join(f"{path}:{line}: {key}: {text}" for line, key, text in sorted(problems)))
     return Loaded(site=site, notes=tuple(notes), lines=lines)
@@ -163,6 +164,19 @@ def _beyond_limits(
         if 0 < most < usual:
             line = max(lines[name.upper()] for name in given)
             yield line, limit.upper(), f"must be 0 or at least {default.upper()}, which is {usual}"
+
+
+def _half_mapped(
+    site: SiteConfig, values: Mapping[str, Any], lines: Mapping[str, int]
+) -> Iterator[tuple[int, str, str]]:
+    """A script that nothing calls, or a call of no script."""
+    switch, script = "CUSTOM_IP_MAPPING", "IP_TO_MAC_SCRIPT"
+    if any(name in lines and name.lower() not in values for name in (switch, script)):
+        return
+    if site.custom_ip_mapping and not site.ip_to_mac_script:
+        yield lines[switch], switch, f"needs {script}"
+    elif site.ip_to_mac_script and not site.custom_ip_mapping:
+        yield lines[script], script, f"needs {switch}: true"
 
 
 def _known(name: str) -> "Field[Any]":
@@ -247,11 +261,11 @@ def _text(option: "Field[Any]", text: str, kind: str) -> str:
     if len(text) > _LONGEST_VALUE or _CONTROL.search(text):
         raise _Problem(f"must be one line of at most {_LONGEST_VALUE} characters")
     if not text:
-        if option.default and kind != "share":
+        if option.default and kind not in ("share", "dir"):
             raise _Problem("must not be empty")
         return ""
     match kind:
-        case "path" if not text.startswith("/") or ".." in Path(text).parts:
+        case "path" | "dir" if not text.startswith("/") or ".." in Path(text).parts:
             raise _Problem(f"must be an absolute path without .., not {text!r}")
         case "hosts" if text == "*":
             return ".*"

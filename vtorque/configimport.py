@@ -16,20 +16,22 @@ from vtorque.options import ALIASES, INERT, OPTIONS
 
 _HEADER = "# converted from config.sh by vmgr config import\n"
 # What the original shipped, where that differs from our default: a site that left it never decided it.
-_SHIPPED = ("NFS_TIMEOUT: 3", "VRDMA_ENABLED_DEFAULT: false", "IOCM_ENABLED_DEFAULT: false", "IOCM_MIN_CORES: 0")
+_SHIPPED = re.compile(
+    r'NFS_TIMEOUT: 3|(VRDMA|IOCM)_ENABLED_DEFAULT: false|IOCM_MIN_CORES: 0|\w+: "([a-z0-9-]+\.)?my-domain\.com"|'
+    r'SW_PACKAGES_DEBIAN: \["nfs-common", "libnfs1", "openmpi-bin", "libopenmpi-dev", "libmetis5", "libmetis-dev", '
+    r'"9mount"\]|SW_PACKAGES_REDHAT: \["nfs-common", "libnfs1", "nfs-utils", "openmpi", "openmpi-devel", "metis", '
+    r'"metis-devel", "nfs-ganesha-mount-9P"\]'
+)
 _LONGEST = 1024
 
 _NAME = r"[A-Za-z_][A-Za-z0-9_]*"
 _OPERATOR = re.compile(r";;&|;;|;&|&&|\|\||\|&|<<<|<<-|<<|&>>|&>|>>|[<>]&|>\||<>|[;&|<>()\n]")
 _ASSIGNMENT = re.compile(rf"{_NAME}(\[[^\]]*\])?\+?=.*", re.DOTALL)
-_DECLARE = ("export", "readonly", "declare", "typeset")
-_FLAG_OR_NAME = re.compile(rf"-[rxga]+|{_NAME}")
 # Also what is set within quotes (eval "A=1") and in passing (${A:=1}).
 _SETS = re.compile(rf"(?<![\w$])({_NAME})(?:\[[^\]]{{0,80}}\])?\+?=|\$\{{({_NAME}):?=")
 _MENTIONS = re.compile(rf"(?<![\w${{])({_NAME})()")
 _SETTERS = re.compile(r"\b(unset|read|readarray|mapfile|printf|let|getopts|for|select|declare|typeset)\b")
-_LOOPS = ("for", "while", "until", "select")
-_BLOCKS = {"if": "fi", "case": "esac", "{": "}", "(": ")"} | dict.fromkeys(_LOOPS, "done")
+_BLOCKS = {"if": "fi", "case": "esac", "{": "}", "(": ")"} | dict.fromkeys(("for", "while", "until", "select"), "done")
 _LEADS = {"if", "while", "until", "{", "then", "do", "else", "elif", "!"}
 _SEPARATORS = {"\n", ";", "&", "&&", "||", "|", "|&", ";;", ";&", ";;&"}
 _REFERENCE = rf"\$(?P<name>{_NAME})|\$\{{(?P<braced>{_NAME})\}}|(?P<command>\$\(|`)"
@@ -187,8 +189,8 @@ class _Reader:
     def _take(self, statement: list[_Token]) -> None:
         texts = [token.text for token in statement]
         words = statement
-        if texts[0] in _DECLARE:
-            words = [token for token in statement[1:] if _FLAG_OR_NAME.fullmatch(token.text) is None]
+        if texts[0] in ("export", "readonly", "declare", "typeset"):
+            words = [token for token in statement[1:] if re.fullmatch(rf"-[rxga]+|{_NAME}", token.text) is None]
         # `declare A=1 B=$A` expands all of it before it sets anything.
         unclear = words is not statement and len(words) > 1 and "$" in "".join(texts)
         if not unclear and all(_ASSIGNMENT.fullmatch(word.text) for word in words):
@@ -264,7 +266,7 @@ def _chosen(reader: _Reader) -> dict[str, tuple[int, str, str]]:
             reader.left_out(at, given, "must be one line of printable characters")
         elif value is not None and given not in reader.moving:
             chosen[name] = at, given, _yaml(name, value)
-    return chosen
+    return {name: each for name, each in chosen.items() if not _SHIPPED.fullmatch(f"{name}: {each[2]}")}
 
 
 def _yaml(name: str, value: str | tuple[str, ...]) -> str:
@@ -290,11 +292,9 @@ def _accepted(reader: _Reader, chosen: dict[str, tuple[int, str, str]]) -> dict[
                     reader.left_out(*chosen.pop(name)[:2], why)
     lines = {}
     for name, (at, given, text) in chosen.items():
-        about = OPTIONS[name]
-        if getattr(site, about.name) == about.default or f"{name}: {text}" in _SHIPPED:
-            continue
-        if INERT in about.metadata:
-            reader.left_out(at, given, "")
-        else:
-            lines[name] = text
+        if getattr(site, OPTIONS[name].name) != OPTIONS[name].default:
+            if INERT in OPTIONS[name].metadata:
+                reader.left_out(at, given, "")
+            else:
+                lines[name] = text
     return lines

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from vtorque import files, logs
-from vtorque.backends.address import AddressBook
 from vtorque.backends.transport import Session
 from vtorque.boot import Started
 from vtorque.deadline import Deadline
@@ -29,6 +28,7 @@ _WAIT_SECONDS = 0.25
 _STATUS_LIMIT = 4096
 _CONSOLE_LIMIT = 4 << 20
 _CONSOLE_LINES = 20
+_TOLD = 3
 
 
 def guests(
@@ -43,62 +43,83 @@ def guests(
 
     def one(guest: Started) -> Guest:
         with logs.about(job=job.id, guest=guest.vm.name), logs.step("wait for the guest"):
-            return _await(guest, user=user, node=node, state=state, deadline=limit)
+            return _await(guest, user=user, node=node, guests=len(started), state=state, deadline=limit)
 
     with ThreadPoolExecutor(max_workers=len(started), thread_name_prefix="discover") as pool:
         return tuple(pool.map(one, started))
 
 
-def _await(guest: Started, *, user: str, node: Node, state: JobState, deadline: Deadline) -> Guest:
+class _Search:
+    """One guest's candidates, tried one after the other: what each cost, and why it is not the guest's."""
+
+    def __init__(self, guest: Started, *, user: str, node: Node, deadline: Deadline) -> None:
+        self._guest = guest
+        self._user = user
+        self._node = node
+        self._deadline = deadline
+        self._spent: dict[str, float] = {}
+        self._troubles: dict[str, TransportError] = {}
+
+    def attempt(self, candidates: Sequence[str]) -> Guest | None:
+        """Try what is new, or else what got the least time so far: an address that hangs delays no other for long."""
+        new = [each for each in candidates if each not in self._spent]
+        for address in new or sorted(candidates, key=lambda each: self._spent[each])[:1]:
+            before = self._deadline.remaining
+            try:
+                return self._prove(address)
+            except TransportError as error:
+                log.debug("%s", error.brief)
+                self._troubles[address] = error
+            except DeadlineExceeded as error:
+                # That of one attempt. At the end of the whole wait it says nothing about the address.
+                if address not in self._troubles or not self._deadline.expired:
+                    self._troubles[address] = TransportError(f"the guest at {address} is too slow: {error.brief}")
+            cost = max(_WAIT_SECONDS, before - self._deadline.remaining)
+            self._spent[address] = self._spent.get(address, 0.0) + cost
+        return None
+
+    def trouble(self, seconds: float) -> VtorqueError:
+        """Why the guest was not found in this time: every address that was tried, with what is there."""
+        vm, console = self._guest.vm, _console(self._guest.vm)
+        if not self._troubles:
+            return AddressError(
+                f"guest {vm.hostname} got no address within {seconds:.0f} s", details=console,
+                hint=f"is there a DHCP server for {vm.mac} on bridge {self._node.site.bridge}?",
+            )
+        briefs = [error.brief for error in self._troubles.values()]
+        more = f"; and {len(briefs) - _TOLD} other addresses" if len(briefs) > _TOLD else ""
+        text = "; ".join(briefs[:_TOLD]) + more
+        return TransportError(f"guest {vm.hostname} was not proven within {seconds:.0f} s: {text}", details=console)
+
+    def _prove(self, address: str) -> Guest:
+        session = self._node.transport.open(
+            address,
+            user=self._user,
+            key=self._guest.probe.private,
+            host_key=self._guest.host_key,
+            deadline=self._deadline.within(self._node.site.ssh_timeout),
+        )
+        with contextlib.closing(session):
+            _await_setup(self._guest.vm, session, self._deadline)
+        return Guest(vm=self._guest.vm, address=address, host_key=self._guest.host_key)
+
+
+def _await(guest: Started, *, user: str, node: Node, guests: int, state: JobState, deadline: Deadline) -> Guest:
     vm = guest.vm
     waited = deadline.remaining
-    trouble: VtorqueError = AddressError(
-        f"guest {vm.hostname} got no address",
-        hint=f"is there a DHCP server for {vm.mac} on bridge {node.site.bridge}?",
-    )
-    with contextlib.closing(node.addresses()) as book:
+    search = _Search(guest, user=user, node=node, deadline=deadline)
+    with contextlib.closing(node.addresses(guests, deadline)) as book:
         try:
             while True:
                 deadline.require(f"waiting for guest {vm.hostname}")
                 with state.act(deadline=deadline):
                     _check_alive(vm, node, deadline)
-                found = _try_candidates(guest, book, user=user, node=node, deadline=deadline)
-                if isinstance(found, Guest):
+                found = search.attempt(book.candidates(vm))
+                if found is not None:
                     return found
-                trouble = found or trouble
                 book.wait(min(_WAIT_SECONDS, deadline.remaining))
         except DeadlineExceeded as error:
-            raise type(trouble)(
-                f"{trouble.brief} within {waited:.0f} s", hint=trouble.hint, details=_console(vm)
-            ) from error
-
-
-def _try_candidates(
-    guest: Started, book: AddressBook, *, user: str, node: Node, deadline: Deadline
-) -> Guest | TransportError | None:
-    """The guest when one address is proven, else why the last one is not, else nothing."""
-    trouble = None
-    for address in book.candidates(guest.vm):
-        try:
-            session = node.transport.open(
-                address,
-                user=user,
-                key=guest.probe.private,
-                host_key=guest.host_key,
-                deadline=deadline.within(node.site.ssh_timeout),
-            )
-        except TransportError as error:
-            log.debug("%s", error.brief)
-            trouble = error
-            continue
-        except DeadlineExceeded as error:
-            # That of one attempt; the whole wait has its own.
-            trouble = TransportError(f"the guest at {address} is too slow: {error.brief}")
-            continue
-        with contextlib.closing(session):
-            _await_setup(guest.vm, session, deadline)
-        return Guest(vm=guest.vm, address=address, host_key=guest.host_key)
-    return trouble
+            raise search.trouble(waited) from error
 
 
 def _await_setup(vm: VmPlan, session: Session, deadline: Deadline) -> None:

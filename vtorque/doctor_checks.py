@@ -156,7 +156,8 @@ def catalogue(directory: Path, default: str) -> Iterator[Finding]:
         yield warning("images", text, f"set IMG_DEFAULT; {trouble.hint}")
         return
     images.require_trusted(image)
-    images.inspect(image.path)
+    if not image.url:
+        images.inspect(image.path)
     yield ok("images", f"{number} in {directory}, with IMG_DEFAULT {default}")
 
 

@@ -75,6 +75,10 @@ class StateError(VtorqueError):
     """The node's own record of a job is unusable."""
 
 
+class NodeBusy(VtorqueError):
+    """The node has what a job needs, but other jobs hold it now."""
+
+
 class GenerationClosed(VtorqueError):
     """The job was deleted or torn down while its guests were being started."""
 

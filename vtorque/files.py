@@ -6,22 +6,11 @@ below a home goes through `UserSide`, a child that has become the user.
 """
 
 import contextlib
-import json
 import os
-import shutil
-import signal
-import socket
 import stat
 from pathlib import Path
-from typing import Any
 
-from vtorque import proc
-from vtorque.deadline import Deadline
 from vtorque.errors import ConfigError, StateError
-
-_MESSAGE_LIMIT = 64 * 1024
-_JOBS = ".vtorque"
-_ENDED = "ended"
 
 
 def directory(path: Path, *, mode: int) -> None:
@@ -105,117 +94,3 @@ def require_trusted(path: Path, *, owner: int = 0) -> None:
             raise ConfigError(f"{each} belongs to uid {about.st_uid}", hint=f"chown root {each}")
         if about.st_mode & 0o022 and not about.st_mode & stat.S_ISVTX:
             raise ConfigError(f"{each} is writable by others", hint=f"chmod go-w {each}")
-
-
-class UserSide:
-    """The job's user at work in his own job directory, `~/.vtorque/<request id>`.
-
-    A child that has become the user does what it is told and answers; when it
-    does not answer in time (a hung home) it is abandoned and everything later
-    is skipped, so that root never waits for a user's file system twice.
-    """
-
-    def __init__(self, identity: proc.Identity, home: Path, request_id: str) -> None:
-        self._pid, self._socket = proc.fork_as(identity, _Clerk(home, request_id).serve)
-        self._usable = True
-
-    def append(self, name: str, text: str, *, deadline: Deadline) -> bool:
-        """Add `text` to the file `name` of the job directory; whether it was done."""
-        return self._do({"do": "append", "name": name, "text": text}, deadline)
-
-    def remove(self, job: str, *, elements: int, deadline: Deadline) -> bool:
-        """Remove the job directory and the symbolic link to it by the job's id; whether it was done.
-
-        One of the `elements` of an array only notes that it has ended; the last one removes.
-        """
-        return self._do({"do": "remove", "job": job, "elements": elements}, deadline)
-
-    def close(self) -> None:
-        """Let the child go; one that hangs in the kernel is left to it."""
-        self._socket.close()
-        if not self._usable:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self._pid, signal.SIGKILL)
-        with contextlib.suppress(ChildProcessError):
-            os.waitpid(self._pid, 0 if self._usable else os.WNOHANG)
-
-    def _do(self, order: dict[str, Any], deadline: Deadline) -> bool:
-        if not self._usable:
-            return False
-        try:
-            self._socket.settimeout(deadline.remaining or 0.001)
-            self._socket.sendall(json.dumps(order).encode() + b"\n")
-            return self._socket.recv(16) == b"done"
-        except OSError:
-            self._usable = False
-            return False
-
-
-class _Clerk:
-    """The child's half of UserSide; everything here runs as the user."""
-
-    def __init__(self, home: Path, request_id: str) -> None:
-        self._home = home
-        self._request_id = request_id
-
-    def serve(self, orders: socket.socket) -> None:
-        with orders.makefile("rb") as lines:
-            while line := lines.readline(_MESSAGE_LIMIT):
-                try:
-                    self._obey(json.loads(line))
-                except OSError:
-                    orders.sendall(b"failed")
-                else:
-                    orders.sendall(b"done")
-
-    def _obey(self, order: dict[str, Any]) -> None:
-        home = os.open(self._home, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            jobs = os.open(_JOBS, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=home)
-        finally:
-            os.close(home)
-        try:
-            if order["do"] == "append":
-                self._append(jobs, order["name"], order["text"])
-            else:
-                self._remove(jobs, order["job"], order["elements"])
-        finally:
-            os.close(jobs)
-
-    def _was_last(self, jobs: int, name: str, elements: int) -> bool:
-        job = os.open(self._request_id, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=jobs)
-        try:
-            with contextlib.suppress(FileExistsError):
-                os.mkdir(_ENDED, 0o700, dir_fd=job)
-            ended = os.open(_ENDED, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=job)
-        finally:
-            os.close(job)
-        try:
-            os.close(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o600, dir_fd=ended))
-            return len(os.listdir(ended)) >= elements  # noqa: PTH208
-        finally:
-            os.close(ended)
-
-    def _append(self, jobs: int, name: str, text: str) -> None:
-        job = os.open(self._request_id, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=jobs)
-        try:
-            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
-            handle = os.open(name, flags, 0o600, dir_fd=job)
-        finally:
-            os.close(job)
-        try:
-            os.write(handle, text.encode())
-        finally:
-            os.close(handle)
-
-    def _remove(self, jobs: int, name: str, elements: int) -> None:
-        # `58[2].srv` is one of `58[].srv`, and the link has the array's name.
-        head, bracket, rest = name.partition("[")
-        link = f"{head}[{rest[rest.find(']'):]}" if bracket else name
-        if elements > 1 and not self._was_last(jobs, name, elements):
-            return
-        with contextlib.suppress(OSError):
-            if os.readlink(link, dir_fd=jobs) == self._request_id:
-                os.unlink(link, dir_fd=jobs)
-        with contextlib.suppress(FileNotFoundError):
-            shutil.rmtree(self._request_id, dir_fd=jobs)

@@ -12,6 +12,7 @@ from vtorque.errors import RequestError
 from vtorque.model import Account, Job, JobId, JobPlan, NodeShape, VmRequest
 from vtorque.options import SiteConfig
 from vtorque.render import GuestKeys
+from vtorque.shape import HugePages, NumaNode
 from vtorque.submission import Submission
 
 _JOB = JobId("0")
@@ -72,14 +73,17 @@ def _plan(wanted: VmRequest, site: SiteConfig, account: Account, host: str) -> J
     mapped = [] if not wanted.pinning[0].isdecimal() else [
         cpu for text in wanted.pinning.split(";") for cpu in units.cpu_sequence(text)
     ]
-    cpus = tuple(range(max([cores, *(cpu + 1 for cpu in mapped)])))
+    iocm = wanted.iocm_max_cores if wanted.iocm else 0
+    cpus = tuple(range(max([cores, *(cpu + 1 for cpu in mapped)]) + iocm))
+    pages = HugePages(size_kib=2048, total=1 << 29, free=1 << 29)
+    numa = (NumaNode(id=0, cpus=cpus, memory_mib=1 << 31, pages=(pages,)),) if site.hugepages else ()
     return plan.make(
         job=Job(id=_JOB, user=account.name, node_index=0, nodes=(host,), request=""),
         account=account,
         request=wanted,
         image=images.find(Path(site.vm_img_dir), wanted.image),
         site=site,
-        shape=NodeShape(name=host, cpus=cpus, memory_mib=1 << 30),
+        shape=NodeShape(name=host, cpus=cpus, memory_mib=1 << 31, numa=numa),
     )
 
 

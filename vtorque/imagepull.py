@@ -17,17 +17,19 @@ from http.client import HTTPException, HTTPMessage, HTTPResponse
 from pathlib import Path
 from typing import IO, Any
 from urllib.parse import urlsplit
+from urllib.request import HTTPDefaultErrorHandler, HTTPHandler, HTTPSHandler, ProxyHandler
 
 from vtorque import __version__, files
+from vtorque.deadline import Deadline
 from vtorque.errors import ImageError, RequestError, StateError
 
 # For one connect or read. A whole image may take hours, but a server that is silent for a minute is gone.
 _SOCKET_SECONDS = 60.0
+_SHARE = 8  # A deadline's part that a silent server may take, as something has to be left for undoing.
+_NEVER = Deadline(float("inf"))
 _BLOCK = 64 * 1024
 _ZEROS = bytes(_BLOCK)
-_PROGRESS_STEP = 1 << 20
-_RECORD_LIMIT = 64 * 1024
-_LONGEST_VALIDATOR = 1024
+_PROGRESS_STEP, _RECORD_LIMIT, _LONGEST_VALIDATOR = 1 << 20, 64 * 1024, 1024
 _RECORDED = ("url", "boot", "header", "value", "size")
 _SHA256 = re.compile(r"[0-9A-Fa-f]{64}", re.ASCII)
 _CONTENT_RANGE = re.compile(r"bytes (?:([0-9]{1,18})-[0-9]{1,18}|\*)/([0-9]{1,18})", re.ASCII)
@@ -37,17 +39,15 @@ _AGAIN = "run the command again to go on from there"
 _Progress = Callable[[int, int | None], None]
 
 
-def pull(url: str, target: Path, *, sha256: str | None, progress: _Progress) -> str:
+def pull(url: str, target: Path, *, sha256: str | None, progress: _Progress, deadline: Deadline = _NEVER) -> str:
     """Download `url` to `target`, replacing it; the SHA-256 of what came, in hexadecimal.
 
     What came before a cut stays in `<target>.part` for the next call, if the
     server names a version of its file. `progress` is told the bytes so far and
     the bytes in all, None when the server does not say. Raises RequestError for
-    an URL or digest that cannot be, ImageError for everything else.
+    an URL or digest that cannot be, DeadlineExceeded, ImageError for everything else.
     """
-    source = _Source.of(url)
-    if sha256 is not None and _SHA256.fullmatch(sha256) is None:
-        raise RequestError(f"{sha256[:80]!r} is not a SHA-256: 64 hexadecimal digits")
+    source = require(url, sha256, deadline)
     part = target.with_name(f"{target.name}.part")
     try:
         with _locked(part) as handle:
@@ -71,28 +71,28 @@ def pull(url: str, target: Path, *, sha256: str | None, progress: _Progress) -> 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Source:
-    """Where an image comes from; `shown` has no query, which may hold a key."""
+    """Where an image comes from, and until when; `shown` has no query, which may hold a key."""
 
     url: str
     shown: str
-
-    @classmethod
-    def of(cls, url: str) -> "_Source":
-        try:
-            parts = urlsplit(url)
-            usable = bool(parts.hostname) and parts.port != 0 and parts.scheme in ("http", "https")
-        except ValueError:
-            usable = False
-        if not (usable and url.isascii() and url.isprintable() and " " not in url):
-            raise RequestError("an image is pulled from a URL that begins with http:// or https:// and has a host")
-        if "@" in parts.netloc:
-            raise RequestError("a URL with a user or a password in it is not supported")
-        bare = parts._replace(fragment="")
-        return cls(url=bare.geturl(), shown=bare._replace(query="").geturl())
+    deadline: Deadline
 
 
-class _Cut(Exception):
-    """The connection broke; apart from the errors of our own disk."""
+def require(url: str, sha256: str | None, deadline: Deadline = _NEVER) -> _Source:
+    """Refuse a URL or a digest that cannot be (RequestError)."""
+    try:
+        parts = urlsplit(url)
+        usable = bool(parts.hostname) and parts.port != 0 and parts.scheme in ("http", "https")
+    except ValueError:
+        usable = False
+    if not (usable and url.isascii() and url.isprintable() and " " not in url):
+        raise RequestError("an image is pulled from a URL that begins with http:// or https:// and has a host")
+    if "@" in parts.netloc:
+        raise RequestError("a URL with a user or a password in it is not supported")
+    if sha256 is not None and _SHA256.fullmatch(sha256) is None:
+        raise RequestError(f"{sha256[:80]!r} is not a SHA-256: 64 hexadecimal digits")
+    bare = parts._replace(fragment="")
+    return _Source(url=bare.geturl(), shown=bare._replace(query="").geturl(), deadline=deadline)
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
@@ -124,16 +124,14 @@ def _open(source: _Source, headers: Mapping[str, str]) -> HTTPResponse:
     """The server's answer; ImageError when it is none or a refusal."""
     # Only these handlers: the standard opener also knows file:, ftp: and data:.
     opener = urllib.request.OpenerDirector()
-    for handler in (
-        urllib.request.ProxyHandler, urllib.request.HTTPHandler, urllib.request.HTTPSHandler,
-        urllib.request.HTTPDefaultErrorHandler, _Redirects, _Answers,
-    ):
+    for handler in (ProxyHandler, HTTPHandler, HTTPSHandler, HTTPDefaultErrorHandler, _Redirects, _Answers):
         opener.add_handler(handler())
     # Compressed on the way, a file has other bytes and another length.
     usual = {"User-Agent": f"vtorque/{__version__}", "Accept-Encoding": "identity"}
     request = urllib.request.Request(source.url, headers=usual | dict(headers))
     try:
-        answer: HTTPResponse = opener.open(request, timeout=_SOCKET_SECONDS)
+        seconds = min(_SOCKET_SECONDS, source.deadline.require(f"downloading {source.shown}") / _SHARE)
+        answer: HTTPResponse = opener.open(request, timeout=seconds)
     except urllib.error.HTTPError as error:
         error.close()
         if 300 <= error.code < 400:
@@ -230,15 +228,16 @@ class _Download:
 
     def _receive(self, answer: HTTPResponse, position: int, total: int | None, again: str) -> None:
         self._progress(position, total)
-        why = ""
         try:
-            while block := _read(answer, _BLOCK - position % _BLOCK):
+            while True:
+                self._source.deadline.require(f"downloading {self._source.shown}")
+                block, why = _read(answer, _BLOCK - position % _BLOCK)
+                if not block:
+                    break
                 self._put(block, position)
                 position += len(block)
                 if position % _PROGRESS_STEP < len(block):
                     self._progress(position, total)
-        except _Cut as cut:
-            why = str(cut)
         finally:
             # Its length says how much came, even when that ends with a hole.
             os.ftruncate(self._handle, position)
@@ -257,11 +256,13 @@ class _Download:
             view, position = view[written:], position + written
 
 
-def _read(answer: HTTPResponse, size: int) -> bytes:
+def _read(answer: HTTPResponse, size: int) -> tuple[bytes, str]:
+    """What came, and when nothing did, why the connection broke; apart from the errors of our own disk."""
     try:
-        return answer.read(size)
+        # Not all that was asked for: a server that trickles must not outlive the deadline.
+        return answer.read1(size), ""
     except (OSError, HTTPException) as error:
-        raise _Cut(_line(error)) from None
+        return b"", _line(error)
 
 
 def _continues(answer: HTTPResponse, version: dict[str, Any], offset: int) -> int | None:

@@ -37,7 +37,7 @@ _ENTRY_LIMIT = 64 * 1024
 _NAME = FORMS["image"][0]
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+@-]{0,159}", re.ASCII)
 _REQUIRED = {"schema", "name", "distro", "arch", "sha256", "description"}
-_OPTIONAL = {"revision", "file", "kernel", "kernel_sha256", "initrd", "initrd_sha256", "cmdline"}
+_OPTIONAL = {"revision", "file", "kernel", "kernel_sha256", "initrd", "initrd_sha256", "cmdline", "url", "trusted"}
 _DIGESTS = {"file": "sha256", "kernel": "kernel_sha256", "initrd": "initrd_sha256"}
 
 
@@ -51,8 +51,9 @@ class Revision:
 
     def parts(self) -> dict[Path, str]:
         """Its files, each with its digest or nothing where the entry has none."""
-        of = {"file": self.image.path, "kernel": self.image.kernel, "initrd": self.image.initrd}
-        return {path: self.entry.get(_DIGESTS[key], "") for key, path in of.items() if path is not None}
+        of = {} if self.image.url else {"file": self.image.path}
+        of |= {key: path for key in ("kernel", "initrd") if (path := getattr(self.image, key))}
+        return {path: self.entry.get(_DIGESTS[key], "") for key, path in of.items()}
 
 
 def find(directory: Path, name: str) -> Image:
@@ -112,14 +113,15 @@ def references(directory: Path, *, but: str = "") -> dict[str, str]:
 def publish(directory: Path, entry: dict[str, Any], sources: dict[str, Path]) -> Image:
     """Put an image into the catalogue: its files by name from `sources`, the entry last.
 
-    Digests are filled in. What differs from the newest revision becomes a new
-    one, what does not only gets a new description. A reader sees the old image
-    or the new one; a crash leaves at most files that no entry refers to.
+    Digests are filled in; a disk that has a `url` is no file here and comes with
+    its own. What differs from the newest revision becomes a new one, what does
+    not only gets a new description. A reader sees the old image or the new one;
+    a crash leaves at most files that no entry refers to.
     """
     name = str(entry["name"])
     require_name(name)
     directory.mkdir(mode=0o755, parents=True, exist_ok=True)
-    complete = {"schema": _SCHEMA, **entry, "file": name}
+    complete = {"schema": _SCHEMA, **entry} | ({} if "url" in entry else {"file": name})
     complete |= {field: digest(sources[complete[key]]) for key, field in _DIGESTS.items() if key in complete}
     with locked(directory):
         last, newest = _last(directory, name)
@@ -175,18 +177,19 @@ def require_trusted(image: Image) -> None:
     """Refuse an image when anybody but root could have put it, or a part of it, there (ConfigError)."""
     entries = [image.path.with_name(f"{name}.json") for name in (image.name, image.name.partition("@")[0])]
     there = [path for path in entries if os.path.lexists(path)]
-    for path in filter(None, (*there, image.path, image.kernel, image.initrd)):
+    for path in filter(None, (*there, None if image.url else image.path, image.kernel, image.initrd)):
         try:
             files.require_trusted(path)
         except FileNotFoundError:
             raise ImageError(f"image {image.name}: {path} is missing") from None
 
 
-def make_overlay(image: Image, overlay: Path, *, deadline: Deadline) -> None:
-    """A disk of the image's size that holds what differs from it; the image itself stays untouched."""
+def make_overlay(image: Image, overlay: Path, *, size_mib: int = 0, deadline: Deadline) -> None:
+    """A disk that holds what differs from the image, of its size unless one is given; the image stays untouched."""
     base_format = "qcow2" if image.path.suffix == ".qcow2" else "raw"
+    size = [f"{size_mib}M"] if size_mib else []
     proc.run(
-        ["/usr/bin/qemu-img", "create", "-q", "-f", "qcow2", "-F", base_format, "-b", image.path, overlay],
+        ["/usr/bin/qemu-img", "create", "-q", "-f", "qcow2", "-F", base_format, "-b", image.path, overlay, *size],
         deadline=deadline,
     )
 
@@ -194,12 +197,11 @@ def make_overlay(image: Image, overlay: Path, *, deadline: Deadline) -> None:
 def _entries(directory: Path) -> list[str]:
     """Names of all images and revisions that have an entry."""
     try:
-        present = [path.name for path in directory.iterdir()]
+        found = [path.stem for path in directory.iterdir() if path.suffix == ".json"]
     except FileNotFoundError:
         return []
     except OSError as error:
         raise ImageError(f"cannot read the image directory {directory}: {error.strerror}") from error
-    found = (name.removesuffix(".json") for name in present if name.endswith(".json"))
     return sorted(name for name in found if _NAME.fullmatch(name))
 
 
@@ -228,7 +230,7 @@ def _revision(directory: Path, name: str, data: dict[str, Any]) -> Revision:
         raise ValueError(f"{sorted(unknown)[0]} is unknown")
     if data["schema"] != _SCHEMA or data["name"] != name:
         raise ValueError("it is of another schema or of another image")
-    if not all(isinstance(value, str) for key, value in data.items() if key not in ("schema", "revision")):
+    if not all(isinstance(value, str) for key, value in data.items() if key not in ("schema", "revision", "trusted")):
         raise ValueError("every value must be text")
     number = data.get("revision", 1)
     if type(number) is not int or number < 1:
@@ -236,9 +238,9 @@ def _revision(directory: Path, name: str, data: dict[str, Any]) -> Revision:
     disk = _beside(directory, data.get("file", name))
     if disk is None or disk.suffix != Path(name).suffix:
         raise ValueError("its file has another ending than its name")
-    words = {key: data.get(key, "") for key in ("distro", "arch", "sha256", "description", "cmdline")}
+    text = {key: data.get(key, "") for key in ("distro", "arch", "sha256", "description", "cmdline", "url")}
     kernel, initrd = (_beside(directory, data.get(key)) for key in ("kernel", "initrd"))
-    image = Image(name=name, path=disk, kernel=kernel, initrd=initrd, **words)
+    image = Image(name=name, path=disk, kernel=kernel, initrd=initrd, trusted=data.get("trusted", True) is True, **text)
     return Revision(number=number, entry=data, image=image)
 
 
@@ -273,7 +275,8 @@ def _last(directory: Path, name: str) -> tuple[int, Revision | None]:
 
 def _content(entry: Mapping[str, Any]) -> list[str]:
     """What makes one revision differ from another."""
-    return [entry.get(key, "") for key in (*_DIGESTS.values(), "cmdline")] + sorted(entry.keys() & {"kernel", "initrd"})
+    texts = (*_DIGESTS.values(), "cmdline", "url")
+    return [entry.get(key, "") for key in texts] + sorted(entry.keys() & {"kernel", "initrd"})
 
 
 def _mend(present: Revision, entry: Mapping[str, Any], sources: Mapping[str, Path]) -> None:
@@ -294,5 +297,4 @@ def _move(source: Path, target: Path) -> None:
 
 
 def _revised(name: str, number: int) -> str:
-    path = Path(name)
-    return name if number == 1 else f"{path.stem}@{number}{path.suffix}"
+    return name if number == 1 else f"{Path(name).stem}@{number}{Path(name).suffix}"

@@ -2,50 +2,71 @@
 """The order of the verbs for each hook: the table of contents of the program."""
 
 import contextlib
-import json
 import logging
-import time
+import os
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
 from pathlib import Path
 
-from vtorque import boot, discover, images, limits, plan, request, run, state, submit, teardown, topology
+from vtorque import bringup, discover, plan, published, run, state, teardown, topology
+from vtorque.bringup import ABORTED, Demand
 from vtorque.deadline import Deadline
-from vtorque.errors import Blame, GenerationClosed, InternalError, RequestError, StateError, VtorqueError
-from vtorque.files import UserSide
-from vtorque.model import Account, Job, JobPlan, VmRequest
+from vtorque.errors import (
+    Blame,
+    GenerationClosed,
+    InternalError,
+    NodeBusy,
+    RequestError,
+    StateError,
+    VtorqueError,
+)
+from vtorque.guard import Orders
+from vtorque.model import Job
 from vtorque.node import Node
-from vtorque.proc import Identity
 from vtorque.state import JobState
+from vtorque.userside import UserSide
 
 log = logging.getLogger(__name__)
 
-Report = Callable[[str], None]
+Launch = Callable[[Orders, int], None]
+"""Starts a guard with her orders and the descriptor that marks her place."""
 
-_USER_SIDE_SECONDS = 5.0
 _FIRST_PAUSE_SECONDS = 2.0
+_BUSY_PAUSE_SECONDS = 15.0
 _SWEEP_SECONDS = 30.0
+# Between a sister's hook and the moment mom must know the job lies the mother superior's whole start.
+_START_MARGIN_SECONDS = 60.0
 
 
-def prologue(job: Job, node: Node, *, deadline: Deadline) -> None:
-    """Bring the job's guests up on the mother superior and leave the ready marker.
+def prologue(job: Job, node: Node, launch: Launch, *, deadline: Deadline) -> None:
+    """Bring the job's guests up on the mother superior, await the sisters', leave the ready marker.
 
     A user's fault is left for the job's wrapper to report; a node's fault is
     raised, and with it the job is requeued, until it has happened too often.
     """
     record = node.state(job.key)
-    try:
-        _bring_up(job, node, record, deadline=deadline.reserve(node.site.undo_reserve))
-    except VtorqueError as error:
-        _undo(job, node, record, error, deadline=deadline)
-    except OSError as error:
-        trouble = StateError(f"{error.filename or 'a file of root'}: {error.strerror}")
-        _undo(job, node, record, trouble, deadline=deadline)
-    except Exception as error:
-        log.exception("unforeseen")
-        _undo(job, node, record, InternalError(f"internal error: {error!r}"), deadline=deadline)
-    else:
+    with _undoing(job, node, record, deadline):
+        wanted = bringup.demand(job, node)
+        with bringup.user_side(wanted) as side, _telling_sisters(job, side, deadline):
+            _bring_up(wanted, node, record, side, launch, deadline=deadline.reserve(node.site.undo_reserve))
         state.forget_attempts(Path(node.site.state_dir), job.key)
+
+
+def prologue_parallel(job: Job, node: Node, launch: Launch, *, deadline: Deadline) -> None:
+    """Start a sister's guests and leave them to a guard: mom does nothing else meanwhile."""
+    record = node.state(job.key)
+    with _undoing(job, node, record, deadline):
+        wanted = bringup.demand(job, node)
+        with bringup.user_side(wanted) as side, _telling_mother(job, node, side, deadline):
+            for name in (published.name(job.node_index), published.lost_name(job.node_index), ABORTED):
+                side.forget(name, deadline=bringup.brief(deadline))
+            teardown.release(record, hypervisor=node.hypervisor, deadline=deadline)
+            with _place(job, node, deadline) as place:
+                record.create()
+                decided, started = bringup.start(
+                    wanted, node, record, deadline=deadline.reserve(node.site.undo_reserve)
+                )
+                seconds = deadline.remaining + _START_MARGIN_SECONDS
+                launch(Orders(demand=wanted, plan=decided, started=started, start_seconds=seconds), place)
 
 
 def epilogue(job: Job, node: Node, *, deadline: Deadline) -> None:
@@ -55,16 +76,21 @@ def epilogue(job: Job, node: Node, *, deadline: Deadline) -> None:
         if not job.will_be_retried:
             steps.callback(state.forget_attempts, Path(node.site.state_dir), job.key)
             side = steps.enter_context(_side_of(job, node))
-            steps.callback(_remove_job_directory, job, side, deadline)
-        steps.callback(_release_unrecorded, job, node, deadline)
-        steps.callback(
-            teardown.release, node.state(job.key), hypervisor=node.hypervisor, deadline=deadline
-        )
+            steps.callback(_remove_job_directory, job, node, side, deadline)
+        _give_back(steps, job, node, deadline)
+
+
+def epilogue_parallel(job: Job, node: Node, *, deadline: Deadline) -> None:
+    """Give everything back on a sister; the job directory is the mother superior's affair."""
+    with contextlib.ExitStack() as steps:
+        steps.callback(state.forget_attempts, Path(node.site.state_dir), job.key)
+        _give_back(steps, job, node, deadline)
 
 
 def forgotten(node: Node) -> list[str]:
-    """Keys of the jobs that are recorded here and that mom no longer knows."""
-    return [key for key in state.jobs(Path(node.site.state_dir)) if not node.knows(key)]
+    """Keys of the jobs that are recorded here, that mom no longer knows, and that nobody guards."""
+    root = Path(node.site.state_dir)
+    return [key for key in state.jobs(root) if not node.knows(key) and not state.is_guarded(root, key)]
 
 
 def sweep(node: Node, *, deadline: Deadline) -> list[str]:
@@ -80,36 +106,86 @@ def sweep(node: Node, *, deadline: Deadline) -> list[str]:
     return swept
 
 
-def _bring_up(job: Job, node: Node, record: JobState, *, deadline: Deadline) -> None:
-    account = topology.account(job.user, min_uid=node.site.min_uid)
-    wanted = request.decode(job.request)
-    # The user's side is forked before anything starts a thread.
-    with _reporting(job, account, wanted, deadline) as report:
-        sweep(node, deadline=deadline.within(_SWEEP_SECONDS))
-        teardown.release(record, hypervisor=node.hypervisor, deadline=deadline)
-        record.create()
-        report("planned")
-        decided = _decide(job, account, wanted, node)
-        record.save_plan(json.dumps(asdict(decided), default=str, indent=1))
-        started = boot.start(decided, node=node, state=record, deadline=deadline)
-        report("started")
-        guests = discover.guests(
-            started, job=job, user=account.name, node=node, state=record, deadline=deadline
-        )
-        report("ready")
-        with record.act(deadline=deadline):
-            if not _is_wanted(job):
-                raise GenerationClosed(f"job {job.id} was deleted while its guests were being started")
-            record.publish(state.READY, run.ready_marker(decided, guests), group=account.group.gid)
+def _bring_up(
+    wanted: Demand, node: Node, record: JobState, side: UserSide, launch: Launch, *, deadline: Deadline
+) -> None:
+    job = wanted.job
+    report = bringup.reporter(wanted, side, deadline)
+    sweep(node, deadline=deadline.within(_SWEEP_SECONDS))
+    teardown.release(record, hypervisor=node.hypervisor, deadline=deadline)
+    record.create()
+    report("planned")
+    decided, started = bringup.start(wanted, node, record, deadline=deadline)
+    report("started")
+    guests = discover.guests(
+        started, job=job, user=wanted.account.name, node=node, state=record, deadline=deadline
+    )
+    peers = [published.peer(guest) for guest in guests]
+    peers += bringup.gather(wanted, side, deadline=deadline.within(node.site.timeout))
+    report("ready")
+    with record.act(deadline=deadline):
+        if not _is_wanted(job):
+            raise GenerationClosed(f"job {job.id} was deleted while its guests were being started")
+        if len(peers) > 1:
+            with _place(job, node, deadline) as place:
+                launch(Orders(demand=wanted, plan=decided, started=(), start_seconds=_START_MARGIN_SECONDS), place)
+        record.publish(state.READY, run.ready_marker(decided, peers), group=wanted.account.group.gid)
 
 
-def _decide(job: Job, account: Account, wanted: VmRequest, node: Node) -> JobPlan:
-    image = images.find(Path(node.site.vm_img_dir), wanted.image)
-    limits.check(wanted, node.site, [group.name for group in account.groups])
-    images.require_trusted(image)
-    images.inspect(image.path)
-    return plan.make(
-        job=job, account=account, request=wanted, image=image, site=node.site, shape=node.shape
+@contextlib.contextmanager
+def _place(job: Job, node: Node, deadline: Deadline) -> Iterator[int]:
+    """A guard's place, once the one of an earlier start has gone; a guard that is launched keeps it."""
+    for _ in deadline.ticks(doing=f"waiting for the last guard of job {job.id} to go"):
+        place = state.guard(Path(node.site.state_dir), job.key)
+        if place is not None:
+            break
+    assert place is not None
+    try:
+        yield place
+    finally:
+        os.close(place)
+
+
+@contextlib.contextmanager
+def _telling_sisters(job: Job, side: UserSide, deadline: Deadline) -> Iterator[None]:
+    """When there is going to be no job, nobody runs an epilogue on the sisters (mom_comm.c:3960-3984)."""
+    try:
+        yield
+    except BaseException:
+        if len(job.nodes) > 1:
+            side.replace(ABORTED, "", deadline=bringup.brief(deadline))
+        raise
+
+
+@contextlib.contextmanager
+def _telling_mother(job: Job, node: Node, side: UserSide, deadline: Deadline) -> Iterator[None]:
+    """Whoever waits for this sister's guests is told why they do not come."""
+    try:
+        yield
+    except VtorqueError as error:
+        text = published.failure_text(node.shape.name, error.one_line(), error.blame)
+        side.replace(published.name(job.node_index), text, deadline=bringup.brief(deadline))
+        raise
+
+
+@contextlib.contextmanager
+def _undoing(job: Job, node: Node, record: JobState, deadline: Deadline) -> Iterator[None]:
+    try:
+        yield
+    except VtorqueError as error:
+        _undo(job, node, record, error, deadline=deadline)
+    except OSError as error:
+        trouble = StateError(f"{error.filename or 'a file of root'}: {error.strerror}")
+        _undo(job, node, record, trouble, deadline=deadline)
+    except Exception as error:
+        log.exception("unforeseen")
+        _undo(job, node, record, InternalError(f"internal error: {error!r}"), deadline=deadline)
+
+
+def _give_back(steps: contextlib.ExitStack, job: Job, node: Node, deadline: Deadline) -> None:
+    steps.callback(_release_unrecorded, job, node, deadline)
+    steps.callback(
+        teardown.release, node.state(job.key), hypervisor=node.hypervisor, deadline=deadline
     )
 
 
@@ -128,6 +204,10 @@ def _undo(
         # Its epilogue has been here, and no other will come for what would be left now.
         return
     root = Path(node.site.state_dir)
+    if isinstance(error, NodeBusy):
+        # Another job has what this one needs, and will give it back: nobody's fault, however often.
+        deadline.pause(_BUSY_PAUSE_SECONDS)
+        raise error
     if error.blame is not Blame.USER:
         tries = _count_attempt(root, job, node.site.requeue_limit)
         if tries < node.site.requeue_limit:
@@ -135,6 +215,9 @@ def _undo(
             deadline.pause(_FIRST_PAUSE_SECONDS**tries)
             raise error
     state.forget_attempts(root, job.key)
+    if not job.nodes:
+        # A sister has no wrapper: she has told the mother superior.
+        return
     record.create()
     record.publish(state.FAILED, run.failure_marker(error), group=topology.primary_group(job.user))
 
@@ -149,48 +232,26 @@ def _count_attempt(root: Path, job: Job, limit: int) -> int:
 
 
 def _release_unrecorded(job: Job, node: Node, deadline: Deadline) -> None:
-    directories = (Path(node.site.disk_dir) / job.key, Path(node.site.state_dir) / "seeds")
+    directories = (*plan.directories(node.site, job.key).values(), Path(node.site.state_dir) / "seeds")
     teardown.release_unrecorded(
         job.key, hypervisor=node.hypervisor, directories=directories, deadline=deadline
     )
 
 
-def _remove_job_directory(job: Job, side: UserSide | None, deadline: Deadline) -> None:
+def _remove_job_directory(job: Job, node: Node, side: UserSide | None, deadline: Deadline) -> None:
     if side is not None:
-        elements = request.decode(job.request).elements
-        side.remove(job.id, elements=elements, deadline=deadline.within(_USER_SIDE_SECONDS))
+        elements = bringup.demand(job, node).request.elements
+        side.remove(job.id, elements=elements, deadline=bringup.brief(deadline))
 
 
 @contextlib.contextmanager
 def _side_of(job: Job, node: Node) -> Iterator[UserSide | None]:
     """The user's side of a job that may no longer have a user: teardown must not depend on it."""
     try:
-        account = topology.account(job.user, min_uid=node.site.min_uid)
-        wanted = request.decode(job.request)
+        wanted = bringup.demand(job, node)
     except RequestError as error:
         log.info("the job directory is left alone: %s", error.brief)
         yield None
     else:
-        with _user_side(account, wanted) as side:
+        with bringup.user_side(wanted) as side:
             yield side
-
-
-@contextlib.contextmanager
-def _user_side(account: Account, wanted: VmRequest) -> Iterator[UserSide]:
-    identity = Identity(
-        uid=account.uid, gid=account.group.gid, groups=tuple(group.gid for group in account.groups)
-    )
-    with contextlib.closing(UserSide(identity, account.home, wanted.request_id)) as side:
-        yield side
-
-
-@contextlib.contextmanager
-def _reporting(job: Job, account: Account, wanted: VmRequest, deadline: Deadline) -> Iterator[Report]:
-    """Tell the user's side which phase begins; what it misses it misses."""
-    name = submit.phases_name(job.key, wanted.elements)
-    with _user_side(account, wanted) as side:
-        def report(phase: str) -> None:
-            line = json.dumps({"time": round(time.time(), 3), "phase": phase})
-            side.append(name, line + "\n", deadline=deadline.within(_USER_SIDE_SECONDS))
-
-        yield report

@@ -66,7 +66,8 @@ def check(request: VmRequest, site: SiteConfig, groups: Collection[str]) -> None
 def described(site: SiteConfig) -> Iterator[str]:
     """The site's limits in words, for its users."""
     for name, most in (("vcpus", str(site.max_vcpus or "")), ("ram", site.max_ram and units.size(site.max_ram)),
-                       ("vms_per_node", str(site.max_vms_per_node or ""))):
+                       ("vms_per_node", str(site.max_vms_per_node or "")),
+                       ("disk_size", site.max_disk_size and units.size(site.max_disk_size))):
         if most:
             yield f"{name} at most {most}"
     yield from (f"group {text}" for text in site.group_limits)

@@ -9,6 +9,7 @@ group, and a user brings his groups along.
 import json
 import re
 from collections.abc import Mapping
+from typing import Any
 
 import yaml
 
@@ -22,32 +23,59 @@ KEYS = {
 
 LIMIT = 4096
 
+_TEXT = "tag:yaml.org,2002:str"
+
 
 def read(text: bytes) -> str:
-    """A user's YAML file as canonical JSON; RequestError that names the key and what is allowed."""
+    """A user's YAML file as canonical JSON; RequestError that names line and key, and what is allowed."""
     if len(text) > LIMIT:
-        raise RequestError(f"-vm metadata=: the file has more than {LIMIT} bytes")
+        raise _wrong(f"the file has more than {LIMIT} bytes")
     try:
         for event in yaml.parse(text, yaml.SafeLoader):
             if isinstance(event, yaml.AliasEvent):
-                raise RequestError("-vm metadata=: aliases (*name) are not allowed")
-        data = yaml.safe_load(text)
+                raise _wrong("aliases (*name) are not allowed", line=_line(event.start_mark))
+        root = yaml.compose(text, yaml.SafeLoader)
+    except yaml.MarkedYAMLError as error:
+        raise _wrong(f"not YAML: {error.problem}", line=_line(error.problem_mark)) from None
     except (yaml.YAMLError, RecursionError) as error:
-        raise RequestError(f"-vm metadata=: not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(data, dict) or not data:
-        raise RequestError("-vm metadata=: not a cloud-config", hint="lines like timezone: Europe/Berlin")
-    check(data)
-    return json.dumps(data, sort_keys=True, separators=(",", ":"))
+        raise _wrong(f"not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(root, yaml.MappingNode) or not root.value:
+        raise _wrong("not a cloud-config", hint="lines like timezone: Europe/Berlin")
+    return json.dumps(_entries(root), sort_keys=True, separators=(",", ":"))
 
 
 def check(data: Mapping[object, object]) -> None:
     """Refuse what users may not set (RequestError)."""
     for key, value in data.items():
-        pattern = KEYS.get(key) if isinstance(key, str) else None
-        if pattern is None:
-            raise RequestError(
-                f"-vm metadata=: {str(key)[:80]!r} is not a key that users may set",
-                hint=f"there are: {', '.join(KEYS)}",
-            )
-        if not isinstance(value, str) or pattern.fullmatch(value) is None:
-            raise RequestError(f"-vm metadata=: {key} cannot be {str(value)[:80]!r}")
+        _check(key, value)
+
+
+def _entries(root: yaml.MappingNode) -> dict[str, str]:
+    entries: dict[str, str] = {}
+    for key, node in root.value:
+        line = _line(key.start_mark)
+        name = key.value if isinstance(key, yaml.ScalarNode) else "a list or mapping"
+        _check(name, node.value if node.tag == _TEXT else None, line=line)
+        if name in entries:
+            raise _wrong(f"{name} is there twice", line=line)
+        entries[name] = node.value
+    return entries
+
+
+def _check(key: object, value: object, *, line: int = 0) -> None:
+    pattern = KEYS.get(key) if isinstance(key, str) else None
+    if pattern is None:
+        hint = f"there are: {', '.join(KEYS)}"
+        raise _wrong(f"{str(key)[:80]!r} is not a key that users may set", line=line, hint=hint)
+    if not isinstance(value, str):
+        raise _wrong(f"{key} cannot be anything but a text", line=line)
+    if pattern.fullmatch(value) is None:
+        raise _wrong(f"{key} cannot be {value[:80]!r}", line=line)
+
+
+def _line(mark: Any) -> int:
+    return int(mark.line) + 1 if mark else 0
+
+
+def _wrong(text: str, *, line: int = 0, hint: str = "") -> RequestError:
+    return RequestError(f"-vm metadata=: {f'line {line}: ' if line else ''}{text}", hint=hint)

@@ -9,6 +9,7 @@ from typing import NewType
 from uuid import UUID
 
 from vtorque.errors import RequestError
+from vtorque.shape import NodeShape as NodeShape
 
 JobId = NewType("JobId", str)
 
@@ -48,7 +49,8 @@ def job_key(job: JobId) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """What the batch system says of a job on this node. `nodes` is empty on a sister.
+    """What the batch system says of a job on this node. `nodes` is empty on a sister: only the
+    mother superior is told all of them.
 
     `exit_status` is known to epilogues: the job's own, 256 plus a signal, or
     one of mom's negative codes.
@@ -79,9 +81,10 @@ class VmRequest:
 
     `request_id` names the job's directory below `~/.vtorque`; `public_key` is
     the OpenSSH text of the job's own ed25519 key. `pinning` is true, false,
-    auto, or the host CPUs of each vCPU, guest by guest: `0,2;1,3`. `vm_prologue`
-    and `vm_epilogue` say that the job directory holds such a script. `metadata`
-    is JSON, checked. `elements` counts those of a job array.
+    auto, or the host CPUs of each vCPU, guest by guest: `0,2;1,3`. A
+    `disk_size_mib` of 0 is the image's own. `vm_prologue` and `vm_epilogue` say
+    that the job directory holds such a script. `metadata` is JSON, checked.
+    `elements` counts those of a job array.
     """
 
     request_id: str
@@ -95,6 +98,7 @@ class VmRequest:
     pinning: str = "true"
     fs_type: str = "sharedfs"
     disk: str = ""
+    disk_size_mib: int = 0
     metadata: str = ""
     vm_prologue: bool = False
     vm_epilogue: bool = False
@@ -128,17 +132,12 @@ class Account:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class NodeShape:
-    """What this node has: CPU numbers that processes may use, and all its memory."""
-
-    name: str
-    cpus: tuple[int, ...]
-    memory_mib: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Image:
-    """A catalogue entry. With a kernel the guest is started directly, without a boot loader."""
+    """A catalogue entry. With a kernel the guest is started directly, without a boot loader.
+
+    With a `url` there is nothing at `path` until a node has fetched it for itself.
+    In one that is not `trusted` a user may become root.
+    """
 
     name: str
     distro: str
@@ -149,25 +148,50 @@ class Image:
     kernel: Path | None = None
     initrd: Path | None = None
     cmdline: str = ""
+    url: str = ""
+    trusted: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mount:
-    """A share as the guest mounts it."""
+    """A share as the guest mounts it.
+
+    `source` is an export, or the tag under which the host serves `directory`.
+    """
 
     source: str
     target: Path
     fstype: str
     options: str
+    directory: Path | None = None
+    readonly: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GuestCell:
+    """A NUMA node as a guest that spans several sees it, and the host's node that backs it."""
+
+    vcpus: tuple[int, ...]
+    memory_mib: int
+    node: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VmPlan:
-    """One guest, decided. `cpus` holds the host CPU of each vCPU, or nothing when not pinned."""
+    """One guest, decided.
+
+    `cpus` holds the host CPU of each vCPU when each has one of its own, and
+    `floating` those between which each may float; both are empty when
+    nothing is pinned. `numa_nodes` is where its memory comes from, empty for
+    anywhere. `page_kib` is the size of its huge pages, 0 for none. `threads` are
+    those of a core that the guest sees. `share_sockets` are where the host's
+    servers of its shares listen, if they are processes of their own.
+    """
 
     rank: int
     slot: int
     node_index: int
+    node: str
     name: str
     uuid: UUID
     mac: str
@@ -178,11 +202,28 @@ class VmPlan:
     overlay: Path
     seed: Path
     console: Path
+    floating: tuple[tuple[int, ...], ...] = ()
+    numa_nodes: tuple[int, ...] = ()
+    cells: tuple[GuestCell, ...] = ()
+    emulator_cpus: tuple[int, ...] = ()
+    iothread: bool = False
+    page_kib: int = 0
+    sockets: int = 1
+    threads: int = 1
+    share_sockets: tuple[Path, ...] = ()
+
+    @property
+    def pins(self) -> tuple[tuple[int, ...], ...]:
+        """The host CPUs that each vCPU may run on; nothing when it is not pinned."""
+        return self.floating or tuple((cpu,) for cpu in self.cpus)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobPlan:
-    """Everything decided about a job's guests on this node, before anything is done."""
+    """Everything decided about a job's guests on this node, before anything is done.
+
+    `iocm_cpus` are host CPUs that are left to IOcm.
+    """
 
     job: Job
     account: Account
@@ -190,7 +231,14 @@ class JobPlan:
     image: Image
     mounts: tuple[Mount, ...]
     vms: tuple[VmPlan, ...]
-    node_file: tuple[str, ...]
+    iocm_cpus: tuple[int, ...] = ()
+
+    @property
+    def runs_as(self) -> tuple[int, int] | None:
+        """User and group that QEMU has to be, when it serves the shares itself; nothing for the site's own."""
+        if any(mount.fstype == "9p" for mount in self.mounts):
+            return self.account.uid, self.account.group.gid
+        return None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -200,6 +248,22 @@ class Guest:
     vm: VmPlan
     address: str
     host_key: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Peer:
+    """What the other guests of a job, its wrapper and its user have to know of a guest.
+
+    `cpus` are the host CPUs of its vCPUs, `4,6`, empty when it is not pinned.
+    """
+
+    rank: int
+    node: str
+    hostname: str
+    uuid: str
+    address: str
+    host_key: str
+    cpus: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

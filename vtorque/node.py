@@ -9,6 +9,7 @@ from vtorque.backends.address import AddressBook
 from vtorque.backends.hypervisor import Hypervisor
 from vtorque.backends.transport import Transport
 from vtorque.config import SiteConfig
+from vtorque.deadline import Deadline
 from vtorque.model import NodeShape
 from vtorque.state import JobState
 
@@ -17,15 +18,16 @@ from vtorque.state import JobState
 class Node:
     """One node, as the hooks of one job see it.
 
-    `addresses` opens a book of its own for every caller; `announce` is the
-    node's address on the guests' bridge; `qemu_ids` are the numeric user and
+    `addresses` opens a book of its own for every caller, who says how many
+    guests the job has here and how long he will ask; `announce` is the node's
+    address on the guests' bridge; `qemu_ids` are the numeric user and
     group that guests run as.
     """
 
     site: SiteConfig
     shape: NodeShape
     hypervisor: Hypervisor
-    addresses: Callable[[], AddressBook]
+    addresses: Callable[[int, Deadline], AddressBook]
     transport: Transport
     templates: Path
     announce: str

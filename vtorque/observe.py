@@ -75,6 +75,7 @@ class Guest:
     memory_mib: int | None
     cpu_seconds: float | None
     age_seconds: int | None
+    cpus: str | None = None
     reason: str | None = None
 
 
@@ -161,15 +162,24 @@ def guests(job: Recorded, *, node: str, look: Look | None, now: float) -> list[G
     for rank in sorted({*planned, *proven}):
         vm = planned.get(rank, {})
         about = {**vm, **proven.get(rank, {})}
-        used = look(about["name"]) if look is not None else None
+        # Guests of other nodes are known by the marker only.
+        here = look if vm else None
+        used = here(vm["name"]) if here is not None else None
         lines.append(Guest(
-            job=job.id, user=job.user, rank=rank, name=about["name"], hostname=about.get("hostname"), node=node,
-            state=_state(used, is_known=look is not None, is_proven=rank in proven), address=about.get("address"),
+            job=job.id, user=job.user, rank=rank, name=vm.get("name"), hostname=about.get("hostname"),
+            node=about.get("node", node), cpus=_pins(about),
+            state=_state(used, is_known=here is not None, is_proven=rank in proven), address=about.get("address"),
             vcpus=vm.get("vcpus") or _told_vcpus(job),
             memory_mib=vm.get("memory_mib") or (used.memory_mib if used else None),
             cpu_seconds=round(used.cpu_seconds, 1) if used else None, age_seconds=age,
         ))
     return lines
+
+
+def _pins(about: Mapping[str, Any]) -> str | None:
+    """Host CPUs as the marker, or the plan, tells of them."""
+    cpus = about.get("cpus")
+    return ",".join(map(str, cpus)) if isinstance(cpus, list) else cpus
 
 
 def as_json(lines: Iterable[Guest]) -> str:
@@ -179,13 +189,16 @@ def as_json(lines: Iterable[Guest]) -> str:
 
 def table(lines: Sequence[Guest]) -> str:
     """The same for people; `-` is what is not known."""
-    head = ("JOB", "USER", "RANK", "NODE", "STATE", "ADDRESS", "VCPUS", "MEMORY", "CPU", "AGE")
+    head = ("JOB", "USER", "RANK", "NODE", "STATE", "ADDRESS", "VCPUS", "PINS", "MEMORY", "CPU", "AGE")
     rows: list[tuple[str, ...]] = [head]
     for line in lines:
         memory = None if line.memory_mib is None else units.size(line.memory_mib)
         cpu = None if line.cpu_seconds is None else units.duration(int(line.cpu_seconds))
         age = None if line.age_seconds is None else units.duration(line.age_seconds)
-        cells = (line.job, line.user, line.rank, line.node, line.state, line.address, line.vcpus, memory, cpu, age)
+        cells = (
+            line.job, line.user, line.rank, line.node, line.state, line.address, line.vcpus, line.cpus or None,
+            memory, cpu, age,
+        )
         rows.append(tuple("-" if cell is None else str(cell) for cell in cells))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "".join(

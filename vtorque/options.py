@@ -11,6 +11,10 @@ from typing import Any
 
 INERT = "inert"
 
+_OCTET = r"(?:25[0-5]|2[0-4][0-9]|1?[0-9]?[0-9])"
+_ADDRESS = rf"(?:{_OCTET}(?:\.{_OCTET}){{3}}|(?=[^ ]*[0-9A-Fa-f])(?:[0-9A-Fa-f]{{0,4}}:){{2,7}}[0-9A-Fa-f]{{0,4}})"
+_NAME = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,62}[A-Za-z0-9])?(?:\.[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?){0,9}"
+
 FORMS = {
     "share": (
         re.compile(r"[A-Za-z0-9.:_\[\]-]{1,253}:/[^\s,'\"\\]{0,1023}", re.ASCII),
@@ -32,6 +36,13 @@ FORMS = {
     ),
     "user": (re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,31}", re.ASCII), "the name of a user"),
     "uri": (re.compile(r"[a-z][a-z0-9+]{0,31}://\S{0,255}", re.ASCII), "a URI, like qemu:///system"),
+    # The resolver of the C library asks no more than three.
+    "addresses": (
+        re.compile(rf"{_ADDRESS}(?: {_ADDRESS}){{0,2}}", re.ASCII), "1 to 3 IP addresses, blanks between them"
+    ),
+    "domain": (re.compile(_NAME, re.ASCII), "the name of a domain"),
+    "domains": (re.compile(rf"{_NAME}(?: {_NAME}){{0,5}}", re.ASCII), "1 to 6 names of domains, blanks between them"),
+    "host": (re.compile(rf"{_NAME}|{_ADDRESS}", re.ASCII), "the name or IP address of a host"),
     "image": (
         re.compile(r"[A-Za-z0-9](?=.{0,127}\Z)[A-Za-z0-9._+-]*\.(?:qcow2|img)(?:@[0-9]{1,6})?", re.ASCII),
         "the name of a .qcow2 or .img file in the catalogue",
@@ -59,8 +70,8 @@ def inert(default: Any, text: str, why: str, **about: Any) -> Any:
 
 
 _LATER = "not supported by this version"
-_CLOCK = "guests take their time from the node's clock"
-_PACKAGES = "packages belong into the image: installing them at every boot takes minutes"
+_SERVER = "nfs-server.my-domain.com:"
+_PACKAGES = "at every boot, which takes minutes of TIMEOUT"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,23 +89,34 @@ class SiteConfig:
     suspended_image_dir: str = option(
         "/opt/vm-images-suspended", "suspended images, for vmgr show suspended", kind="path"
     )
-    vm_nfs_home: str = option(
-        "nfs-server.my-domain.com:/nfs/home", "export whose directory <user> is the user's home", kind="share"
-    )
-    vm_nfs_ws: str = option(
-        "nfs-server.my-domain.com:/fast_storage/workspace", "export mounted at /workspace", kind="share"
-    )
-    vm_nfs_opt: str = option(
-        "nfs-server.my-domain.com:/nfs/shared-opt", "export mounted at /opt", kind="share"
-    )
-    vm_nfs_options: str = option(
-        "rw,hard,noatime,vers=4.2", "mount options of home and workspace", kind="mount"
-    )
+    share: str = option("nfs", "how guests get their shares: by NFS, or served by the node as the job's user",
+                        choices=("nfs", "9p", "virtiofs"))
+    vm_nfs_home: str = option(f"{_SERVER}/nfs/home", "export with <user>'s home; [username] is his name", kind="share")
+    vm_nfs_ws: str = option(f"{_SERVER}/fast_storage/workspace", "export mounted at /workspace", kind="share")
+    vm_nfs_opt: str = option(f"{_SERVER}/nfs/shared-opt", "export mounted at /opt", kind="share")
+    vm_nfs_options: str = option("rw,hard,noatime,vers=4.2", "mount options of home and workspace", kind="mount")
+    vm_nfs_home_options: str = option("", "mount options of home, empty for VM_NFS_OPTIONS", kind="mount")
+    vm_nfs_ws_options: str = option("", "mount options of /workspace, empty for VM_NFS_OPTIONS", kind="mount")
     vm_nfs_opt_options: str = option("ro,hard,noatime,vers=4.2", "mount options of /opt", kind="mount")
+    vm_share_ws: str = option("/workspace", "the node's directory for /workspace, empty for none", kind="dir")
+    vm_share_ws_readonly: bool = option(False, "whether guests may only read it")
+    vm_share_opt: str = option("/opt", "the node's directory for /opt, empty for none", kind="dir")
+    vm_share_opt_readonly: bool = option(True, "whether guests may only read it")
     ws_dir: str = inert(
         "/workspace/.vtorque", "where images were copied to", "images are not copied any more", kind="path"
     )
-    ramdisk_dir: str = inert("/ramdisk", "where RAM disks were mounted", _LATER, kind="path")
+    ramdisk_dir: str = option(
+        "/ramdisk", "a RAM disk or a fast local disk: images and overlays of jobs with fs_type=ramdisk", kind="path"
+    )
+    ramdisk_limit: int = option(
+        0, "most that images may take in RAMDISK_DIR, 0 for half of its file system", kind="size", unit="MiB"
+    )
+    image_cache_dir: str = option(
+        "/var/lib/vtorque/images", "images that came from a URL, on a local disk", kind="path"
+    )
+    image_cache_limit: int = option(
+        0, "most that images may take in IMAGE_CACHE_DIR, 0 for half of its file system", kind="size", unit="MiB"
+    )
 
     hypervisor_type: str = option(
         "kvm", "accelerator of guests: kvm, or qemu (emulated)", choices=("kvm", "qemu")
@@ -104,15 +126,22 @@ class SiteConfig:
     qemu_user: str = option("libvirt-qemu", "user and group that QEMU runs as", kind="user")
     bridge: str = option("br0", "bridge that guests are attached to", kind="interface")
     mac_prefix: str = option("52:54:00", "first octets of guests' MAC addresses, 1 to 3", kind="mac")
-    address_source: str = option("neighbour", "where guests' addresses are learned", choices=("neighbour",))
-    arp_bin: str = inert("/usr/sbin/arp", "the arp command", "the kernel is asked directly", kind="path")
-    custom_ip_mapping: bool = inert(False, "ask IP_TO_MAC_SCRIPT for addresses", _LATER)
-    ip_to_mac_script: str = inert("", "the site's mapping script", _LATER)
+    address_source: str = option(
+        "neighbour", "where guests' addresses are learned: the kernel's neighbour table, or ARP_BIN (IPv4 only)",
+        choices=("neighbour", "arp"),
+    )
+    arp_bin: str = option("/usr/sbin/arp", "the arp command, run with -an for ADDRESS_SOURCE: arp", kind="path")
+    custom_ip_mapping: bool = option(False, "ask IP_TO_MAC_SCRIPT for addresses, not ADDRESS_SOURCE")
+    ip_to_mac_script: str = option(
+        "", "root's script: called with node, guests on it, number (from 1), it prints that guest's IP within 10 s",
+        kind="path",
+    )
 
     host_os_core_count: int = option(
         1, "cores of a node that guests do not get", unit="cores", low=0, high=4096
     )
     host_os_ram_mb: int = option(2048, "memory of a node that guests do not get", kind="size", unit="MiB")
+    hugepages: bool = option(False, "guests' memory from the huge pages that the node has set aside")
     node_core_count: int = option(
         0, "cores of the largest node, 0 when unknown", unit="cores", low=0, high=65536
     )
@@ -135,13 +164,22 @@ class SiteConfig:
         3, "failed starts on a node until the user is told", unit="starts", low=1, high=100
     )
 
-    name_server: str = inert("name-server.my-domain.com", "name server of guests", "DHCP tells guests")
-    domain: str = inert("my-domain.com", "domain of guests", "DHCP tells guests")
-    search_domain: str = inert("my-domain.com", "search domain of guests", "DHCP tells guests")
-    ntp_server_1: str = inert("ntp-server1.my-domain.com", "time server of guests", _CLOCK)
-    ntp_server_2: str = inert("ntp-server2.my-domain.com", "time server of guests", _CLOCK)
-    sw_packages_debian: tuple[str, ...] = inert((), "packages for Debian guests", _PACKAGES, kind="list")
-    sw_packages_redhat: tuple[str, ...] = inert((), "packages for RedHat guests", _PACKAGES, kind="list")
+    name_server: str = option(
+        "", "addresses of guests' name servers, empty to leave it to DHCP", kind="addresses"
+    )
+    domain: str = option("", "domain of guests' own names, empty for none", kind="domain")
+    search_domain: str = option(
+        "", "domains that guests search, with NAME_SERVER only; empty for DOMAIN", kind="domains"
+    )
+    ntp_server_1: str = option("", "time server of guests, empty to leave it to the image", kind="host")
+    ntp_server_2: str = option("", "second time server of guests", kind="host")
+    sw_packages_debian: tuple[str, ...] = option(
+        (), f"packages that Debian guests install {_PACKAGES}", kind="list"
+    )
+    sw_packages_redhat: tuple[str, ...] = option(
+        (), f"packages that RedHat guests install {_PACKAGES}", kind="list"
+    )
+    security_updates: bool = option(False, f"guests install all updates {_PACKAGES}")
 
     img_default: str = option("ubuntu.x86_64.img", "image when a job names none", kind="image")
     distro_default: str = inert(
@@ -168,6 +206,7 @@ class SiteConfig:
     max_vcpus: int = option(0, "most vCPUs a guest may have, 0 for no limit", unit="vCPUs", low=0, high=1024)
     max_ram: int = option(0, "most memory a guest may have, 0 for no limit", kind="size", unit="MiB")
     max_vms_per_node: int = option(0, "most guests on a node, 0 for no limit", unit="guests", low=0, high=256)
+    max_disk_size: int = option(0, "most that disk_size= may ask for, 0 for no limit", kind="size", unit="MiB")
     group_limits: tuple[str, ...] = option(
         (), "limits of user groups, each \"GROUP max_vcpus=N max_ram=SIZE max_vms_per_node=N\"", kind="limits"
     )
@@ -222,9 +261,22 @@ EXAMPLES = {
     "MAX_VCPUS": '32',
     "MAX_RAM": '128G',
     "MAX_VMS_PER_NODE": '8',
+    "MAX_DISK_SIZE": '100G',
+    "RAMDISK_LIMIT": '16G',
+    "IMAGE_CACHE_LIMIT": '200G',
     "GROUP_LIMITS": '["students max_vcpus=4 max_ram=8G"]',
     "IMAGE_LIMITS": '["win.qcow2 groups=staff max_vms_per_node=1"]',
+    "CUSTOM_IP_MAPPING": 'true',
+    "IP_TO_MAC_SCRIPT": '/etc/vtorque/ip-mapping.sh',
     "VM_NFS_HOME": 'nfs1:/export/home',
+    "NAME_SERVER": '10.0.0.53 10.0.0.54',
+    "DOMAIN": 'cluster.example.org',
+    "SEARCH_DOMAIN": 'cluster.example.org example.org',
+    "NTP_SERVER_1": 'ntp1.example.org',
+    "NTP_SERVER_2": 'ntp2.example.org',
+    "SW_PACKAGES_DEBIAN": '[gdb, libgomp1]',
+    "SW_PACKAGES_REDHAT": '[gdb, libgomp]',
+    "SECURITY_UPDATES": 'true',
     "VM_NFS_WS": 'nfs1:/export/work',
     "VM_NFS_OPT": 'nfs1:/export/opt',
 }

@@ -3,12 +3,12 @@
 
 import hashlib
 import uuid
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
-from vtorque import units
+from vtorque import numa, shares, units
 from vtorque.config import SiteConfig
-from vtorque.errors import RequestError
-from vtorque.model import Account, Image, Job, JobPlan, Mount, NodeShape, VmPlan, VmRequest
+from vtorque.errors import ConfigError, NodeBusy, RequestError
+from vtorque.model import Account, Image, Job, JobPlan, NodeShape, VmPlan, VmRequest
 from vtorque.overhead import qemu_memory_mib
 
 _NAMESPACE = uuid.UUID("6f1d0f5e-4b0a-5d0c-9a37-76746f727175")
@@ -27,28 +27,31 @@ def make(
     """Decide everything about the job's guests on this node.
 
     The same arguments give the same plan on every node and after every
-    restart. Raises RequestError with the numbers when the node cannot do it.
+    restart. Raises RequestError with the numbers when the node can never do it,
+    and NodeBusy when only what other jobs hold of it, `shape.held`, is in the way.
     """
     _check(job, request, image, site, shape)
-    node_name = job.nodes[job.node_index]
-    total = request.vms_per_node * len(job.nodes)
-    cpus = shape.cpus[site.host_os_core_count:]
+    node_name = job.nodes[job.node_index] if job.nodes else shape.name
+    places, iocm_cpus = numa.place(request, site, shape)
+    host = numa.host_cpus(shape, site.host_os_core_count)
     vms = tuple(
-        _vm(job, request, site, slot=slot, total=total, node_name=node_name, cpus=cpus)
-        for slot in range(request.vms_per_node)
-    )
-    hostnames = (
-        guest_hostname(node, slot) for node in job.nodes for slot in range(request.vms_per_node)
+        _vm(job, request, site, slot=slot, node_name=node_name, place=place, host=host)
+        for slot, place in enumerate(places)
     )
     return JobPlan(
         job=job,
         account=account,
         request=request,
         image=image,
-        mounts=_mounts(account, site),
+        mounts=shares.mounts(account, request, image, site),
         vms=vms,
-        node_file=tuple(name for name in hostnames for _ in range(request.vcpus)),
+        iocm_cpus=iocm_cpus,
     )
+
+
+def directories(site: SiteConfig, key: str) -> dict[str, Path]:
+    """Where a job has its guests' overlays, by its fs_type."""
+    return {"sharedfs": Path(site.disk_dir, key), "ramdisk": Path(site.ramdisk_dir, "jobs", key)}
 
 
 def guest_uuid(job_id: str, rank: int) -> uuid.UUID:
@@ -62,38 +65,110 @@ def guest_hostname(node: str, slot: int) -> str:
 
 
 def _check(job: Job, request: VmRequest, image: Image, site: SiteConfig, shape: NodeShape) -> None:
-    if len(job.nodes) != 1:
-        raise RequestError(
-            f"guests on {len(job.nodes)} nodes are not supported yet", hint="ask for -l nodes=1"
-        )
     if request.arch != image.arch:
         raise RequestError(f"image {image.name} is for {image.arch}, not {request.arch}")
     if request.disk:
         raise RequestError("-vm disk=: not supported by this version")
     _check_mapping(request, site, shape)
-    number = request.vms_per_node
-    cores = max(0, len(shape.cpus) - site.host_os_core_count)
-    if number * request.vcpus > cores:
+    _check_cores(request, site, shape)
+    _check_memory(request, site, shape)
+    if site.hugepages:
+        _check_pages(request, site, shape)
+    # Only now, as what can never be is not busy.
+    _check_free(request, site, shape)
+
+
+def _check_cores(request: VmRequest, site: SiteConfig, shape: NodeShape) -> None:
+    needed, offered = _cores(request), len(numa.usable(shape, site))
+    if needed > offered:
+        what = f"{_guests(request)} of {request.vcpus} vCPUs{' and IOcm' if request.iocm else ''}"
         raise RequestError(
-            f"{_guests(number)} of {request.vcpus} vCPUs need {number * request.vcpus} cores; "
-            f"node {shape.name} offers {cores}",
+            f"{what} need {needed} cores; node {shape.name} offers {offered}",
             hint="lower -vm vcpus= or -vm vms_per_node=",
         )
-    needed = number * qemu_memory_mib(request.memory_mib, request.vcpus)
-    offered = max(0, shape.memory_mib - site.host_os_ram_mb)
+
+
+def _check_memory(request: VmRequest, site: SiteConfig, shape: NodeShape) -> None:
+    needed = request.vms_per_node * qemu_memory_mib(request.memory_mib, request.vcpus)
+    whole = max(0, shape.memory_mib - site.host_os_ram_mb)
+    offered = whole if site.hugepages else _plain_mib(site, shape)
     if needed > offered:
         raise RequestError(
-            f"{_guests(number)} of {request.memory_mib} MiB need {needed} MiB with QEMU's own part; "
+            f"{_guests(request)} of {request.memory_mib} MiB need {needed} MiB with QEMU's own part; "
             f"node {shape.name} offers {offered} MiB",
             hint="lower -vm ram= or -vm vms_per_node=",
         )
+
+
+def _check_pages(request: VmRequest, site: SiteConfig, shape: NodeShape) -> None:
+    """There may be too few because the administrator set too few aside, or too many: no fault of the user's."""
+    size = numa.page_size(request, shape)
+    there = numa.all_pages(shape, size)
+    needed = request.vms_per_node * numa.pages_of(request.memory_mib, size)
+    if not size or needed > there:
+        pages = f"{needed} huge pages of {size} KiB" if size else "huge pages"
+        raise ConfigError(
+            f"HUGEPAGES: {_guests(request)} of {request.memory_mib} MiB need {pages}; node {shape.name} has {there}",
+            hint="raise vm.nr_hugepages on the node, or HUGEPAGES: false",
+        )
+    own, offered = _memory(request, site), _plain_mib(site, shape)
+    if own > offered:
+        raise ConfigError(
+            f"HUGEPAGES: {_guests(request)} need {own} MiB beside their huge pages; "
+            f"node {shape.name} offers {offered} MiB",
+            hint="lower vm.nr_hugepages on the node",
+        )
+
+
+def _check_free(request: VmRequest, site: SiteConfig, shape: NodeShape) -> None:
+    """What the node has in all has to be free as well; NodeBusy says who holds it."""
+    cores, free = _cores(request), numa.free_cores(shape, site)
+    if cores > free:
+        raise _busy(shape, f"{_guests(request)} need {cores} cores, {max(0, free)} are free")
+    memory, free = _memory(request, site), _plain_mib(site, shape) - sum(held.memory_mib for held in shape.held)
+    if memory > free:
+        raise _busy(shape, f"{_guests(request)} need {memory} MiB, {max(0, free)} are free")
+    size = numa.page_size(request, shape) if site.hugepages else 0
+    pages, free = request.vms_per_node * numa.pages_of(request.memory_mib, size), numa.free_pages(shape, size)
+    if pages > free:
+        raise _busy(shape, f"{_guests(request)} need {pages} huge pages of {size} KiB, {free} are free")
+    if request.pinning[0].isdecimal():
+        held = {cpu for each in shape.held for cpu in each.cpus}
+        if taken := held.intersection(units.cpu_sequence(request.pinning.replace(";", ","))):
+            raise _busy(shape, f"-vm vcpu_pinning= names the CPUs {units.cpu_list_text(taken)} of them")
+
+
+def _cores(request: VmRequest) -> int:
+    """Those of the guests, and IOcm's."""
+    return request.vms_per_node * request.vcpus + (request.iocm_max_cores if request.iocm else 0)
+
+
+def _memory(request: VmRequest, site: SiteConfig) -> int:
+    """MiB that the guests take beside huge pages."""
+    each = qemu_memory_mib(request.memory_mib, request.vcpus)
+    return request.vms_per_node * (each - request.memory_mib if site.hugepages else each)
+
+
+def _plain_mib(site: SiteConfig, shape: NodeShape) -> int:
+    """Memory for guests that is not in huge pages: what is set aside for those serves nothing else."""
+    return max(0, shape.memory_mib - site.host_os_ram_mb - sum(map(numa.pool_mib, shape.numa)))
+
+
+def _busy(shape: NodeShape, why: str) -> NodeBusy:
+    if not shape.held:
+        return NodeBusy(f"not now: something else uses node {shape.name}; {why}")
+    jobs = ", ".join(held.key for held in shape.held)
+    cores = sum(held.cores for held in shape.held)
+    memory = sum(held.memory_mib + sum(s.pages * s.page_kib >> 10 for s in held.shares) for held in shape.held)
+    who = f"job {jobs} holds" if len(shape.held) == 1 else f"jobs {jobs} hold"
+    return NodeBusy(f"not now: {who} {cores} cores and {memory} MiB of node {shape.name}; {why}")
 
 
 def _check_mapping(request: VmRequest, site: SiteConfig, shape: NodeShape) -> None:
     """A user maps vCPUs to CPUs that his job may use, and that the host does not keep."""
     if not request.pinning[0].isdecimal():
         return
-    usable = shape.cpus[site.host_os_core_count:]
+    usable = numa.usable(shape, site)
     mapped = {cpu for text in request.pinning.split(";") for cpu in units.cpu_sequence(text)}
     if outside := sorted(mapped - set(usable)):
         raise RequestError(
@@ -102,8 +177,8 @@ def _check_mapping(request: VmRequest, site: SiteConfig, shape: NodeShape) -> No
         )
 
 
-def _guests(number: int) -> str:
-    return "1 guest" if number == 1 else f"{number} guests"
+def _guests(request: VmRequest) -> str:
+    return "1 guest" if request.vms_per_node == 1 else f"{request.vms_per_node} guests"
 
 
 def _vm(
@@ -112,37 +187,40 @@ def _vm(
     site: SiteConfig,
     *,
     slot: int,
-    total: int,
     node_name: str,
-    cpus: tuple[int, ...],
+    place: numa.Place,
+    host: tuple[int, ...],
 ) -> VmPlan:
     rank = job.node_index * request.vms_per_node + slot
-    name = f"{job.key}_{rank + 1}of{total}"
-    disks = Path(site.disk_dir) / job.key
+    # The manual's name: it counts on the node, since a sister does not know how many there are in all.
+    name = f"{job.key}_{slot + 1}of{request.vms_per_node}"
+    disks = directories(site, job.key)[request.fs_type]
+    pinned = request.pinning != "false"
     return VmPlan(
         rank=rank,
         slot=slot,
         node_index=job.node_index,
+        node=node_name,
         name=name,
         uuid=guest_uuid(job.id, rank),
         mac=_mac(site.mac_prefix, job, rank),
         hostname=guest_hostname(node_name, slot),
         vcpus=request.vcpus,
         memory_mib=request.memory_mib,
-        cpus=_cpus(request, slot, cpus),
+        cpus=place.cpus,
         overlay=disks / f"{name}.qcow2",
         seed=Path(site.state_dir) / "seeds" / f"{name}.iso",
         console=disks / f"{name}.console",
+        floating=place.floating,
+        numa_nodes=place.numa_nodes,
+        cells=place.cells,
+        emulator_cpus=host if pinned else (),
+        iothread=pinned and bool(host) and request.vcpus > 1,
+        page_kib=place.page_kib,
+        sockets=place.sockets,
+        threads=place.threads,
+        share_sockets=shares.sockets(name, site),
     )
-
-
-def _cpus(request: VmRequest, slot: int, cpus: tuple[int, ...]) -> tuple[int, ...]:
-    """The host CPU of each vCPU: in order, as the user maps them, or wherever the kernel puts them."""
-    if request.pinning == "false":
-        return ()
-    if request.pinning in ("true", "auto"):
-        return cpus[slot * request.vcpus:(slot + 1) * request.vcpus]
-    return units.cpu_sequence(request.pinning.split(";")[slot])
 
 
 def _mac(prefix: str, job: Job, rank: int) -> str:
@@ -150,18 +228,3 @@ def _mac(prefix: str, job: Job, rank: int) -> str:
     octets = bytes.fromhex(prefix.replace(":", ""))
     digest = hashlib.sha256(f"{job.id}/{rank}".encode()).digest()
     return (octets + digest)[:_MAC_BYTES].hex(":")
-
-
-def _mounts(account: Account, site: SiteConfig) -> tuple[Mount, ...]:
-    """The user's home at its own path, and the shares at the paths of the manual."""
-    home = f"{site.vm_nfs_home.rstrip('/')}/{account.name}" if site.vm_nfs_home else ""
-    wanted = (
-        (home, account.home, site.vm_nfs_options),
-        (site.vm_nfs_ws, PurePosixPath("/workspace"), site.vm_nfs_options),
-        (site.vm_nfs_opt, PurePosixPath("/opt"), site.vm_nfs_opt_options),
-    )
-    return tuple(
-        Mount(source=source, target=Path(target), fstype="nfs4", options=options)
-        for source, target, options in wanted
-        if source
-    )

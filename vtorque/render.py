@@ -7,7 +7,7 @@ the one that was decided on.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -17,6 +17,7 @@ from xml.etree import ElementTree
 import jinja2
 import yaml
 
+from vtorque import shares, tuning
 from vtorque.config import SiteConfig
 from vtorque.errors import ConfigError
 from vtorque.model import JobPlan, VmPlan
@@ -24,9 +25,25 @@ from vtorque.model import JobPlan, VmPlan
 GUEST_LIBRARY = "/usr/local/lib/vtorque"
 RUN_JOB = f"{GUEST_LIBRARY}/run-job"
 AWAIT_SETUP = f"{GUEST_LIBRARY}/await-setup"
+MPIRUN = f"{GUEST_LIBRARY}/bin/mpirun"
+JOB_FILES = "/run/vtorque-job"
+KNOWN_HOSTS = f"{JOB_FILES}/known_hosts"
+JOB_KEY = f"{JOB_FILES}/key"
+"""What the job's wrapper puts into the guests, so that they know one another."""
 
 # One cloud-config a family; the word of the request picks the family.
-_FAMILY = {"debian": "debian", "ubuntu": "debian"}
+_FAMILY = {"debian": "debian", "ubuntu": "debian", "redhat": "redhat", "centos": "redhat", "osv": "osv"}
+
+# A link, because NetworkManager leaves one alone that is not its own; before guest-setup,
+# because a share's server may have a name: cloud-init's own resolv_conf comes later, and not on every family.
+_RESOLV_CONF = 'printf "%s" "$1" >/etc/resolv.vtorque && ln -sf resolv.vtorque /etc/resolv.conf'
+_SELINUX = (
+    "command -v setsebool >/dev/null || exit 0; setsebool use_nfs_home_dirs on; "
+    "restorecon /etc/passwd /etc/shadow /etc/group"
+)
+# cloud-init installs packages long after bootcmd, and runs runcmd after that.
+_HOLD = "! grep -q ^ready /run/vtorque/status || mv /run/vtorque/status /run/vtorque/held"
+_RELEASE = "[ ! -e /run/vtorque/held ] || mv /run/vtorque/held /run/vtorque/status"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,25 +82,26 @@ def guest(
     Raises ConfigError when a template is missing or broken, or when what it
     makes differs from the plan.
     """
-    values = {
+    family = _family(plan)
+    values: dict[str, Any] = {
         "plan": plan,
         "vm": vm,
         "site": site,
         "keys": keys,
+        "announce": announce,
         "metadata": json.loads(plan.request.metadata or "{}"),
         "base_format": "qcow2" if plan.image.path.suffix == ".qcow2" else "raw",
     }
     environment = _environment(templates, Path(site.template_dir))
-    values["guest_files"] = _guest_files(environment, values)
-    values["setup_command"] = _setup_command(environment, plan, announce, site.nfs_timeout)
+    values |= _osv(plan) if family == "osv" else _linux(environment, values, family)
     rendered = Rendered(
         domain_xml=_render(environment, "domain.xml", values),
-        user_data=_render(environment, f"user-data.{_family(plan)}.yaml", values),
+        user_data=_render(environment, f"user-data.{family}.yaml", values),
         meta_data=_render(environment, "meta-data.yaml", values),
         network_config=_render(environment, "network-config.yaml", values),
     )
     _check_domain(rendered.domain_xml, plan, vm)
-    _check_user_data(rendered.user_data, values)
+    _check_user_data(rendered.user_data, values, family)
     _check_yaml("meta-data.yaml", rendered.meta_data, {"local-hostname": vm.hostname})
     return rendered
 
@@ -128,11 +146,48 @@ def _source(environment: jinja2.Environment, name: str) -> str:
     return environment.loader.get_source(environment, name)[0]
 
 
+def _osv(plan: JobPlan) -> dict[str, Any]:
+    """OSv runs one program: it has no users, and mounts with the numbers of the job's."""
+    owner = f"uid={plan.account.uid},gid={plan.account.group.gid}"
+    return {"mounts": [[mount.source, str(mount.target), "nfs", owner, "0", "0"] for mount in plan.mounts]}
+
+
+def _linux(environment: jinja2.Environment, values: Mapping[str, Any], family: str) -> dict[str, Any]:
+    site: SiteConfig = values["site"]
+    words = {"debian": site.sw_packages_debian, "redhat": site.sw_packages_redhat}[family]
+    bootcmd = [_setup_command(environment, values)]
+    if site.name_server:
+        bootcmd.insert(0, ["sh", "-c", _RESOLV_CONF, "resolv-conf", _resolv_conf(site)])
+    if family == "redhat":
+        bootcmd.append(["sh", "-c", _SELINUX])
+    installs = bool(words) or site.security_updates
+    if installs:
+        bootcmd.append(["sh", "-c", _HOLD])
+    return {
+        "guest_files": _guest_files(environment, values),
+        "time_servers": _once(filter(None, (site.ntp_server_1, site.ntp_server_2))),
+        "packages": _once(words),
+        "bootcmd": bootcmd,
+        "runcmd": [["sh", "-c", _RELEASE]] if installs else [],
+    }
+
+
+def _once(words: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(words))
+
+
+def _resolv_conf(site: SiteConfig) -> str:
+    lines = [f"nameserver {address}" for address in site.name_server.split()]
+    if search := site.search_domain or site.domain:
+        lines.append(f"search {search}")
+    return "".join(f"{line}\n" for line in lines)
+
+
 def _guest_files(environment: jinja2.Environment, values: Mapping[str, Any]) -> list[GuestFile]:
-    plan, vm, keys = values["plan"], values["vm"], values["keys"]
+    plan, keys = values["plan"], values["keys"]
+    paths = {"known_hosts": KNOWN_HOSTS, "job_key": JOB_KEY}
     user_key = f"restrict,pty,X11-forwarding {plan.request.public_key}\n"
     probe_key = f'restrict,command="{AWAIT_SETUP}" {keys.probe_public}\n'
-    node_file = "".join(f"{name}\n" for name in plan.node_file)
     return [
         GuestFile(path=path, permissions=permissions, content=content)
         for path, permissions, content in (
@@ -140,8 +195,10 @@ def _guest_files(environment: jinja2.Environment, values: Mapping[str, Any]) -> 
             (f"/etc/ssh/authorized_keys.d/{plan.account.name}", "0644", user_key + probe_key),
             (AWAIT_SETUP, "0755", _source(environment, "await-setup.sh")),
             (RUN_JOB, "0755", _source(environment, "run-job.sh")),
-            ("/etc/hosts", "0644", f"127.0.0.1 localhost\n127.0.1.1 {vm.hostname}\n"),
-            (node_file_path(plan), "0644", node_file),
+            (MPIRUN, "0755", _source(environment, "mpirun.sh")),
+            (MPIRUN.replace("mpirun", "mpiexec"), "0755", _source(environment, "mpirun.sh")),
+            ("/etc/profile.d/00-vtorque.sh", "0644", f"PATH={MPIRUN.rpartition('/')[0]}:$PATH\n"),
+            ("/etc/ssh/ssh_config.d/10-vtorque.conf", "0644", _render(environment, "ssh.conf", paths)),
         )
     ]
 
@@ -151,18 +208,20 @@ def node_file_path(plan: JobPlan) -> str:
     return f"/var/spool/torque/aux/{plan.job.id}"
 
 
-def _setup_command(
-    environment: jinja2.Environment, plan: JobPlan, announce: str, mount_seconds: int
-) -> list[str]:
+def _setup_command(environment: jinja2.Environment, values: Mapping[str, Any]) -> list[str]:
+    plan, vm, site = values["plan"], values["vm"], values["site"]
     account = plan.account
     words = ["user", account.name, str(account.uid), str(account.group.gid), str(account.home), account.shell]
     for group in account.groups:
         words += ["group", group.name, str(group.gid)]
-    if announce:
-        words += ["announce", announce]
+    words += ["hosts", f"{vm.hostname}.{site.domain} {vm.hostname}" if site.domain else vm.hostname]
+    # The job's wrapper fills these, as the user, when it knows all of the job's guests.
+    words += ["own", JOB_FILES, "/etc/hosts", node_file_path(plan)]
+    if values["announce"]:
+        words += ["announce", values["announce"]]
     for mount in plan.mounts:
         words += [
-            "mount", str(mount_seconds), mount.fstype, mount.options, mount.source, str(mount.target)
+            "mount", str(site.nfs_timeout), mount.fstype, mount.options, mount.source, str(mount.target)
         ]
     return ["sh", "-c", _source(environment, "guest-setup.sh"), "guest-setup", *words]
 
@@ -182,7 +241,7 @@ def _check_domain(text: str, plan: JobPlan, vm: VmPlan) -> None:
         value for source in root.iter("source") for name, value in source.items()
         if name in ("file", "dev", "dir", "path", "socket", "name")
     }
-    allowed = {image.path, vm.overlay, vm.seed, vm.console, image.kernel, image.initrd}
+    allowed = {image.path, vm.overlay, vm.seed, vm.console, image.kernel, image.initrd} | shares.paths(plan, vm)
     found = {
         "name": root.findtext("name"),
         "uuid": root.findtext("uuid"),
@@ -196,13 +255,17 @@ def _check_domain(text: str, plan: JobPlan, vm: VmPlan) -> None:
         "name": vm.name, "uuid": str(vm.uuid), "memory": str(vm.memory_mib), "vcpu": str(vm.vcpus),
         "mac": [vm.mac], "files": [], "foreign": [],
     }
-    _compare("domain.xml", found, planned)
+    found |= tuning.found(root) | shares.found(root, plan)
+    _compare("domain.xml", found, planned | tuning.planned(vm) | shares.planned(plan, vm))
 
 
-def _check_user_data(text: str, values: Mapping[str, Any]) -> None:
+def _check_user_data(text: str, values: Mapping[str, Any], family: str) -> None:
+    if family == "osv":
+        _check_yaml("user-data", text, {"hostname": values["vm"].hostname, "mounts": values["mounts"]})
+        return
     _check_yaml("user-data", text, {
         "hostname": values["vm"].hostname,
-        "users": [],
+        "users": [[]],
         "disable_root": True,
         "ssh_pwauth": False,
         "ssh_keys": {
@@ -213,7 +276,8 @@ def _check_user_data(text: str, values: Mapping[str, Any]) -> None:
             {"path": file.path, "permissions": file.permissions, "content": file.content}
             for file in values["guest_files"]
         ],
-        "bootcmd": [values["setup_command"]],
+        "bootcmd": values["bootcmd"],
+        **({"runcmd": values["runcmd"]} if values["runcmd"] else {}),
     })
 
 

@@ -36,7 +36,7 @@ _KEY_BYTES = 32
 _INTEGERS = {
     "c": ("vcpus", 1, 1024), "m": ("memory_mib", 64, 16 << 20), "n": ("vms_per_node", 1, 256),
     "s": ("unclot_shmem_mib", 0, 16 << 20), "x": ("iocm_min_cores", 0, 1024), "y": ("iocm_max_cores", 0, 1024),
-    "t": ("elements", 1, 1 << 20),
+    "t": ("elements", 1, 1 << 20), "z": ("disk_size_mib", 1, 16 << 20),
 }
 _CPUS = r"[0-9]{1,4}(?:-[0-9]{1,4})?(?:,[0-9]{1,4}(?:-[0-9]{1,4})?)*"
 _STRINGS = {
@@ -62,6 +62,7 @@ _DEFAULTS = {each.name: each.default for each in fields(VmRequest)}
 # What a field is called in -vm, where that is something else.
 _OPTION = {
     "image": "img", "memory_mib": "ram", "pinning": "vcpu_pinning", "unclot_shmem_mib": "unclot_shmem",
+    "disk_size_mib": "disk_size",
 }
 
 
@@ -120,6 +121,19 @@ def check(request: VmRequest) -> None:
     if request.iocm_min_cores > request.iocm_max_cores:
         raise RequestError(
             f"-vm iocm_min_cores={request.iocm_min_cores}: more than iocm_max_cores={request.iocm_max_cores}"
+        )
+
+
+def check_disk_size(request: VmRequest, *, most_mib: int, image_bytes: int = 0) -> None:
+    """Within the site's `most_mib` (0: no limit) and no smaller than the image; RequestError with both numbers."""
+    asked = request.disk_size_mib
+    if 0 < most_mib < asked:
+        raise RequestError(f"-vm disk_size={asked} MiB: this cluster allows at most {most_mib} MiB")
+    if asked and asked << 20 < image_bytes:
+        needed = -(-image_bytes >> 20)
+        raise RequestError(
+            f"-vm disk_size={asked} MiB: image {request.image} has {needed} MiB, and a disk cannot shrink",
+            hint=f"leave it out, or disk_size={needed}M",
         )
 
 

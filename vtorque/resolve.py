@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vtorque import metadata, request, units
-from vtorque.errors import RequestError
+from vtorque import imageheader, metadata, request, units
+from vtorque.errors import ImageError, RequestError
 from vtorque.model import Image, VmRequest
 from vtorque.options import FORMS, SiteConfig
 from vtorque.overhead import guest_memory_mib
@@ -23,7 +23,8 @@ _BOOLEANS = {
     "disabled": False, "false": False, "no": False, "1": False,
 }
 _NUMBER = re.compile(r"[0-9]{1,9}", re.ASCII)
-_FIELDS = {"img": "image", "ram": "memory_mib", "vcpu_pinning": "pinning", "unclot_shmem": "unclot_shmem_mib"}
+_FIELDS = {"img": "image", "ram": "memory_mib", "vcpu_pinning": "pinning", "unclot_shmem": "unclot_shmem_mib",
+           "disk_size": "disk_size_mib"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +75,8 @@ def resolve(
         request_id=request_id, public_key=public_key, elements=elements, **_values(reader, site, find_image, room)
     )
     request.check(wanted)
+    if wanted.disk_size_mib:
+        request.check_disk_size(wanted, most_mib=site.max_disk_size, image_bytes=_image_bytes(find_image(wanted.image)))
     settings = tuple(
         Setting(key=key, value=_shown(wanted, key), origin=reader.origins.get(key, "not set")) for key in KEYS
     )
@@ -98,6 +101,7 @@ def _values(
         "pinning": reader.pinning(site.vcpu_pinning_default),
         "fs_type": reader.text("fs_type", site.filesystem_type_default).lower(),
         "disk": reader.path("disk"),
+        "disk_size_mib": reader.size("disk_size", None),
         "metadata": reader.metadata(),
         "vm_prologue": reader.script("vm_prologue"),
         "vm_epilogue": reader.script("vm_epilogue"),
@@ -105,6 +109,14 @@ def _values(
         **iocm,
         **reader.unclot(distro),
     }
+
+
+def _image_bytes(image: Image) -> int:
+    """Its size as a disk; 0 when only the node will see that."""
+    try:
+        return imageheader.inspect(image.path).size
+    except ImageError:
+        return 0
 
 
 class _Reader:
@@ -153,8 +165,10 @@ class _Reader:
             raise self._wrong(key, "", f"{text[:80]!r} is not a whole number")
         return int(text)
 
-    def size(self, key: str, default: int) -> int:
-        """MiB."""
+    def size(self, key: str, default: int | None) -> int:
+        """MiB; 0 for what is not given and has no default."""
+        if default is None and key not in self._given:
+            return 0
         try:
             return units.mebibytes(self.text(key, f"{default}M"))
         except ValueError as error:
@@ -280,6 +294,6 @@ _DEFAULT_NAMES = {
 
 def _shown(wanted: VmRequest, key: str) -> str:
     value = getattr(wanted, _FIELDS.get(key, key))
-    if key in ("ram", "unclot_shmem"):
-        return units.size(value)
+    if key in ("ram", "unclot_shmem", "disk_size"):
+        return units.size(value) if value or key != "disk_size" else ""
     return str(value).lower() if isinstance(value, bool) else str(value)

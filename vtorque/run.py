@@ -11,11 +11,11 @@ from enum import IntEnum
 from pathlib import Path
 from typing import Any
 
-from vtorque import files, render
+from vtorque import files, published, render
 from vtorque.backends.transport import Session, Sink, Terminal, XServer
 from vtorque.deadline import Deadline
 from vtorque.errors import Blame, StateError, TransportError, VtorqueError
-from vtorque.model import Guest, JobPlan
+from vtorque.model import JobPlan, Peer
 from vtorque.state import FAILED, READY
 
 _SCHEMA = 1
@@ -38,20 +38,11 @@ class ExitStatus(IntEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Peer:
-    """One of the job's guests, proven by root."""
-
-    rank: int
-    address: str
-    hostname: str
-    host_key: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Guests:
     """The job's guests, the one that runs the script first, and what the job is told of them."""
 
     peers: tuple[Peer, ...]
+    vcpus: int
     environment: Mapping[str, str]
 
 
@@ -63,35 +54,26 @@ class NotStarted(VtorqueError):
         self.status = status
 
 
-def ready_marker(plan: JobPlan, guests: Sequence[Guest]) -> dict[str, object]:
+def ready_marker(plan: JobPlan, peers: Sequence[Peer]) -> dict[str, object]:
     """What root leaves when all guests are proven: without it the wrapper runs nothing.
 
     A hook that was killed by a signal counts as a success in Torque
     (prolog.c:1317-1323), so this file is the only evidence there is.
     """
-    total = plan.request.vcpus * len(guests)
+    request = plan.request
     node_file = render.node_file_path(plan)
     return {
         "schema": _SCHEMA,
         "job": plan.job.id,
         "boot_id": _boot_id(),
-        "guests": [
-            {
-                "rank": guest.vm.rank,
-                "name": guest.vm.name,
-                "uuid": str(guest.vm.uuid),
-                "hostname": guest.vm.hostname,
-                "address": guest.address,
-                "host_key": guest.host_key,
-            }
-            for guest in guests
-        ],
+        "vcpus": request.vcpus,
+        "guests": [published.as_json(peer) for peer in peers],
         "environment": {
             "PBS_NODEFILE": node_file,
             "PBS_VM_NODEFILE": node_file,
-            "PBS_NP": str(total),
-            "PBS_NUM_PPN": str(plan.request.vcpus * plan.request.vms_per_node),
-            "PBS_VMS_PN": str(plan.request.vms_per_node),
+            "PBS_NP": str(request.vcpus * len(peers)),
+            "PBS_NUM_PPN": str(request.vcpus * request.vms_per_node),
+            "PBS_VMS_PN": str(request.vms_per_node),
             "DISTRO": "SLG",
         },
     }
@@ -116,11 +98,28 @@ def proven(state: Path, job: str, *, owner: int = 0) -> Guests:
         raise NotStarted("no guest was started for this job: its prologue did not end", ExitStatus.NO_GUEST)
     if ready["job"] != job or ready["boot_id"] != _boot_id():
         raise NotStarted(f"the guests on this node were started for job {ready['job']}", ExitStatus.NO_GUEST)
-    peers = [
-        Peer(rank=each["rank"], address=each["address"], hostname=each["hostname"], host_key=each["host_key"])
-        for each in ready["guests"]
-    ]
-    return Guests(peers=tuple(sorted(peers, key=lambda peer: peer.rank)), environment=ready["environment"])
+    peers = map(published.from_json, ready["guests"])
+    return Guests(
+        peers=tuple(sorted(peers, key=lambda peer: peer.rank)), vcpus=ready["vcpus"], environment=ready["environment"]
+    )
+
+
+def furnishing(guests: Guests, key: str) -> dict[str, str]:
+    """The files by which a job's guests know one another, alike in all of them: path and text.
+
+    `key` is the private half of the job's own key: it opens the job's guests and nothing else.
+    """
+    hosts = [f"{peer.address} {peer.hostname}\n" for peer in guests.peers]
+    return {
+        "/etc/hosts": "".join(["127.0.0.1 localhost\n", "::1 localhost\n", *hosts]),
+        guests.environment["PBS_NODEFILE"]: "".join(
+            f"{peer.hostname}\n" for peer in guests.peers for _ in range(guests.vcpus)
+        ),
+        render.KNOWN_HOSTS: "".join(
+            f"{peer.hostname},{peer.address} {peer.host_key}\n" for peer in guests.peers
+        ),
+        render.JOB_KEY: key,
+    }
 
 
 def job_environment(environ: Mapping[str, str], exported: Collection[str], guests: Guests) -> dict[str, str]:
@@ -136,14 +135,25 @@ def job_environment(environ: Mapping[str, str], exported: Collection[str], guest
     return {**chosen, **guests.environment}
 
 
-def order(*, environment: Mapping[str, str], directory: str, shell: str, command: Sequence[str]) -> bytes:
-    """The standard input of the guest's `run-job`: a byte count, then that much shell text."""
+def order(
+    *,
+    environment: Mapping[str, str],
+    directory: str,
+    shell: str,
+    command: Sequence[str],
+    files: Mapping[str, str],
+) -> bytes:
+    """The standard input of the guest's `run-job`: a byte count, then that much shell text.
+
+    It writes `files` first; without a command nothing else is done.
+    """
     settings = {
         "VTORQUE_DIRECTORY": directory,
         "VTORQUE_SHELL": shell,
         "VTORQUE_COMMAND": shlex.join(command),
     }
-    lines = [f"{name}={shlex.quote(value)}\n" for name, value in settings.items()]
+    lines = [f"printf %s {shlex.quote(text)} >{shlex.quote(path)}\n" for path, text in files.items()]
+    lines += [f"{name}={shlex.quote(value)}\n" for name, value in settings.items()]
     lines += [
         f"export {name}={shlex.quote(value)}\n"
         for name, value in environment.items()

@@ -56,6 +56,11 @@ class JobState:
         """Whether anything of the job is recorded here."""
         return self.path.is_dir()
 
+    @property
+    def closed(self) -> bool:
+        """Whether no act may begin any more: the generation is being ended, or gone."""
+        return not self.exists or (self.path / _CLOSED).exists()
+
     @contextlib.contextmanager
     def act(self, *, deadline: Deadline) -> Iterator[None]:
         """Do something for the job while its generation is open; GenerationClosed when it is not."""
@@ -164,6 +169,32 @@ def jobs(root: Path) -> list[str]:
     with contextlib.suppress(FileNotFoundError):
         return sorted(entry.name for entry in (root / "jobs").iterdir() if entry.is_dir())
     return []
+
+
+def guard(root: Path, key: str) -> int | None:
+    """Take the place of the job's guard on this node: a descriptor to be kept open, and handed on.
+
+    Nothing when it is taken: the job is looked after, whatever mom knows of it.
+    """
+    path = root / "guards" / key
+    files.directory(path.parent, mode=0o700)
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        return None
+    return handle
+
+
+def is_guarded(root: Path, key: str) -> bool:
+    """Whether the job has a guard on this node."""
+    handle = guard(root, key)
+    if handle is None:
+        return True
+    (root / "guards" / key).unlink(missing_ok=True)
+    os.close(handle)
+    return False
 
 
 def attempt(root: Path, job: Job) -> int:

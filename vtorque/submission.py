@@ -100,13 +100,9 @@ def _words(
     line: CommandLine, script: Script, resolved: Resolved, site: SiteConfig, grammar: Grammar
 ) -> tuple[tuple[str, ...], list[str]]:
     """What qsub is told, with all the cores and memory that the guests need; and what to say of it."""
-    openpbs = grammar is OPENPBS
-    nodes = resources.count_nodes((*script.header.options, *line.options), openpbs=openpbs)
-    if nodes != 1:
-        raise RequestError(f"-l nodes: guests on {nodes} nodes are not supported by this version")
     fitted = resources.fit(
         line.options, script.header.options, resources.need(resolved.request, site),
-        openpbs=openpbs, exclusive=site.pbs_exclusive_node_alloc,
+        openpbs=grammar is OPENPBS, exclusive=site.pbs_exclusive_node_alloc,
     )
     words = line.with_values(fitted.changed)
     for entry in fitted.added:

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Collection
 from pathlib import Path
 
-from vtorque import logs
+from vtorque import admission, logs, serving
 from vtorque.backends.hypervisor import Hypervisor
 from vtorque.deadline import Deadline
 from vtorque.errors import GenerationClosed, StateError, VtorqueError
@@ -55,6 +55,7 @@ def _release_held(state: JobState, hypervisor: Hypervisor, deadline: Deadline) -
             stuck.append(f"{resource.kind} {resource.name}: {error}")
     if stuck:
         raise StateError(f"could not give back {'; '.join(stuck)}")
+    admission.release(state.path.parents[1], state.key)
     state.remove()
 
 
@@ -72,6 +73,8 @@ def release_unrecorded(
     for directory in directories:
         for path in directory.glob(f"{glob.escape(key)}_*"):
             log.warning("file %s was in no ledger", path)
+            if path.is_socket():
+                serving.end(path, deadline=deadline)
             path.unlink(missing_ok=True)
     own = [directory for directory in directories if directory.name == key]
     for directory in own:
@@ -91,6 +94,8 @@ def _give_back(
             # virtlogd keeps older parts of a console log beside it.
             for part in path.parent.glob(f"{path.name}.[0-9]"):
                 part.unlink(missing_ok=True)
+        case serving.SHARE:
+            serving.end(path, deadline=deadline)
         case "directory":
             with contextlib.suppress(FileNotFoundError):
                 path.rmdir()

@@ -25,6 +25,7 @@ KEYS = {
     "iocm_min_cores": "cores for IOcm, at least",
     "iocm_max_cores": "cores for IOcm, at most",
     "fs_type": "where the guests' own disks lie: sharedfs or ramdisk",
+    "disk_size": "size of each guest's own disk, its root file system grows with it; the image's own if not given",
     "disk": "an .img or .qcow2 file of yours that rank 0 finds at /data",
     "metadata": "a .yaml file for cloud-init: timezone, locale",
 }

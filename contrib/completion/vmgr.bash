@@ -13,8 +13,8 @@ _vtorque_vmgr() {
     for each in "$@"; do
         case "${option:+value}$at $each" in
             value*) option='' ;;
-            ' show' | ' show config' | ' show images' | ' show image' | ' show suspended' | ' image' | ' image build' | ' image list' | ' image show' | ' image verify' | ' image pull' | ' image add' | ' image update' | ' image delete' | ' add' | ' update' | ' delete' | ' delete image' | ' delete suspended' | ' ps' | ' ssh' | ' console' | ' logs' | ' report' | ' config' | ' config check' | ' config import' | ' doctor' | ' sweep' | ' lab' | ' lab up' | ' lab down' | ' lab status' | ' lab shell' | ' lab demo') at+=" $each" ;;
-            ' show images --directory' | ' show image --directory' | ' show suspended --directory' | ' show suspended --job' | ' show suspended --user' | ' image build --directory' | ' image list --directory' | ' image show --directory' | ' image verify --directory' | ' image pull --directory' | ' image pull --sha256' | ' image pull --name' | ' image pull --distro' | ' image pull --arch' | ' image add --directory' | ' image add --kernel' | ' image add --initrd' | ' image add --cmdline' | ' image add --name' | ' image add --distro' | ' image add --arch' | ' image update --directory' | ' image delete --directory' | ' add --directory' | ' add --kernel' | ' add --initrd' | ' add --cmdline' | ' add --name' | ' add --distro' | ' add --arch' | ' update --directory' | ' delete image --directory' | ' delete suspended --directory' | ' logs --what' | ' logs --rank' | ' report -o' | ' report --output') option=" $each" ;;
+            ' show' | ' show config' | ' show images' | ' show image' | ' show suspended' | ' image' | ' image build' | ' image list' | ' image show' | ' image verify' | ' image pull' | ' image add' | ' image update' | ' image delete' | ' add' | ' update' | ' delete' | ' delete image' | ' delete suspended' | ' ps' | ' ssh' | ' console' | ' logs' | ' report' | ' config' | ' config check' | ' config import' | ' doctor' | ' sweep' | ' lab' | ' lab up' | ' lab down' | ' lab status' | ' lab exec' | ' lab shell' | ' lab demo') at+=" $each" ;;
+            ' show images --directory' | ' show image --directory' | ' show suspended --directory' | ' show suspended --job' | ' show suspended --user' | ' image build --directory' | ' image list --directory' | ' image show --directory' | ' image verify --directory' | ' image pull --directory' | ' image pull --sha256' | ' image pull --name' | ' image pull --distro' | ' image pull --arch' | ' image add --directory' | ' image add --url' | ' image add --kernel' | ' image add --initrd' | ' image add --cmdline' | ' image add --sha256' | ' image add --name' | ' image add --distro' | ' image add --arch' | ' image update --directory' | ' image delete --directory' | ' add --directory' | ' add --url' | ' add --kernel' | ' add --initrd' | ' add --cmdline' | ' add --sha256' | ' add --name' | ' add --distro' | ' add --arch' | ' update --directory' | ' delete image --directory' | ' delete suspended --directory' | ' logs --what' | ' logs --rank' | ' report -o' | ' report --output' | ' lab up --nodes') option=" $each" ;;
             *' -'*) ;;
             *) place=$((place + 1)) ;;
         esac
@@ -70,13 +70,15 @@ _vtorque_place() {
         ' image add:0') vt_kind=files ;;
         ' image add:'[0-9]*) ;;
         ' image add --directory') vt_kind=directories ;;
+        ' image add --url') ;;
         ' image add --kernel') vt_kind=files ;;
         ' image add --initrd') vt_kind=files ;;
         ' image add --cmdline') ;;
+        ' image add --sha256') ;;
         ' image add --name') ;;
         ' image add --distro') vt_words='debian ubuntu redhat centos osv' ;;
         ' image add --arch') vt_words=x86_64 ;;
-        ' image add:-') vt_words='--directory --kernel --initrd --cmdline --name --distro --arch --help' ;;
+        ' image add:-') vt_words='--directory --url --kernel --initrd --cmdline --sha256 --name --distro --arch --help' ;;
         ' image update:0') vt_kind=images ;;
         ' image update:'[0-9]*) ;;
         ' image update --directory') vt_kind=directories ;;
@@ -87,13 +89,15 @@ _vtorque_place() {
         ' add:0') vt_kind=files ;;
         ' add:'[0-9]*) ;;
         ' add --directory') vt_kind=directories ;;
+        ' add --url') ;;
         ' add --kernel') vt_kind=files ;;
         ' add --initrd') vt_kind=files ;;
         ' add --cmdline') ;;
+        ' add --sha256') ;;
         ' add --name') ;;
         ' add --distro') vt_words='debian ubuntu redhat centos osv' ;;
         ' add --arch') vt_words=x86_64 ;;
-        ' add:-') vt_words='--directory --kernel --initrd --cmdline --name --distro --arch --help' ;;
+        ' add:-') vt_words='--directory --url --kernel --initrd --cmdline --sha256 --name --distro --arch --help' ;;
         ' update:0') vt_kind=images ;;
         ' update:'[0-9]*) ;;
         ' update --directory') vt_kind=directories ;;
@@ -127,11 +131,15 @@ _vtorque_place() {
         ' config import:-') vt_words=--help ;;
         ' doctor:-') vt_words='--json --nhc --help' ;;
         ' sweep:-') vt_words='--dry-run --help' ;;
-        ' lab:0') vt_words='up down status shell demo' ;;
+        ' lab:0') vt_words='up down status exec shell demo' ;;
         ' lab:-') vt_words=--help ;;
-        ' lab up:-') vt_words=--help ;;
+        ' lab up --nodes') ;;
+        ' lab up:-') vt_words='--nodes --help' ;;
         ' lab down:-') vt_words=--help ;;
         ' lab status:-') vt_words='--json --help' ;;
+        ' lab exec:0') ;;
+        ' lab exec:'[0-9]*) ;;
+        ' lab exec:-') vt_words=--help ;;
         ' lab shell:-') vt_words=--help ;;
         ' lab demo:-') vt_words=--help ;;
     esac

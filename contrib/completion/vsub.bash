@@ -40,7 +40,7 @@ _vtorque_vsub() {
             metadata) vt_kind=files ;;
         esac
     else
-        for each in img ram distro arch vcpus vcpu_pinning vms_per_node vm_prologue vm_epilogue vrdma unclot unclot_shmem iocm iocm_min_cores iocm_max_cores fs_type disk metadata; do
+        for each in img ram distro arch vcpus vcpu_pinning vms_per_node vm_prologue vm_epilogue vrdma unclot unclot_shmem iocm iocm_min_cores iocm_max_cores fs_type disk_size disk metadata; do
             [[ ",$vt_typed" == *",$each="* ]] || vt_words+=" $each="
         done
         vt_typed=$key

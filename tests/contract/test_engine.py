@@ -69,15 +69,19 @@ class Engine:
         self.home = root / "torque"
         self._mom: subprocess.Popen[bytes] | None = None
 
-    def start(self, slots: int = 4) -> None:
+    def start(self, nodes: str = "here np=4\n") -> None:
         (self.home / "server_priv").mkdir(parents=True, exist_ok=True)
-        (self.home / "server_priv/nodes").write_text(f"here np={slots}\n")
+        self.has(nodes)
         command = self.command("pbs_mom", "--home", str(self.home))
         # Like a daemon that a shell started in the background: Ctrl-C means nothing to it.
         self._mom = subprocess.Popen(
             command, start_new_session=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)
         )
         until(lambda: (self.home / "server_priv/pbs_mom.pid").exists(), "the engine is up")
+
+    def has(self, nodes: str) -> None:
+        """From now on the engine has these nodes."""
+        (self.home / "server_priv/nodes").write_text(nodes)
 
     def stop(self) -> None:
         if self._mom is not None:
@@ -724,3 +728,38 @@ def test_a_job_whose_shell_cannot_start_ends_and_says_why(engine: Engine) -> Non
     (ended,) = engine.done(engine.submit("-S", "/no/shell", "-N", "s"))
     assert ended["exit_status"] == -2
     assert "cannot run" in engine.read("s.e1")
+
+
+@pytest.mark.parametrize(("request_", "hosts"), [
+    ("1", "a"), ("2", "a+b"), ("2:ppn=2", "a+a+c+c"), ("1:ppn=3", "c+c+c"), ("c:ppn=2", "c+c"), ("b+a", "b+a"),
+    ("c+1", "c+a"), ("1:ppn=2+1", "a+a+b"), ("3", "a+b+c"), ("a+2", "a+b+c"), ("b:big:ppn=1", "b"),
+])
+def test_every_chunk_gets_a_node_of_its_own(engine: Engine, request_: str, hosts: str) -> None:
+    engine.has("# as Torque writes it\na np=2 gpus=1\nb\n\nc np=3\n")
+    job = engine.submit("-l", f"nodes={request_}", "-N", "spread", script='#!/bin/sh\ncat "$PBS_NODEFILE"\n')
+    assert "+".join(engine.done(job)[0]["hosts"]) == hosts
+    assert engine.read("spread.o1").split() == hosts.split("+")
+    assert f"exec_host = {hosts}\n" in engine.run("qstat", "-f", job).stdout
+
+
+def test_nodes_that_there_are_not_are_refused(engine: Engine) -> None:
+    engine.has("a np=2\nb\n")
+    for words in ("3", "a+a", "x", "0", "1:ppn=3", "2:ppn=2", "b:ppn=2", "", "a+", "1:ppn=0", "9" * 5000):
+        done = engine.run("qsub", *BASICS, "-l", f"nodes={words}", stdin="#!/bin/sh\n")
+        assert (done.returncode, "cannot locate feasible nodes" in done.stderr) == (190, True), words[:20]
+
+
+def test_a_job_goes_where_there_is_room_and_waits_when_there_is_none(engine: Engine) -> None:
+    engine.has("a np=2\nb np=1\n")
+    sleep = "#!/bin/sh\nsleep 1000\n"
+    first, second, third = (engine.submit("-l", f"nodes={each}", script=sleep) for each in ("1", "2", "1"))
+    for job in (first, second):
+        engine.running(job)
+    last = engine.submit()
+    assert [engine.jobs(job)[0]["hosts"] for job in (first, second, third, last)] == [["a"], ["a", "b"], [], []]
+    assert engine.run("qdel", second).returncode == 0
+    engine.running(third)
+    assert engine.done(last)[0]["hosts"] == ["b"]
+    assert engine.run("qdel", first).returncode == engine.run("qdel", third).returncode == 0
+    for job in (first, third):
+        engine.done(job)

@@ -11,8 +11,9 @@ import pytest
 
 from vtorque.deadline import Deadline
 from vtorque.errors import ConfigError, StateError
-from vtorque.files import UserSide, read, require_trusted
+from vtorque.files import read, require_trusted
 from vtorque.proc import Identity
+from vtorque.userside import UserSide
 
 pytestmark = [
     pytest.mark.runs,

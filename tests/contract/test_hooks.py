@@ -223,11 +223,3 @@ def test_a_poisoned_environment_does_not_reach_root(site: Site, monkeypatch: pyt
     site.run(wrapper(site).replace("exec ", "unset PYTHONHOME PYTHONPATH IFS; exec "), "vt1.garbage")
     assert "the request is damaged" in site.output("e")
     assert not (site.root / "sprung").exists()
-
-
-def test_a_job_of_several_nodes_is_refused_and_its_sisters_are_left_alone(site: Site) -> None:
-    site.configure(CONFIGURATION.format(root=site.root) + "MIN_UID: 1\n")
-    site.original("epilogue.parallel", f"#!/bin/sh\ntouch {site.root}/sister\n")
-    ended = site.run(wrapper(site), request.encode(a_request()), hosts=("n1", "n2"))
-    assert ended.exit_status == 65
-    assert (site.root / "sister").exists()

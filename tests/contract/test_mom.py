@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from vtorque.mom.life import Life, Timing
+from vtorque.mom.places import Place
 from vtorque.mom.spool import Home, JobRecord
 
 pytestmark = [
@@ -81,6 +82,24 @@ class Mom:
     def run(self, script: str = "#!/bin/sh\nexit 0\n", **changes: Any) -> JobRecord:
         return Life(self.home, self.job(script, **changes), timing=QUICK).run()
 
+    def place(self, host: str) -> Place:
+        """Hosts n2 and on: no namespaces, but a mom_priv for each."""
+        path = self.home.mom_priv if host == "n1" else self.home.path / host
+        (path / "jobs").mkdir(parents=True, exist_ok=True)
+        return Place(path)
+
+    def run_on(self, *hosts: str, script: str = "#!/bin/sh\nexit 0\n") -> Life:
+        """The life of a job on several hosts, over."""
+        job = self.job(script, hosts=hosts, resources={"nodes": str(len(hosts))})
+        life = Life(self.home, job, timing=QUICK, place=self.place)
+        life.run()
+        return life
+
+    def sister_hook(self, host: str, kind: str, body: str = "") -> None:
+        path = self.place(host).mom_priv / kind
+        path.write_text(SPY.format(kind=f"{kind} {host}", log=self.log, body=body))
+        path.chmod(0o755)
+
     def seen(self, kind: str = "") -> list[dict[str, Any]]:
         found = [json.loads(line) for line in self.log.read_text().splitlines()]
         return [each for each in found if kind in ("", each["kind"])]
@@ -144,6 +163,75 @@ def test_sister_hooks_run_first_and_their_epilogues_have_no_output(mom: Mom) -> 
     assert begin["fds"]["1"] == "/dev/null" and begin["umask"] == 0o022
     assert (end["argv"][5], end["argv"][10]) == ("0", "0")
     assert end["blocked"] & 0x14003 == 0x14003
+
+
+def test_all_sisters_begin_at_once_and_end_at_once(mom: Mom) -> None:
+    """Each waits for the other: one after the other they would wait for ever."""
+    for kind in ("prologue.parallel", "epilogue.parallel"):
+        for host, other in (("n2", "n3"), ("n3", "n2")):
+            mine, its = (mom.home.path / f"{kind}-{each}" for each in (host, other))
+            mom.sister_hook(host, kind, (
+                f"import time\nopen({str(mine)!r}, 'w')\n"
+                f"while not os.path.exists({str(its)!r}):\n    time.sleep(0.01)"
+            ))
+    mom.hook("prologue")
+    mom.hook("epilogue")
+    assert mom.run_on("n1", "n1", "n2", "n3").job.exit_status == 0
+    order = [each["kind"] for each in mom.seen()]
+    assert set(order[:2]) == {"prologue.parallel n2", "prologue.parallel n3"} and order[2] == "prologue"
+    assert set(order[3:5]) == {"epilogue.parallel n2", "epilogue.parallel n3"} and order[5:] == ["epilogue"]
+    assert [mom.seen(f"prologue.parallel {host}")[0]["env"]["PBS_NODENUM"] for host in ("n2", "n3")] == ["1", "2"]
+    assert mom.seen("prologue.parallel n3")[0]["cwd"] == str(mom.place("n3").mom_priv)
+
+
+def test_a_sister_knows_a_job_from_its_join_to_its_end(mom: Mom) -> None:
+    record = mom.place("n2").task("12.srv")
+    for kind in ("prologue.parallel", "epilogue.parallel"):
+        mom.sister_hook("n2", kind, f"open({str(mom.log)!r} + sys.argv[0][-17:-9], 'w').write(str({exists(record)}))")
+    mom.hook("prologue", f"print({exists(record)}, flush=True)")
+    mom.hook("epilogue", f"print({exists(record)}, flush=True)")
+    mom.run_on("n1", "n2", script=f"#!/bin/sh\n[ -e {record} ] && echo in the job\n")
+    assert mom.output() == "True\nin the job\nFalse\n"
+    assert {path.read_text() for path in mom.log.parent.glob("seenprologue")} == {"False"}
+    assert {path.read_text() for path in mom.log.parent.glob("seenepilogue")} == {"True"}
+    assert not mom.place("n2").script("12.srv").exists()
+
+
+def exists(path: Path) -> str:
+    return f"os.path.exists({str(path)!r})"
+
+
+def test_no_sister_gets_an_epilogue_when_the_prologue_fails(mom: Mom) -> None:
+    """mom_comm.c:3960-3984: the job is purged, and what its prologue made stays."""
+    record = mom.place("n2").task("12.srv")
+    mom.sister_hook("n2", "prologue.parallel")
+    mom.sister_hook("n2", "epilogue.parallel")
+    mom.hook("prologue", "sys.exit(1)")
+    mom.hook("epilogue", f"print({exists(record)})")
+    assert mom.run_on("n1", "n2").job.exit_status == -2
+    assert [each["kind"] for each in mom.seen()] == ["prologue.parallel n2", "prologue", "epilogue"]
+    assert mom.home.output("12.srv", "OU").exists() or not mom.output()
+    assert not record.exists()
+
+
+def test_a_sister_that_fails_starts_the_job_anew_and_nobody_waits_for_the_others(mom: Mom) -> None:
+    """The other's prologue goes on beside the epilogue, and her next one waits for it."""
+    once, slow = mom.home.path / "once", mom.home.path / "slow"
+    mom.sister_hook("n2", "prologue.parallel",
+                    f"if not {exists(once)}:\n    open({str(once)!r}, 'w')\n    sys.exit(1)")
+    mom.sister_hook("n3", "prologue.parallel", (
+        f"import time\nassert not {exists(slow)}\nopen({str(slow)!r}, 'w')\ntime.sleep(1)\nos.unlink({str(slow)!r})"
+    ))
+    for host in ("n2", "n3"):
+        mom.sister_hook(host, "epilogue.parallel")
+    mom.hook("prologue")
+    mom.hook("epilogue", f"print({exists(slow)}, sys.argv[10])")
+    assert mom.run_on("n1", "n2", "n3", script="#!/bin/sh\necho ran\n").job.exit_status == 0
+    assert mom.output() == "True -3\nran\nFalse 0\n"
+    order = [each["kind"] for each in mom.seen()]
+    assert [order.count(kind) for kind in ("prologue.parallel n3", "prologue", "epilogue.parallel n3", "epilogue")] == [
+        2, 1, 1, 2,
+    ]
 
 
 def test_names_of_nodes_make_pbs_num_nodes_zero(mom: Mom) -> None:

@@ -21,7 +21,7 @@ import pytest
 
 from tests.builders import KEY, a_job, a_plan, a_request, a_site, an_account
 from tests.fakes.hypervisor import FakeHypervisor
-from vtorque import request, run
+from vtorque import published, request, run
 from vtorque.backends.hypervisor import Hypervisor
 from vtorque.backends.hypervisor.libvirt import Libvirt
 from vtorque.backends.transport.ssh import Ssh
@@ -96,7 +96,7 @@ class Scene:
         with self.state.taking(Resource(kind="domain", name=self.plan.vms[0].name), deadline=Deadline(5)):
             pass
         guest = Guest(vm=self.plan.vms[0], address="127.0.0.1", host_key=KEY)
-        self.state.publish("ready", run.ready_marker(self.plan, [guest]), group=self.user.pw_gid)
+        self.state.publish("ready", run.ready_marker(self.plan, [published.peer(guest)]), group=self.user.pw_gid)
 
     def _directory(self, request_id: str) -> None:
         directory = self.home / ".vtorque" / request_id
@@ -161,7 +161,7 @@ def test_root_sees_all_that_is_known_and_the_user_what_he_may_read(scene: Scene)
     status, out, err = scene.vmgr("ps", user=True)
     head, row = out.splitlines()
     assert status == 0 and head.startswith("JOB") and err == ""
-    assert row.split()[:9] == ["12.lab", USER, "0", socket.gethostname(), "ready", "127.0.0.1", "2", "-", "-"]
+    assert row.split()[:9] == ["12.lab", USER, "0", "n1", "ready", "127.0.0.1", "2", "1,2", "-"]
     (scene.home / ".vtorque/12.lab").unlink()
     assert scene.vmgr("ps", user=True)[1] == ""
 

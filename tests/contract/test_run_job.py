@@ -63,7 +63,7 @@ def script(directory: Path, body: str) -> str:
 
 
 def text(command: list[str], directory: str = "/", **environment: str) -> bytes:
-    return run.order(environment=environment, directory=directory, shell="/bin/bash", command=command)
+    return run.order(environment=environment, directory=directory, shell="/bin/bash", command=command, files={})
 
 
 def test_status_streams_directory_and_arguments(shell: list[str], tmp_path: Path) -> None:

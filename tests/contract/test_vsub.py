@@ -199,7 +199,6 @@ WRONG = {
     "unknown option": (["-vm", "vcpus=1", "-Y"], 2, "-Y is not an option of qsub"),
     "-vm without a value": (["-vm"], 2, "needs a value"),
     "interactive array": (["-vm", "vcpus=1", "-I", "-t", "1-2"], 2, "-I and -t do not go together"),
-    "two nodes": (["-vm", "vcpus=1", "-l", "nodes=2"], 2, "2 nodes"),
     "no disk": (["-vm", "disk=/x"], 2, "is not a file"),
     "other": (["-vm", "vcpus=1", "-l", "other=mine"], 2, "carries the request"),
     "wait for an array": (["--wait", "-vm", "vcpus=1", "-t", "1-2"], 2, "--wait follows one batch job"),

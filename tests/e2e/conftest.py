@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The lab, and jobs in it: everything here runs on real daemons and real guests."""
 
+import contextlib
 import json
 import os
 import pwd
@@ -15,10 +16,11 @@ import pytest
 from tests.guests import tiny
 from vtorque import imagebuild, lab
 from vtorque.backends.hypervisor.libvirt import Libvirt
-from vtorque.lab import demo, parts
+from vtorque.lab import demo, nodes, parts
 
 PREFIX = Path(__file__).resolve().parents[2]
 JOB_SECONDS = 600
+PATIENCE_SECONDS = 20
 TINY = "img=tiny.qcow2,ram=192M"
 
 
@@ -116,21 +118,80 @@ class Lab:
         return b"".join(path.read_bytes() for path in sorted(self.home.glob(f"*.{letter}{number}")))
 
     def leftovers(self) -> set[str]:
-        """What jobs have left on this machine."""
-        return demo.leftovers(self.hypervisor)
+        """What jobs have left on any node."""
+        return demo.leftovers(nodes.views(lab.size()))
+
+    def on(self, node: str, *argv: str) -> str:
+        """What a command says that runs on a simulated node as root."""
+        done = subprocess.run(nodes.command(node, argv), check=False, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    def view(self, node: str) -> nodes.View:
+        """Where a simulated node's own files are for us, and how its libvirt is reached."""
+        return next(view for view in nodes.views(lab.size()) if view.host == node)
+
+
+@contextlib.contextmanager
+def a_lab_of(number: int) -> Iterator[Lab]:
+    """A lab with so many nodes, whatever lab there is; afterwards it is as it was before."""
+    before = lab.size()
+    if before not in (0, number):
+        take_down()
+    lab.up(PREFIX, number=number, progress=print)
+    try:
+        tiny.build(parts.IMAGES)
+        yield Lab()
+    finally:
+        if before != number:
+            take_down()
+            if before:
+                lab.up(PREFIX, number=before, progress=print)
+
+
+def take_down() -> None:
+    """`lab down`, after which nothing of the lab is left."""
+    lab.down(PREFIX, progress=print)
+    assert not any(lab.status(PREFIX).values())
+    for path in (parts.ROOT, parts.STATE, Path("/home") / parts.USER):
+        assert not path.exists(), f"{path} was left by lab down"
+    assert not list(Path("/sys/class/net").glob(f"{parts.BRIDGE}*"))
+    assert str(parts.ROOT) not in Path("/proc/self/mountinfo").read_text()
+    end = time.monotonic() + PATIENCE_SECONDS
+    while left := processes_of_the_lab():
+        assert time.monotonic() < end, left
+        time.sleep(0.1)
+
+
+def processes_of_the_lab() -> dict[int, bytes]:
+    """Whoever was started by the lab, or lives on a node of it."""
+    found = {}
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            words, mounts = (entry / "cmdline").read_bytes(), (entry / "mountinfo").read_text()
+            if os.fsencode(parts.ROOT) + b"/" in words or f"{parts.ROOT.name}/nodes/" in mounts:
+                found[int(entry.name)] = words
+    return found
 
 
 @pytest.fixture(scope="session")
 def a_lab() -> Iterator[Lab]:
-    was_up = all(lab.status(PREFIX).values())
-    lab.up(PREFIX, progress=print)
-    tiny.build(parts.IMAGES)
-    yield Lab()
-    if not was_up:
-        lab.down(PREFIX, progress=print)
-        assert not any(lab.status(PREFIX).values())
-        for path in (parts.ROOT, parts.STATE, Path("/sys/class/net") / parts.BRIDGE, Path("/home") / parts.USER):
-            assert not path.exists(), f"{path} was left by lab down"
+    with a_lab_of(1) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def a_lab_with_two_nodes() -> Iterator[Lab]:
+    # Not for the session: there is but one lab on a machine, and most tests want it with one node.
+    with a_lab_of(2) as found:
+        yield found
+
+
+@pytest.fixture
+def two_nodes(a_lab_with_two_nodes: Lab) -> Iterator[Lab]:
+    """The lab with the nodes vtn1 and vtn2; after every test nothing of any job may be left on them."""
+    yield a_lab_with_two_nodes
+    assert a_lab_with_two_nodes.leftovers() == set()
 
 
 @pytest.fixture

@@ -3,15 +3,25 @@
 
 import json
 import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.e2e.conftest import PREFIX, Lab
 from vtorque import lab
-from vtorque.errors import StateError
-from vtorque.lab import parts
+from vtorque.errors import RequestError, StateError
+from vtorque.lab import nodes, parts, services
 
 pytestmark = pytest.mark.e2e
+
+NODES = ("vtn1", "vtn2")
+SPY = """\
+#!/bin/sh
+libvirt=$(virsh -c qemu:///system hostname)
+echo $(hostname -s) $0 $PBS_NODENUM $PBS_MSHOST $(id -un) $PWD $(ls {jobs}) $libvirt >>{log}
+"""
 
 
 def pids() -> dict[str, int]:
@@ -41,3 +51,103 @@ def test_what_has_the_labs_names_and_is_not_the_labs_is_refused(the_lab: Lab) ->
 def test_status_is_for_scripts_too(the_lab: Lab) -> None:
     done = subprocess.run([parts.PROGRAM / "scripts/vmgr", "lab", "status", "--json"], capture_output=True, check=True)
     assert set(json.loads(done.stdout).values()) == {True}
+
+
+@pytest.fixture
+def seen(two_nodes: Lab, tmp_path: Path) -> Iterator[Path]:
+    """What the hooks of a job note of themselves; root's only, and in order."""
+    log = tmp_path / "seen"
+    for node in NODES:
+        for kind in ("prologue", "prologue.parallel", "epilogue", "epilogue.parallel"):
+            path = two_nodes.view(node).mom_priv / kind
+            path.unlink()
+            path.write_text(SPY.format(log=log, jobs=two_nodes.mom_priv / "jobs"))
+            path.chmod(0o755)
+    yield log
+    services.Engine(NODES).up()
+
+
+def test_each_node_has_a_name_a_network_and_a_libvirt_of_its_own(two_nodes: Lab) -> None:
+    for number, node in enumerate(NODES, 2):
+        assert two_nodes.on(node, "hostname", "-s") == node
+        assert two_nodes.on(node, "virsh", "-c", "qemu:///system", "hostname") == node
+        assert f"inet 10.99.0.{number}/24" in two_nodes.on(node, "ip", "address", "show", parts.BRIDGE)
+        assert two_nodes.on(node, "ls", "/sys/class/net").split() == ["lo", "uplink", parts.BRIDGE]
+    mounts = {two_nodes.on(node, "readlink", "/proc/self/ns/mnt") for node in NODES}
+    assert len(mounts) == len(NODES)
+
+
+def test_what_a_node_has_for_itself_the_other_does_not_see(two_nodes: Lab) -> None:
+    for path in (parts.STATE, parts.ROOT / "disks", parts.ROOT / "log", two_nodes.mom_priv / "jobs",
+                 Path("/run/libvirt"), Path("/var/lib/libvirt"), Path("/etc/libvirt/qemu")):
+        two_nodes.on("vtn1", "touch", f"{path}/of-vtn1")
+        assert two_nodes.on("vtn2", "find", str(path), "-name", "of-vtn1") == ""
+        assert not (path / "of-vtn1").exists()
+        two_nodes.on("vtn1", "rm", f"{path}/of-vtn1")
+
+
+def test_a_job_gets_both_nodes_and_runs_on_the_first(two_nodes: Lab) -> None:
+    script = two_nodes.write("nodes.sh", '#!/bin/sh\nhostname -s\ncat "$PBS_NODEFILE"\n')
+    for words, names in (("nodes=2", "vtn1 vtn1 vtn2"), ("nodes=vtn2+vtn1:ppn=2", "vtn2 vtn2 vtn1 vtn1")):
+        job = two_nodes.as_user("qsub", "-l", words, script).stdout.decode().strip()
+        ended = two_nodes.ended(job)
+        assert (ended.exit_status, ended.out.decode().split()) == (0, names.split())
+
+
+def test_hooks_run_on_their_own_nodes(two_nodes: Lab, seen: Path) -> None:
+    mom = two_nodes.mom_priv
+    job = two_nodes.as_user("qsub", "-l", "nodes=vtn2+vtn1", two_nodes.write("true.sh", "#!/bin/sh\n"))
+    number = two_nodes.ended(job.stdout.decode().strip()).id
+    assert [line.split() for line in seen.read_text().splitlines()] == [
+        ["vtn1", f"{mom}/prologue.parallel", "1", "vtn2", "root", str(mom), "vtn1"],
+        ["vtn2", f"{mom}/prologue", "0", "vtn2", "root", str(mom), f"{number}.SC", "vtn2"],
+        ["vtn1", f"{mom}/epilogue.parallel", "1", "vtn2", "root", str(mom), f"{number}.JB", "vtn1"],
+        ["vtn2", f"{mom}/epilogue", "0", "vtn2", "root", str(mom), f"{number}.JB", f"{number}.SC", "vtn2"],
+    ]
+
+
+def test_guests_of_both_nodes_are_in_one_network(two_nodes: Lab) -> None:
+    waits = two_nodes.write("waits.sh", (
+        "#!/bin/bash\nip -4 -o addr show dev eth0 | awk '{ sub(\"/.*\", \"\", $4); print $4 }' >new\n"
+        "mv new address\nsleep 1000\n"
+    ))
+    calls = two_nodes.write("calls.sh", '#!/bin/bash\nexec 3<>"/dev/tcp/$1/22"\nhead -c 4 <&3\n')
+    first = two_nodes.submit(waits, "-l", "nodes=vtn1")
+    two_nodes.until(first, "running")
+    while not (two_nodes.home / "address").exists():
+        time.sleep(0.1)
+    lists = [two_nodes.on(node, "virsh", "-c", "qemu:///system", "list", "--name") for node in NODES]
+    assert lists[0].startswith(first) and lists[1] == ""
+    assert two_nodes.leftovers() & {f"domain {lists[0]}", str(two_nodes.view("vtn1").state / "jobs" / first)}
+    address = (two_nodes.home / "address").read_text().strip()
+    second = two_nodes.ended(two_nodes.submit(calls, "-l", "nodes=vtn2", "-F", address))
+    assert (second.exit_status, second.out) == (0, b"SSH-")
+    two_nodes.as_user("qdel", first)
+    two_nodes.ended(first)
+
+
+def test_a_lab_keeps_its_number_of_nodes(two_nodes: Lab) -> None:
+    before = {path: path.read_text() for path in nodes.DIRECTORY.glob("*/*.json")}
+    lab.up(PREFIX, progress=print)
+    assert {path: path.read_text() for path in nodes.DIRECTORY.glob("*/*.json")} == before
+    with pytest.raises(StateError, match="the lab has 2 nodes, not 1"):
+        lab.up(PREFIX, number=1, progress=print)
+    with pytest.raises(RequestError, match="cannot have 99 nodes"):
+        lab.up(PREFIX, number=99, progress=print)
+    with pytest.raises(RequestError, match="no node 'vtn3'"):
+        two_nodes.on("vtn3", "true")
+
+
+@pytest.mark.parametrize("gone", ["place.json", "keeper"])
+def test_up_makes_a_node_anew_that_died_or_was_never_finished(two_nodes: Lab, gone: str) -> None:
+    own = nodes.DIRECTORY / "vtn2"
+    if gone == "keeper":
+        subprocess.run(["/bin/kill", "-KILL", str(json.loads((own / "keeper.json").read_text())["pid"])], check=True)
+        while nodes.place("vtn2").is_there:
+            pass
+    else:
+        (own / gone).unlink()
+    assert [name for name, up in lab.status(PREFIX).items() if not up] == ["node vtn2"]
+    lab.up(PREFIX, progress=print)
+    assert all(lab.status(PREFIX).values())
+    assert two_nodes.on("vtn2", "virsh", "-c", "qemu:///system", "hostname") == "vtn2"

@@ -8,6 +8,8 @@ from vtorque.deadline import Deadline
 from vtorque.errors import DeadlineExceeded, TransportError
 from vtorque.model import VmPlan
 
+HOST_KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGRlZmdoaWprbG1ub3BxcnN0dXZ3eHl6e3x9fn+AgYKD"
+
 
 class FakeAddresses:
     """An address book: each look is one entry of `looks`, the last one stays."""
@@ -62,7 +64,7 @@ class FakeTransport:
         self.tried: list[str] = []
 
     def make_key(self) -> KeyPair:
-        return KeyPair(private="private", public="public")
+        return KeyPair(private="private", public=HOST_KEY)
 
     def open(self, address: str, *, user: str, key: str, host_key: str, deadline: Deadline) -> FakeSession:
         self.tried.append(address)

@@ -20,11 +20,15 @@ class _Domain:
 
 
 class FakeHypervisor:
-    """Domains that exist only here. `fail_at` is the number of the call that fails, from 1."""
+    """Domains that exist only here. `fail_at` is the number of the call that fails, from 1.
+
+    After `stops_after` looks at them guests have stopped by themselves.
+    """
 
     def __init__(self, *, fail_at: int = 0) -> None:
         self._domains: dict[str, _Domain] = {}
-        self._fail_at = fail_at
+        self.fail_at = fail_at
+        self.stops_after = 1 << 30
         self.calls: list[str] = []
 
     def define(self, domain_xml: str, *, deadline: Deadline) -> None:
@@ -56,6 +60,8 @@ class FakeHypervisor:
 
     def is_running(self, name: str, *, deadline: Deadline) -> bool:
         self._called("is_running", deadline)
+        if self.calls.count("is_running") > self.stops_after:
+            return False
         return name in self._domains and self._domains[name].running
 
     def usage(self, name: str, *, deadline: Deadline) -> Usage | None:
@@ -72,5 +78,5 @@ class FakeHypervisor:
     def _called(self, verb: str, deadline: Deadline) -> None:
         deadline.require(verb)
         self.calls.append(verb)
-        if len(self.calls) == self._fail_at:
+        if len(self.calls) == self.fail_at:
             raise HypervisorError(f"cannot {verb}: told to fail")

@@ -260,10 +260,10 @@ class TestDocuments:
 
     def test_the_example_shows_every_option_that_has_an_effect_with_its_default(self, file: Path) -> None:
         text = (ROOT / "contrib/vtorque.yaml").read_text()
-        active = set(re.findall(r"^([A-Z_]+): ", text, re.MULTILINE))
-        file.write_text(re.sub(r"^# ([A-Z_]+: )", r"\1", text, flags=re.MULTILINE))
+        active = set(re.findall(r"^([A-Z_0-9]+): ", text, re.MULTILINE))
+        file.write_text(re.sub(r"^# ([A-Z_0-9]+: )", r"\1", text, flags=re.MULTILINE))
         site, notes = config.load_noted(file, trusted_owner=None)
-        shown = set(re.findall(r"^([A-Z_]+): ", file.read_text(), re.MULTILINE))
+        shown = set(re.findall(r"^([A-Z_0-9]+): ", file.read_text(), re.MULTILINE))
         assert notes == ()
         assert shown == {name for name, option in OPTIONS.items() if INERT not in option.metadata}
         differing = {

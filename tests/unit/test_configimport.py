@@ -48,8 +48,9 @@ SEARCH_DOMAIN="$DOMAIN";
 NTP_SERVER_1="ntp-server1.my-domain.com";
 NTP_SERVER_2="ntp-server2.my-domain.com";
 SW_PACKAGES_DEBIAN=("nfs-common" "libnfs1" # two of them
-  "9mount");
-SW_PACKAGES_REDHAT=("nfs-common" "nfs-utils");
+  "openmpi-bin" "libopenmpi-dev" "libmetis5" "libmetis-dev" "9mount");
+SW_PACKAGES_REDHAT=("nfs-common" "libnfs1" "nfs-utils" "openmpi" "openmpi-devel" "metis" "metis-devel"
+  "nfs-ganesha-mount-9P");
 FILESYSTEM_TYPE_DEFAULT="sharedfs";
 IMG_DEFAULT="ubuntu.x86_64.img";
 DISTRO_DEFAULT="debian";
@@ -119,9 +120,11 @@ class TestShipped:
 
     def test_and_is_told_only_of_what_is_no_value(self) -> None:
         keys = [note.split(": ")[1] for note in noted(SHIPPED)]
-        assert keys == [
-            "set", "SW_PACKAGES_DEBIAN", "SW_PACKAGES_REDHAT", "LOG_FILE", "if", "SSH_OPTS", "PBS_QSUB",
-        ]
+        assert keys == ["set", "LOG_FILE", "if", "SSH_OPTS", "PBS_QSUB"]
+
+    def test_but_gets_packages_that_it_chose_itself(self) -> None:
+        source = SHIPPED + 'SW_PACKAGES_DEBIAN=("nfs-common" "gdb")\nNAME_SERVER=10.0.0.53\n'
+        assert taken(source) == {"SW_PACKAGES_DEBIAN": '["nfs-common", "gdb"]', "NAME_SERVER": '"10.0.0.53"'}
 
     def test_what_the_site_changed_is_all_that_is_taken(self, tmp_path: Path) -> None:
         source = SHIPPED + "VM_NFS_HOME=nfs:/home\nRAM_DEFAULT=8G\nPARALLEL=false\nREGEX_FE='fe[0-9]'\nTIMEOUT=300\n"

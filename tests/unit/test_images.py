@@ -158,6 +158,24 @@ def test_a_broken_entry_is_the_sites_fault(tmp_path: Path, data: object) -> None
         images.find(catalogue(tmp_path, data), "a.qcow2")
 
 
+def test_an_image_by_url_is_no_file_here_and_another_url_is_another_revision(tmp_path: Path) -> None:
+    about = {"name": "a.qcow2", "distro": "debian", "arch": "x86_64", "description": "x", "sha256": "0" * 64}
+    kernel = put(tmp_path, "kernel", b"k")
+    image = images.publish(
+        tmp_path, {**about, "url": "https://host/a.qcow2", "kernel": "k.bin"}, {"k.bin": kernel}
+    )
+    assert (image.url, image.sha256, image.kernel) == ("https://host/a.qcow2", "0" * 64, tmp_path / "k.bin")
+    found = images.revision(tmp_path, "a.qcow2")
+    assert "file" not in found.entry and list(found.parts()) == [tmp_path / "k.bin"]
+    images.require_trusted(image)
+    images.publish(tmp_path, {**about, "url": "https://other/a.qcow2"}, {})
+    images.publish(tmp_path, {**about, "url": "https://other/a.qcow2"}, {})
+    assert [each.image.url for each in images.revisions(tmp_path, "a.qcow2")] == [
+        "https://host/a.qcow2", "https://other/a.qcow2"]
+    assert seen(tmp_path, publish(tmp_path, b"1").name)[1] == b"1"
+    assert not images.find(tmp_path, "a.qcow2").url and images.find(tmp_path, "a.qcow2@2").url
+
+
 def test_an_image_that_is_not_there_is_the_users_fault_with_the_nearest_name(tmp_path: Path) -> None:
     with pytest.raises(RequestError) as refusal:
         images.find(catalogue(tmp_path, entry()), "b.qcow2")

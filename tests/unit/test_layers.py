@@ -11,26 +11,29 @@ PACKAGE = ROOT / "vtorque"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 LAYERS: list[tuple[str, ...]] = [
-    ("errors", "units", "deadline", "logs"),
+    ("errors", "units", "deadline", "logs", "shareserver", "shape"),
     ("model",),
-    ("proc", "files"),
+    ("proc", "files", "userside", "rooms"),
     ("config", "options", "sitefile", "limits", "metadata", "overhead", "request", "vmoptions", "qsub",
-     "topology", "display", "imageheader"),
+     "topology", "display", "imageheader", "serving"),
+    ("shares", "numa", "tuning"),
     ("plan", "render", "state", "images", "seed", "backends", "submit", "follow", "resolve",
      "configimport", "imagepull"),
-    ("resources", "catalogue"),
+    ("resources", "catalogue", "published", "imagecache", "admission"),
     ("submission",),
     ("generate", "node", "mom", "doctor_checks", "observe"),
     ("teardown", "doctor", "report"),
     ("boot", "chain", "run", "imagebuild"),
-    ("discover",),
-    ("lifecycle", "lab"),
+    ("discover", "bringup"),
+    ("guard", "lab"),
+    ("lifecycle",),
     ("cli",),
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 # Within a layer of several modules these lean on one another.
-SIDEWAYS = {("deadline", "errors"), ("files", "proc"), ("config", "options"), ("config", "limits"),
-            ("config", "sitefile"), ("limits", "options"), ("request", "options"), ("request", "metadata"),
+SIDEWAYS = {("deadline", "errors"), ("files", "proc"), ("userside", "proc"), ("config", "options"),
+            ("config", "limits"), ("config", "sitefile"), ("limits", "options"), ("request", "options"),
+            ("request", "metadata"),
             ("state", "backends"), ("node", "state"), ("teardown", "state")}
 
 ONLY_IN = {

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.builders import KEY, a_job, a_plan, a_request
-from vtorque import observe, report, run
+from vtorque import observe, published, report, run
 from vtorque.backends.hypervisor import Usage
 from vtorque.cli import vmgr_guests
 from vtorque.errors import RequestError, StateError
@@ -31,7 +31,7 @@ def record(root: Path, job: str = "7.srv", *, ready: bool = True, planned: bool 
         (path / "plan.json").write_text(json.dumps(asdict(plan), default=str))
     if ready:
         guests = [Guest(vm=vm, address=f"10.0.0.{vm.rank + 1}", host_key=KEY) for vm in plan.vms]
-        (path / "ready").write_text(json.dumps(run.ready_marker(plan, guests)))
+        (path / "ready").write_text(json.dumps(run.ready_marker(plan, [published.peer(guest) for guest in guests])))
     return path
 
 
@@ -178,12 +178,12 @@ def test_the_table_lines_up_and_the_json_has_null_for_what_is_not_known(tmp_path
     os.utime(tmp_path / "jobs/7.srv/plan.json", (NOW - 3700, NOW - 3700))
     found = lines(seen(tmp_path)[0])
     head, first, second = observe.table(found).splitlines()
-    assert head.split() == ["JOB", "USER", "RANK", "NODE", "STATE", "ADDRESS", "VCPUS", "MEMORY", "CPU", "AGE"]
-    assert first.split() == ["7.srv", "ann", "0", "n1", "ready", "10.0.0.1", "2", "1G", "-", "01:01:40"]
+    assert head.split() == ["JOB", "USER", "RANK", "NODE", "STATE", "ADDRESS", "VCPUS", "PINS", "MEMORY", "CPU", "AGE"]
+    assert first.split() == ["7.srv", "ann", "0", "n1", "ready", "10.0.0.1", "2", "1,2", "1G", "-", "01:01:40"]
     assert head.index("ADDRESS") == first.index("10.0") == second.index("10.0")
     one = json.loads(observe.as_json(found))[0]
     assert list(one) == ["job", "user", "rank", "name", "hostname", "node", "state", "address", "vcpus",
-                         "memory_mib", "cpu_seconds", "age_seconds", "reason"]
+                         "memory_mib", "cpu_seconds", "age_seconds", "cpus", "reason"]
     assert (one["age_seconds"], one["cpu_seconds"], one["reason"]) == (3700, None, None)
 
 

@@ -24,8 +24,6 @@ def test_every_plan_keeps_its_promises(guests: int, vcpus: int, memory: int) -> 
     assert set(pins) <= set(shape.cpus[2:])
     for what in ("name", "uuid", "mac", "hostname", "overlay", "seed", "console"):
         assert len({getattr(vm, what) for vm in made.vms}) == guests, what
-    assert len(made.node_file) == guests * vcpus
-    assert made.node_file[0] == made.vms[0].hostname
     assert made == a_plan(request=request, shape=shape, site=a_site(host_os_core_count=2))
 
 
@@ -73,14 +71,30 @@ def test_an_image_of_another_architecture_is_refused() -> None:
         a_plan(image=an_image(arch="aarch64"))
 
 
-def test_several_nodes_are_refused_until_they_are_supported() -> None:
-    with pytest.raises(RequestError, match="guests on 2 nodes"):
-        a_plan(job=a_job(nodes=("n1", "n2")))
+def test_ranks_are_dense_and_a_sister_comes_to_the_same_without_knowing_the_others() -> None:
+    wanted = a_request(vms_per_node=3, vcpus=1)
+    nodes = ("n1", "n2.example.org", "n3")
+    mother = [a_plan(job=a_job(nodes=nodes, node_index=index), request=wanted) for index in range(3)]
+    sister = [
+        a_plan(job=a_job(nodes=(), node_index=index), request=wanted, shape=a_shape(name=nodes[index]))
+        for index in range(3)
+    ]
+    assert [vm.rank for made in mother for vm in made.vms] == list(range(9))
+    assert [made.vms for made in mother] == [made.vms for made in sister]
+    for what in ("mac", "uuid", "hostname"):
+        assert len({getattr(vm, what) for made in mother for vm in made.vms}) == 9
 
 
 def test_shares_that_the_site_does_not_have_are_not_mounted() -> None:
     made = a_plan(site=a_site(vm_nfs_ws="", vm_nfs_opt=""))
     assert [(mount.source, str(mount.target)) for mount in made.mounts] == [("nfs:/home/ann", "/home/ann")]
+
+
+def test_the_overlays_of_a_ramdisk_job_are_in_the_ram_disk() -> None:
+    (vm,) = a_plan(request=a_request(fs_type="ramdisk"), site=a_site(ramdisk_dir="/ram")).vms
+    assert str(vm.overlay) == "/ram/jobs/7.srv/7.srv_1of1.qcow2"
+    (vm,) = a_plan().vms
+    assert str(vm.overlay) == "/var/lib/vtorque/disks/7.srv/7.srv_1of1.qcow2"
 
 
 def test_without_pinning_nothing_is_pinned() -> None:

@@ -2,7 +2,9 @@
 """What plans become: golden files, and documents that differ from the plan are refused."""
 
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -11,18 +13,29 @@ from tests.builders import a_plan, a_request, a_site, an_account, an_image, some
 from vtorque import render, submit
 from vtorque.errors import ConfigError
 from vtorque.model import Group, JobPlan
-from vtorque.options import SiteConfig
+from vtorque.options import FORMS, SiteConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests" / "golden"
 TEMPLATES = ROOT / "templates-vm"
 
 DIRECT = an_image(kernel=Path("/images/debian-12.vmlinux"), initrd=Path("/images/debian-12.initrd"), cmdline="ro a&b")
+TOLD = a_site(
+    name_server="10.0.0.53 fd00::53", domain="cluster.example.org", search_domain="cluster.example.org example.org",
+    ntp_server_1="ntp1.example.org", ntp_server_2="10.0.0.123", sw_packages_debian=("gdb", "libgomp1"),
+    sw_packages_redhat=("gdb", "libgomp"), security_updates=True,
+)
 CASES = {
-    "plain": (a_plan(), a_site()),
-    "kvm": (a_plan(), a_site(hypervisor_type="kvm", machine_type="pc")),
-    "direct": (a_plan(image=DIRECT), a_site()),
-    "unpinned-raw": (
+    "debian-plain": (a_plan(), a_site()),
+    "debian-kvm": (a_plan(), a_site(hypervisor_type="kvm", machine_type="pc")),
+    "debian-direct": (a_plan(image=DIRECT), a_site()),
+    "debian-told": (a_plan(), TOLD),
+    "redhat-plain": (a_plan(request=a_request(distro="redhat")), a_site()),
+    "redhat-told": (a_plan(request=a_request(distro="centos")), TOLD),
+    "debian-9p": (a_plan(site=a_site(share="9p")), a_site(share="9p")),
+    "debian-virtiofs": (a_plan(site=a_site(share="virtiofs")), a_site(share="virtiofs")),
+    "osv-plain": (a_plan(request=a_request(distro="osv")), a_site()),
+    "debian-unpinned-raw": (
         a_plan(image=an_image(name="x.img", path=Path("/images/x.img")), request=a_request(pinning="false")),
         a_site(),
     ),
@@ -44,7 +57,7 @@ def test_documents_are_the_golden_ones(case: str, request: pytest.FixtureRequest
         "meta-data.yaml": made.meta_data,
         "network-config.yaml": made.network_config,
     }.items():
-        golden = GOLDEN / f"debian-{case}.{ending}"
+        golden = GOLDEN / f"{case}.{ending}"
         if request.config.getoption("--regenerate"):
             golden.write_text(text)
         assert text == golden.read_text(), f"{golden.name} differs: make golden, then review"
@@ -96,9 +109,11 @@ def test_every_group_and_share_reaches_the_guest() -> None:
         ("domain.xml", "{{ vm.mac }}", "52:54:00:00:00:01", "mac differs"),
         ("domain.xml", "<devices>", "<q:a xmlns:q='http://libvirt.org/schemas/domain/qemu/1.0'/><devices>", "foreign"),
         ("domain.xml", "{{ vm.name }}", "{{ vm.nmae }}", "nmae"),
-        ("user-data.debian.yaml", "ssh_pwauth: false", "ssh_pwauth: true", "ssh_pwauth differs"),
-        ("user-data.debian.yaml", "users: []", "users: [default]", "users differs"),
-        ("user-data.debian.yaml", "users: []", "users: [", "not YAML"),
+        ("user-data.common.yaml", "ssh_pwauth: false", "ssh_pwauth: true", "ssh_pwauth differs"),
+        ("user-data.common.yaml", "users: [[]]", "users: [default]", "users differs"),
+        ("user-data.common.yaml", "users: [[]]", "users: [", "not YAML"),
+        ("user-data.common.yaml", "{% if runcmd %}", "{% if not runcmd %}", "runcmd differs"),
+        ("user-data.debian.yaml", "common", "other", "user-data.other.yaml is missing"),
         ("meta-data.yaml", "{{ vm.hostname | tojson }}", '"other"', "local-hostname differs"),
     ],
 )
@@ -109,9 +124,89 @@ def test_a_sites_template_cannot_start_another_guest(
     assert was in text
     (tmp_path / template).write_text(text.replace(was, becomes))
     with pytest.raises(ConfigError, match=says):
-        rendered(a_plan(), a_site(template_dir=str(tmp_path)))
+        rendered(a_plan(), replace(TOLD, template_dir=str(tmp_path)))
 
 
 def test_a_distribution_without_a_template_is_refused() -> None:
-    with pytest.raises(ConfigError, match="osv are not supported yet"):
-        rendered(a_plan(request=a_request(distro="osv")), a_site())
+    with pytest.raises(ConfigError, match="gentoo are not supported yet"):
+        rendered(a_plan(request=a_request(distro="gentoo")), a_site())
+
+
+def cloud_config(distro: str, site: SiteConfig) -> dict[str, Any]:
+    data: dict[str, Any] = yaml.safe_load(rendered(a_plan(request=a_request(distro=distro)), site).user_data)
+    return data
+
+
+@pytest.mark.parametrize(
+    ("distro", "packages"),
+    [("debian", ["a", "b"]), ("ubuntu", ["a", "b"]), ("redhat", ["c", "d"]), ("centos", ["c", "d"])],
+)
+def test_all_packages_of_the_family_are_installed_each_once(distro: str, packages: list[str]) -> None:
+    site = a_site(sw_packages_debian=("a", "b", "a"), sw_packages_redhat=("c", "d"))
+    data = cloud_config(distro, site)
+    assert (data["packages"], data["package_update"], data["package_upgrade"]) == (packages, True, False)
+
+
+@pytest.mark.parametrize("distro", ["debian", "redhat"])
+def test_a_guest_that_installs_something_is_not_ready_before(distro: str) -> None:
+    for site in (a_site(security_updates=True), a_site(sw_packages_debian=("a",), sw_packages_redhat=("a",))):
+        data = cloud_config(distro, site)
+        assert "mv /run/vtorque/status /run/vtorque/held" in data["bootcmd"][-1][-1]
+        assert "mv /run/vtorque/held /run/vtorque/status" in data["runcmd"][-1][-1]
+
+
+@pytest.mark.parametrize("distro", ["debian", "redhat"])
+def test_what_the_site_leaves_open_is_left_to_dhcp_and_the_image(distro: str) -> None:
+    data = cloud_config(distro, a_site())
+    assert not {"packages", "ntp", "runcmd"} & data.keys()
+    assert (data["package_update"], data["package_upgrade"]) == (False, False)
+    assert not any("resolv.conf" in word for command in data["bootcmd"] for word in command)
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"name_server": "10.0.0.1"}, "nameserver 10.0.0.1\n"),
+        ({"name_server": "10.0.0.1", "domain": "a.b"}, "nameserver 10.0.0.1\nsearch a.b\n"),
+        (
+            {"name_server": "10.0.0.1 ::1", "domain": "a.b", "search_domain": "c d"},
+            "nameserver 10.0.0.1\nnameserver ::1\nsearch c d\n",
+        ),
+    ],
+)
+def test_name_servers_are_there_before_shares_are_mounted(changes: dict[str, str], text: str) -> None:
+    first, setup = cloud_config("debian", a_site(**changes))["bootcmd"]
+    assert first[-1] == text
+    assert "guest-setup" in setup
+
+
+def test_a_domain_is_part_of_the_guests_own_name() -> None:
+    words = cloud_config("debian", a_site(domain="a.b"))["bootcmd"][0]
+    assert words[words.index("hosts") + 1] == "vn1-1.a.b vn1-1"
+
+
+def test_two_names_of_one_time_server_are_one() -> None:
+    site = a_site(ntp_server_1="ntp.a.b", ntp_server_2="ntp.a.b")
+    assert cloud_config("redhat", site)["ntp"] == {"enabled": True, "servers": ["ntp.a.b"]}
+
+
+def test_osv_is_told_no_more_than_it_understands() -> None:
+    plan = a_plan(request=a_request(distro="osv", metadata='{"timezone":"UTC"}', public_key=""))
+    silent = render.guest(plan, plan.vms[0], site=TOLD, keys=some_keys(), announce="", templates=TEMPLATES)
+    assert yaml.safe_load(silent.user_data).keys() == {"hostname", "mounts", "files"}
+    assert yaml.safe_load(rendered(plan, TOLD).user_data)["run"][0]["PUT"] == "/app/"
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "fits"),
+    [
+        ("addresses", "10.0.0.53", True), ("addresses", "10.0.0.53 fd00::53 ::1", True), ("addresses", "::", False),
+        ("addresses", "10.0.0.256", False), ("addresses", "1.2.3.4 1.2.3.5 1.2.3.6 1.2.3.7", False),
+        ("addresses", "ns.a.b", False), ("addresses", "1.2.3.4\noptions x", False), ("addresses", "fd00", False),
+        ("domain", "a.b-c.org", True), ("domain", "a b", False), ("domain", "a..b", False), ("domain", "-a", False),
+        ("domains", "a.b c", True), ("domains", "a  b", False), ("domains", "a b c d e f g", False),
+        ("host", "ntp.a.b", True), ("host", "10.0.0.1", True), ("host", "fd00::1", True), ("host", "a b", False),
+    ],
+)
+def test_what_a_site_may_say_of_its_network(kind: str, text: str, fits: bool) -> None:
+    assert (FORMS[kind][0].fullmatch(text) is not None) == fits

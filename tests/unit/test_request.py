@@ -57,6 +57,7 @@ REQUESTS = st.builds(
     unclot_shmem_mib=st.integers(0, 16 << 20),
     iocm_max_cores=st.integers(0, 1024),
     elements=st.integers(1, 1 << 20),
+    disk_size_mib=st.integers(0, 16 << 20),
 )
 
 
@@ -127,6 +128,7 @@ class TestText:
             ("p", "true"),
             ("f", "nfs"), ("f", "sharedfs"), ("D", "x.img"), ("D", "/a/../x.img"), ("D", "/x.iso"), ("D", "/a,b.img"),
             ("D", "/./x.img"), ("b", 0), ("b", 2), ("b", True), ("v", "1"), ("t", 0), ("t", 1), ("x", 1), ("y", 1025),
+            ("z", 0), ("z", (16 << 20) + 1), ("z", -1), ("z", "1"), ("z", True), ("z", 1.0),
             ("M", {}), ("M", []), ("M", {"runcmd": "id"}), ("M", {"timezone": 1}), ("M", {"timezone": "a\nb"}),
             ("r", "٠123456789abcdef"), ("k", ""), ("k", "A" * 42), ("k", "A" * 44), ("k", "*" * 43), ("k", 1),
         ],
@@ -149,7 +151,7 @@ class TestText:
 
     def test_no_field_may_be_added(self) -> None:
         with pytest.raises(RequestError, match="missing or unknown"):
-            request.decode(spelled({**fields(), "z": 1}))
+            request.decode(spelled({**fields(), "Z": 1}))
 
     def test_no_key_may_come_twice(self) -> None:
         twice = json.dumps(fields(), sort_keys=True, separators=(",", ":")).replace('"c":4', '"c":4,"c":4')

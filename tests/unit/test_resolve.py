@@ -150,6 +150,32 @@ class TestFiles:
         (tmp_path / "link.img").symlink_to("data.img")
         assert asked("disk=link.img", directory=tmp_path).disk == str(tmp_path / "data.img")
 
+    def test_a_disk_size_is_not_below_the_images_nor_above_the_sites(self, tmp_path: Path) -> None:
+        (tmp_path / "a.img").write_bytes(bytes(3 << 20))
+
+        def sized(size: str, most: int = 0, name: str = "a.img") -> int:
+            return resolve.resolve(
+                vmoptions.collect([Source(origin=COMMAND_LINE, text=f"img={name},disk_size={size}")]),
+                dataclasses.replace(SITE, max_disk_size=most), room=Room(), directory=tmp_path,
+                find_image=lambda name: an_image(name=name, path=tmp_path / name),
+                request_id="0123456789abcdef", public_key=KEY,
+            ).request.disk_size_mib
+
+        assert (sized("3M"), sized("16T"), sized("20G", most=20 << 10), sized("1M", name="b.img")) == (
+            3, 16 << 20, 20 << 10, 1), "an image that nobody can read here is left to the node"
+        for size, most, says in (
+            ("2M", 0, "disk_size=2 MiB: image a.img has 3 MiB, and a disk cannot shrink"),
+            ("21G", 20 << 10, "-vm disk_size=21504 MiB: this cluster allows at most 20480 MiB"),
+            ("17T", 0, "-vm disk_size=17825792 MiB: must be 1 to 16777216 MiB"),
+            ("big", 0, "-vm disk_size=: 'big' is not a size"),
+        ):
+            with pytest.raises(RequestError) as caught:
+                sized(size, most)
+            assert says in caught.value.one_line()
+        settings = {each.key: (each.value, each.origin) for each in resolved("disk_size=20G").settings}
+        assert settings["disk_size"] == ("20G", "command line")
+        assert {each.key: each.value for each in resolved().settings}["disk_size"] == ""
+
     def test_metadata_is_carried_when_it_harms_nobody(self, tmp_path: Path) -> None:
         path = tmp_path / "m.yaml"
         path.write_text("timezone: Europe/Berlin\n")

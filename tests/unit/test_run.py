@@ -3,22 +3,24 @@
 
 import json
 import os
+import shlex
 from pathlib import Path
 
 import pytest
 
-from tests.builders import KEY, a_plan
-from vtorque import run
+from tests.builders import KEY, a_plan, a_request
+from vtorque import published, run
 from vtorque.errors import HypervisorError, RequestError, StateError
 from vtorque.model import Guest
-from vtorque.run import ExitStatus, NotStarted, Peer
+from vtorque.run import ExitStatus, NotStarted
 
 ME = os.getuid()
 
 
 def marker(job: str = "7.srv") -> dict[str, object]:
     plan = a_plan()
-    return {**run.ready_marker(plan, [Guest(vm=plan.vms[0], address="10.0.0.9", host_key=KEY)]), "job": job}
+    peer = published.peer(Guest(vm=plan.vms[0], address="10.0.0.9", host_key=KEY))
+    return {**run.ready_marker(plan, [peer]), "job": job}
 
 
 def put(path: Path, data: object) -> None:
@@ -28,7 +30,7 @@ def put(path: Path, data: object) -> None:
 def test_with_the_marker_the_job_knows_its_guest(tmp_path: Path) -> None:
     put(tmp_path / "ready", marker())
     guests = run.proven(tmp_path, "7.srv", owner=ME)
-    assert guests.peers == (Peer(rank=0, address="10.0.0.9", hostname="vn1-1", host_key=KEY),)
+    assert guests.peers == (published.peer(Guest(vm=a_plan().vms[0], address="10.0.0.9", host_key=KEY)),)
     assert guests.environment["PBS_NODEFILE"] == "/var/spool/torque/aux/7.srv"
     assert guests.environment["PBS_NP"] == "2"
 
@@ -85,9 +87,21 @@ def test_the_environment_is_the_batch_systems_and_what_the_user_sends(tmp_path: 
 
 def test_the_order_counts_its_own_bytes_and_quotes_everything() -> None:
     values = {"A": "x y'\"\n$(id)`", "B": "caf\udce9", "BASH_FUNC_x%%": "() { :; }", "": "no"}
-    text = run.order(environment=values, directory="/a b", shell="/bin/bash", command=["/s", "it's"])
+    text = run.order(environment=values, directory="/a b", shell="/bin/bash", command=["/s", "it's"], files={})
     size, _, rest = text.partition(b"\n")
     assert int(size) == len(rest)
     assert b"caf\xe9" in rest
     assert b"BASH_FUNC" not in rest
     assert rest.count(b"export ") == 2
+
+
+def test_guests_are_told_of_one_another(tmp_path: Path) -> None:
+    plan = a_plan(request=a_request(vms_per_node=2, vcpus=2))
+    peers = [published.peer(Guest(vm=vm, address=f"10.0.0.{vm.rank + 1}", host_key=f"{KEY} root")) for vm in plan.vms]
+    put(tmp_path / "ready", run.ready_marker(plan, peers))
+    files = run.furnishing(run.proven(tmp_path, "7.srv", owner=ME), "the key\n")
+    assert files["/etc/hosts"].splitlines()[2:] == ["10.0.0.1 vn1-1", "10.0.0.2 vn1-2"]
+    assert files["/var/spool/torque/aux/7.srv"] == "vn1-1\nvn1-1\nvn1-2\nvn1-2\n"
+    assert files["/run/vtorque-job/known_hosts"].splitlines()[1] == f"vn1-2,10.0.0.2 {KEY}"
+    text = run.order(environment={}, directory="/", shell="/bin/sh", command=[], files={"/a b": "it's\n"})
+    assert shlex.split(text.partition(b"\n")[2].decode())[:3] == ["printf", "%s", "it's\n"]

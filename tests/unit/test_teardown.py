@@ -70,7 +70,7 @@ def test_it_may_be_said_twice_and_of_a_job_that_never_was(record: JobState, tmp_
 def test_what_could_not_be_given_back_stays_held_for_the_next_try(record: JobState, tmp_path: Path, call: int) -> None:
     hypervisor = FakeHypervisor()
     take_all(record, hypervisor, tmp_path / "disks")
-    hypervisor._fail_at = len(hypervisor.calls) + call
+    hypervisor.fail_at = len(hypervisor.calls) + call
     if call == 1:
         with pytest.raises(StateError, match=r"could not give back domain 7\.srv_1of1"):
             release(record, hypervisor=hypervisor, deadline=soon())

@@ -3,13 +3,18 @@
 
 import contextlib
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from vtorque import config, files, topology
+from vtorque.backends.address import AddressBook
+from vtorque.backends.address.arp import ArpTable
+from vtorque.backends.address.mapping import MappingScript
 from vtorque.backends.address.neighbour import Neighbours
 from vtorque.backends.hypervisor.libvirt import Libvirt
 from vtorque.backends.transport.ssh import Ssh
 from vtorque.config import SiteConfig
+from vtorque.deadline import Deadline
 from vtorque.node import Node
 
 
@@ -45,9 +50,19 @@ def node(site: SiteConfig, prefix: Path) -> Iterator[Node]:
             site=site,
             shape=topology.node_shape(),
             hypervisor=hypervisor,
-            addresses=lambda: Neighbours(site.bridge),
+            addresses=partial(_addresses, site),
             transport=Ssh(),
             templates=prefix / "templates-vm",
             announce=topology.address_on(site.bridge),
             qemu_ids=topology.user_ids(site.qemu_user),
         )
+
+
+def _addresses(site: SiteConfig, guests: int, deadline: Deadline) -> AddressBook:
+    """Where this site's guests' addresses are learned; a script of its own goes before any table."""
+    if site.custom_ip_mapping:
+        name = topology.node_shape().name
+        return MappingScript(Path(site.ip_to_mac_script), node=name, guests=guests, deadline=deadline)
+    if site.address_source == "arp":
+        return ArpTable(Path(site.arp_bin), bridge=site.bridge, deadline=deadline)
+    return Neighbours(site.bridge)

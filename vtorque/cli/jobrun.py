@@ -8,14 +8,16 @@ import pwd
 import signal
 import sys
 import termios
+import threading
 import time
 import tty
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from vtorque import config, display, files, proc, run, submit
+from vtorque import config, display, files, proc, published, run, submit
 from vtorque.backends.transport import Session, Terminal
 from vtorque.backends.transport.ssh import Ssh
 from vtorque.cli import PREFIX
@@ -23,11 +25,14 @@ from vtorque.config import SiteConfig
 from vtorque.deadline import Deadline
 from vtorque.display import Display
 from vtorque.errors import RequestError, TransportError, VtorqueError
-from vtorque.model import job_id, job_key
-from vtorque.run import ExitStatus, Guests, NotStarted, Peer
+from vtorque.model import Peer, job_id, job_key
+from vtorque.run import ExitStatus, Guests, NotStarted
 from vtorque.submit import JobFile
 
 _JOB_FILE_LIMIT = 1 << 20
+_LOST_LIMIT = 4096
+_WATCH_SECONDS = 2.0
+_AT_ONCE = 16
 # What a batch system or a user sends to a job. KILL needs no passing on: it ends
 # this process, and the guest's side sees the connection close.
 _PASSED_ON = ("TERM", "INT", "HUP", "QUIT", "USR1", "USR2", "CONT")
@@ -64,19 +69,51 @@ class _Bridge:
         self._job = job_id(os.environ.get("PBS_JOBID", ""))
         self._guests: Guests = run.proven(Path(self._site.state_dir) / "jobs" / job_key(self._job), self._job)
         self._about = JobFile.parse(files.read(self._directory / "job.json", limit=_JOB_FILE_LIMIT))
+        self._key = files.read(self._directory / "key", limit=_JOB_FILE_LIMIT, owner=os.getuid()).decode()
+        self._lost = ""
 
     def run(self) -> int:
         """The script between the user's own prologue and epilogue; its exit status."""
         shown = display.find(os.environ) if self._about.x11 else None
+        self._furnish()
         with self._connected(self._guests.peers[0]) as session:
             _pass_signals_on(session)
-            if status := self._everywhere("vm_prologue", session):
-                return status
-            self._note("running")
-            status = self._script(session, shown)
-            self._note("ended")
-            self._everywhere("vm_epilogue", session)
+            threading.Thread(target=self._watch, args=(session,), daemon=True).start()
+            try:
+                if status := self._everywhere("vm_prologue", session):
+                    return status
+                self._note("running")
+                status = self._script(session, shown)
+                self._note("ended")
+                self._everywhere("vm_epilogue", session)
+            except TransportError:
+                if self._lost:
+                    raise TransportError(self._lost) from None
+                raise
         return status
+
+    def _furnish(self) -> None:
+        """Tell all guests but rank 0, which is told with the script, of one another."""
+
+        def one(peer: Peer) -> None:
+            with self._connected(peer) as session:
+                status = run.script(session, self._order([], peer), stdout=_writer(1), stderr=_writer(2))
+            if status:
+                raise TransportError(f"guest {peer.hostname} on node {peer.node} does not take the job's files")
+
+        if others := self._guests.peers[1:]:
+            with ThreadPoolExecutor(max_workers=_AT_ONCE) as pool:
+                list(pool.map(one, others))
+
+    def _watch(self, session: Session) -> None:
+        """End the job when a guard says that a guest was lost; each says it in a file of her own."""
+        while True:
+            time.sleep(_WATCH_SECONDS)
+            for path in self._directory.glob(published.LOST):
+                with contextlib.suppress(OSError, VtorqueError):
+                    self._lost = files.read(path, limit=_LOST_LIMIT).decode(errors="replace").strip()
+                    session.close()
+                    return
 
     def _script(self, session: Session, shown: Display | None) -> int:
         about = self._about
@@ -111,13 +148,13 @@ class _Bridge:
             directory=os.getcwd(),  # noqa: PTH109
             shell=self._about.shell,
             command=command,
+            files=run.furnishing(self._guests, self._key),
         )
 
     @contextlib.contextmanager
     def _connected(self, peer: Peer) -> Iterator[Session]:
-        key = files.read(self._directory / "key", limit=_JOB_FILE_LIMIT, owner=os.getuid()).decode()
         session = Ssh().open(
-            peer.address, user=pwd.getpwuid(os.getuid()).pw_name, key=key, host_key=peer.host_key,
+            peer.address, user=pwd.getpwuid(os.getuid()).pw_name, key=self._key, host_key=peer.host_key,
             deadline=Deadline(self._site.timeout),
         )
         try:

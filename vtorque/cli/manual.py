@@ -24,12 +24,12 @@ KEY_EXAMPLES = {
     "vm_prologue": "vm_prologue=setup.sh", "vm_epilogue": "vm_epilogue=collect.sh", "vrdma": "vrdma=false",
     "unclot": "unclot=true", "unclot_shmem": "unclot=true,unclot_shmem=512M", "iocm": "iocm=false",
     "iocm_min_cores": "iocm=true,iocm_min_cores=2", "iocm_max_cores": "iocm=true,iocm_max_cores=4",
-    "fs_type": "fs_type=ramdisk", "disk": "disk=data.qcow2", "metadata": "metadata=guest.yaml",
+    "fs_type": "fs_type=ramdisk", "disk": "disk=own.img", "disk_size": "disk_size=40G", "metadata": "metadata=m.yaml",
 }
 """How each key of -vm is written."""
 
 KIND_FORMS = {
-    "path": "an absolute path, without `..` in it",
+    "path": "an absolute path, without `..` in it", "dir": "empty or an absolute path, without `..` in it",
     "size": "a size: a number with K, M, G or T, a plain one is MiB",
     "hosts": 'a regular expression for the whole of a short host name, or `"*"` for all',
     "regex": "a regular expression for any part of a short host name",

@@ -13,7 +13,7 @@ from vtorque import qsub
 from vtorque.cli import pbssub
 from vtorque.cli.pbsclient import Answer, ask, jobs
 from vtorque.errors import RequestError, VtorqueError
-from vtorque.mom import life, server
+from vtorque.mom import life, places, server
 from vtorque.mom.spool import Home
 
 
@@ -83,14 +83,17 @@ def _each(command: str, order: str, argv: Sequence[str]) -> int:
 
 
 def _pbs_mom(argv: Sequence[str]) -> int:
-    """`--home DIR` serves; `--home DIR --job ID [--recover]` lives one job's life."""
+    """`--home DIR [--nodes DIR]` serves; with `--job ID [--recover]` it lives one job's life."""
     home = Home(Path(argv[1]))
+    place = places.here(home.mom_priv)
+    if "--nodes" in argv:
+        place = places.nodes(Path(argv[argv.index("--nodes") + 1]), mom_priv=home.mom_priv)
     if "--job" in argv:
         job = home.load(argv[argv.index("--job") + 1])
         assert job is not None
-        life.live(home, job, install=signal.signal, recover="--recover" in argv)
+        life.live(home, job, place=place, install=signal.signal, recover="--recover" in argv)
         return 0
     host = socket.gethostname().partition(".")[0]
-    command = [sys.executable, "-I", sys.argv[0], "--home", str(home.path), "--job"]
-    server.Server(home, name="lab", host=host, life_command=command).serve(install=signal.signal)
+    command = [sys.executable, "-I", sys.argv[0], *argv, "--job"]
+    server.Server(home, name="lab", host=host, place=place, life_command=command).serve(install=signal.signal)
     return 0

@@ -7,6 +7,7 @@ An uncaught exception would exit 1, and Torque would abort the user's job.
 import contextlib
 import logging
 import os
+import pickle
 import signal
 import sys
 import time
@@ -27,6 +28,7 @@ _MOM_CONFIG_LIMIT = 1 << 20
 # mom kills a hook without warning; this much earlier we stop by ourselves.
 _MARGIN_SECONDS = 5.0
 _UMASK = 0o077
+_GUARD = "guard"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +44,9 @@ class Call:
 
 
 def main(argv: Sequence[str]) -> int:
-    """`argv` is the kind of hook, the path mom called, and mom's own arguments."""
+    """`argv` is the kind of hook, the path mom called, and mom's own arguments; or `guard`."""
+    if argv[0] == _GUARD:
+        return _guard()
     started = time.monotonic()
     call = Call(
         kind=PelogKind(argv[0]),
@@ -105,7 +109,7 @@ def _original(call: Call, deadline: Deadline) -> int:
 
 
 def _own_part(call: Call, deadline: Deadline) -> int:
-    if call.kind not in (PelogKind.PROLOGUE, PelogKind.EPILOGUE):
+    if call.kind is PelogKind.PRECANCEL:
         return 0
     with contextlib.ExitStack() as stack:
         try:
@@ -139,8 +143,46 @@ def _prepare(call: Call, stack: contextlib.ExitStack) -> Callable[[Deadline], No
     stack.enter_context(logs.about(job=job.id))
     stack.enter_context(logs.step(call.kind))
     node = stack.enter_context(assembly.node(site, PREFIX))
-    verb = lifecycle.prologue if call.kind is PelogKind.PROLOGUE else lifecycle.epilogue
-    return lambda deadline: verb(job, node, deadline=deadline)
+    match call.kind:
+        case PelogKind.PROLOGUE:
+            return lambda deadline: lifecycle.prologue(job, node, _launch, deadline=deadline)
+        case PelogKind.PROLOGUE_PARALLEL:
+            return lambda deadline: lifecycle.prologue_parallel(job, node, _launch, deadline=deadline)
+        case PelogKind.EPILOGUE:
+            return lambda deadline: lifecycle.epilogue(job, node, deadline=deadline)
+        case _:
+            return lambda deadline: lifecycle.epilogue_parallel(job, node, deadline=deadline)
+
+
+def _launch(orders: object, place: int) -> None:
+    """Start a guard in a session of its own. Her orders hold a key: they go through a pipe of our own."""
+    child = proc.spawn(
+        [sys.executable, "-I", str(PREFIX / "scripts" / "hook"), _GUARD],
+        stdin=proc.PIPE, stdout=proc.DEVNULL, stderr=proc.DEVNULL, env=proc.CLEAN_ENV, cwd=Path("/"),
+        pass_fds=(place,),
+    )
+    assert child.stdin is not None
+    with child.stdin as orders_in:
+        orders_in.write(pickle.dumps(orders))
+    proc.detach(child)
+
+
+def _guard() -> int:
+    """The life of a guard."""
+    from vtorque import guard
+    from vtorque.cli import assembly
+
+    # Written by the hook that started us, into a pipe that nobody else has.
+    orders = pickle.load(sys.stdin.buffer)
+    site = assembly.site(PREFIX)
+    logs.setup(assembly.log_file(site), verbose=site.debug_default)
+    with logs.about(job=orders.demand.job.id), logs.step(_GUARD), assembly.node(site, PREFIX) as node:
+        try:
+            guard.watch(orders, node)
+        except Exception:
+            log.exception("unforeseen")
+            return 1
+    return 0
 
 
 def _report(call: Call, error: Exception) -> None:

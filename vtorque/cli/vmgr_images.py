@@ -24,8 +24,7 @@ from vtorque.lab import parts
 from vtorque.model import job_id, job_key
 
 _Areas = argparse._SubParsersAction
-_BAR = 30
-_UNKNOWN_STEP = 256 << 20
+_BAR, _UNKNOWN_STEP = 30, 256 << 20
 
 
 def add(areas: "_Areas[argparse.ArgumentParser]") -> None:
@@ -41,11 +40,11 @@ def add(areas: "_Areas[argparse.ArgumentParser]") -> None:
     verify.add_argument("name", nargs="?", help="one image or NAME@N; all, and what belongs to none, if not given")
     pull = _verb(verbs, "pull", _pull, "download an image into the catalogue (root only)")
     pull.add_argument("url", metavar="URL", help="http:// or https://")
-    pull.add_argument("--sha256", metavar="HEX", help="the digest it must have")
     _about(pull)
     for where in (verbs, areas):
-        adding = _verb(where, "add", _add, "copy an image into the catalogue (root only)")
-        adding.add_argument("image", type=Path, metavar="IMAGE", help="a .qcow2 or .img file, anywhere")
+        adding = _verb(where, "add", _add, "put an image into the catalogue (root only)")
+        adding.add_argument("image", type=Path, nargs="?", metavar="IMAGE", help="a .qcow2 or .img file, anywhere")
+        adding.add_argument("--url", default="", metavar="URL", help="instead: from where each node fetches it")
         adding.add_argument("--kernel", type=Path, metavar="FILE", help="start guests with this kernel directly")
         adding.add_argument("--initrd", type=Path, metavar="FILE")
         adding.add_argument("--cmdline", default="", metavar="TEXT", help="the kernel's command line")
@@ -95,8 +94,7 @@ class Transfer:
     """How far a download is: a bar on a terminal, else a line for every tenth."""
 
     def __init__(self) -> None:
-        self._bar = sys.stderr.isatty()
-        self._step = -1
+        self._bar, self._step = sys.stderr.isatty(), -1
 
     def __call__(self, done: int, total: int | None) -> None:
         """Show `done` of `total` bytes."""
@@ -123,6 +121,7 @@ def _verb(
 def _about(parser: argparse.ArgumentParser) -> None:
     parser.epilog = "Options stand before the image or after the description."
     parser.add_argument("description", nargs="*", metavar="DESCRIPTION")
+    parser.add_argument("--sha256", metavar="HEX", help="the digest it must have")
     parser.add_argument("--name", default="", help="its name in the catalogue; that of the file if not given")
     parser.add_argument("--distro", default="", choices=shelf.DISTROS, help="guessed from the name if not given")
     parser.add_argument("--arch", default="", choices=shelf.ARCHES, help=f"{shelf.ARCHES[0]} if not given")
@@ -154,7 +153,8 @@ def _list(arguments: argparse.Namespace) -> int:
         sys.stdout.write(json.dumps(known, default=str, indent=1) + "\n")
         return status
     for image in (each.image for each in found):
-        size = f"{image.path.stat().st_size >> 20:>6} MiB" if image.path.exists() else "   missing"
+        missing = "    by URL" if image.url else "   missing"
+        size = f"{image.path.stat().st_size >> 20:>6} MiB" if image.path.exists() else missing
         sys.stdout.write(f"{image.name:<28} {image.distro:<8} {size}  {printable(image.description)}\n")
     return status
 
@@ -172,7 +172,7 @@ def _show(arguments: argparse.Namespace) -> int:
         about["revisions"] = [{"revision": each.number, **dict(each.entry)} for each in known]
         sys.stdout.write(json.dumps(about, indent=1) + "\n")
         return 0
-    about["size"] = f"{about['size'] >> 20} MiB" if "size" in about else "missing"
+    about["size"] = f"{about['size'] >> 20} MiB" if "size" in about else "by URL" if found.image.url else "missing"
     about.setdefault("description", "-none-")
     sys.stdout.writelines(f"{key:<12} {printable(str(value))}\n" for key, value in about.items())
     for each in (each.image for each in known):
@@ -191,12 +191,11 @@ def _verify(arguments: argparse.Namespace) -> int:
             status = _complain(error)
     for each in found:
         try:
-            header = shelf.verify(each)
+            text = shelf.verify(each)
         except (ImageError, ConfigError) as error:
             status = _complain(error)
         else:
-            name = f"{each.image.name.partition('@')[0]}@{each.number}"
-            sys.stdout.write(f"{name}: {header.format}, {header.size >> 20} MiB, intact\n")
+            sys.stdout.write(f"{each.image.name.partition('@')[0]}@{each.number}: {printable(text)}\n")
     for path in () if arguments.name else shelf.unreferenced(directory):
         why = "unfinished or being written" if path.name.startswith(".") else "belongs to no image"
         sys.stdout.write(f"{printable(str(path))}: {why}\n")
@@ -204,17 +203,19 @@ def _verify(arguments: argparse.Namespace) -> int:
 
 
 def _add(arguments: argparse.Namespace) -> int:
-    directory = _root_only(arguments)
+    directory, source = _root_only(arguments), arguments.image
+    if not arguments.url and (source is None or arguments.sha256):
+        raise RequestError("which image?", hint="IMAGE, or --url URL --sha256 HEX")
+    if source and arguments.url:
+        arguments.description.insert(0, str(source))
     about = replace(_said(arguments), kernel=arguments.kernel, initrd=arguments.initrd, cmdline=arguments.cmdline)
-    return _added(shelf.add(directory, arguments.image, about, progress=progress()))
+    about = replace(about, url=arguments.url, sha256=arguments.sha256 or "")
+    return _added(shelf.add(directory, None if arguments.url else source, about, progress=progress()))
 
 
 def _pull(arguments: argparse.Namespace) -> int:
-    directory = _root_only(arguments)
-    sha256, about = arguments.sha256, _said(arguments)
-    return _added(shelf.pull(
-        directory, arguments.url, about, sha256=sha256, progress=progress(), transfer=Transfer()
-    ))
+    root, url, about, digest = _root_only(arguments), arguments.url, _said(arguments), arguments.sha256
+    return _added(shelf.pull(root, url, about, sha256=digest, progress=progress(), transfer=Transfer()))
 
 
 def _said(arguments: argparse.Namespace) -> shelf.About:
@@ -223,7 +224,7 @@ def _said(arguments: argparse.Namespace) -> shelf.About:
 
 
 def _added(found: images.Revision) -> int:
-    sys.stdout.write(f"{found.image.name.partition('@')[0]}@{found.number}: {found.image.path}\n")
+    sys.stdout.write(f"{found.image.name.partition('@')[0]}@{found.number}: {found.image.url or found.image.path}\n")
     return 0
 
 

@@ -2,15 +2,13 @@
 """`vmgr lab`: a cluster on this one machine."""
 
 import argparse
-import contextlib
 import json
 import os
 import sys
 
-from vtorque import config, imagebuild, lab
-from vtorque.backends.hypervisor.libvirt import Libvirt
+from vtorque import imagebuild, lab
 from vtorque.cli import PREFIX, vmgr_images
-from vtorque.lab import demo, parts
+from vtorque.lab import demo, nodes, parts
 
 _PARTLY, _DOWN = 1, 3
 
@@ -18,18 +16,25 @@ _PARTLY, _DOWN = 1, 3
 def add(areas: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Register `lab`."""
     parser = areas.add_parser("lab", help="a cluster on this one machine")
-    verbs = parser.add_subparsers(required=True, metavar="up|down|status|shell|demo")
-    verbs.add_parser("up", help="bring up what is not up").set_defaults(act=_lab_up)
+    verbs = parser.add_subparsers(required=True, metavar="up|down|status|exec|shell|demo")
+    up = verbs.add_parser("up", help="bring up what is not up")
+    up.add_argument("--nodes", type=int, metavar="N",
+                    help=f"of how many nodes, up to {nodes.MOST}: one is the machine itself, more are simulated")
+    up.set_defaults(act=_lab_up)
     verbs.add_parser("down", help="remove what up made").set_defaults(act=_lab_down)
     status = verbs.add_parser("status", help="what is up")
     status.add_argument("--json", action="store_true", help="for scripts")
     status.set_defaults(act=_lab_status)
+    inside = verbs.add_parser("exec", help="run a command on a simulated node, as root")
+    inside.add_argument("node", help="vtn1, vtn2 and so on")
+    inside.add_argument("command", nargs="+", help="after `--` when words of it begin with a dash")
+    inside.set_defaults(act=_lab_exec)
     verbs.add_parser("shell", help="a login shell of the lab's user").set_defaults(act=_lab_shell)
     verbs.add_parser("demo", help="run examples/hello.sh in a guest").set_defaults(act=_lab_demo)
 
 
 def _lab_up(arguments: argparse.Namespace) -> int:
-    lab.up(PREFIX, progress=vmgr_images.progress())
+    lab.up(PREFIX, number=arguments.nodes, progress=vmgr_images.progress())
     return 0
 
 
@@ -49,6 +54,11 @@ def _lab_status(arguments: argparse.Namespace) -> int:
     return _PARTLY if any(states.values()) else _DOWN
 
 
+def _lab_exec(arguments: argparse.Namespace) -> int:
+    command = nodes.command(arguments.node, arguments.command)
+    os.execv(command[0], command)
+
+
 def _lab_shell(arguments: argparse.Namespace) -> int:
     if all(lab.status(PREFIX).values()):
         os.execv("/bin/su", ["su", "-", parts.USER])
@@ -62,9 +72,7 @@ def _lab_demo(arguments: argparse.Namespace) -> int:
     imagebuild.build("debian-12", parts.IMAGES, progress=lambda text: progress(f"image: {text}"))
     lab.up(PREFIX, progress=lambda text: progress(f"lab: {text}"))
     try:
-        site = config.load(parts.PROGRAM / "etc/vtorque.yaml", trusted_owner=0)
-        with contextlib.closing(Libvirt(site.libvirt_uri)) as hypervisor:
-            return demo.run(parts.PROGRAM / "examples/hello.sh", hypervisor, progress=progress)
+        return demo.run(parts.PROGRAM / "examples/hello.sh", nodes.views(lab.size()), progress=progress)
     finally:
         if not was_up:
             lab.down(PREFIX, progress=lambda text: progress(f"removing: {text}"))

@@ -27,7 +27,7 @@ no_ssh_fingerprints: true
 ssh: { emit_keys_to_console: false }
 # Unless a user asks for one: making it takes longer than all the rest.
 locale: false
-cloud_init_modules: [ bootcmd, write-files, set_hostname, users-groups, ssh, mounts ]
+cloud_init_modules: [ bootcmd, write-files, growpart, resizefs, set_hostname, users-groups, ssh, mounts ]
 cloud_config_modules: [ locale, timezone, set-passwords, runcmd ]
 cloud_final_modules: [ write-files-deferred, scripts-user, final-message ]
 """,
@@ -135,7 +135,7 @@ RECIPE = Recipe(
     packages=(
         "linux-image-cloud-amd64", "systemd-sysv", "udev", "dbus", "cloud-init", "openssh-server",
         "openssh-client", "nfs-common", "iproute2", "iputils-ping", "netbase", "kmod", "procps",
-        "ca-certificates", "less", "xauth", "locales", "tzdata",
+        "ca-certificates", "less", "xauth", "locales", "tzdata", "cloud-guest-utils",
     ),
     cmdline=(
         "root=/dev/vda1 rw console=ttyS0 quiet net.ifnames=0 random.trust_cpu=1 audit=0 "

@@ -41,16 +41,16 @@ class Daemon:
 
     def is_running(self) -> bool:
         """Whether the process that was started lives. One that nobody reaped is dead."""
-        return self._pid() is not None
+        return self.pid is not None
 
     def stop(self, *, number: signal.Signals = signal.SIGTERM, patience: float = _STOP_SECONDS) -> None:
         """Stop it, first politely, after `patience` seconds with its whole session."""
-        pid = self._pid()
+        pid = self.pid
         if pid is not None:
             os.kill(pid, number)
             with contextlib.suppress(DeadlineExceeded):
                 for _ in Deadline(patience).ticks(doing=f"stop {self.name}"):
-                    if self._pid() is None:
+                    if self.pid is None:
                         break
             proc.kill_session(pid)
         self._record.unlink(missing_ok=True)
@@ -65,7 +65,9 @@ class Daemon:
                 last = (self.log.read_text(errors="replace").strip().splitlines() or ["no message"])[-1]
                 raise CommandError(f"{self.name} did not start: {last}", hint=f"see {self.log}")
 
-    def _pid(self) -> int | None:
+    @property
+    def pid(self) -> int | None:
+        """The process that was started, if it lives."""
         try:
             about = json.loads(files.read(self._record, limit=4096))
             fields = _fields(about["pid"])

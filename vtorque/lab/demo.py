@@ -1,29 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
 """One real job in one real guest, and proof that nothing of it is left."""
 
+import contextlib
 import os
 import pwd
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from vtorque import plan, proc
-from vtorque.backends.hypervisor import Hypervisor
+from vtorque.backends.hypervisor.libvirt import Libvirt
 from vtorque.deadline import Deadline
 from vtorque.errors import CommandError
 from vtorque.lab import parts
+from vtorque.lab.nodes import View
 
 _LOOK_SECONDS = 60.0
 
 
-def run(script: Path, hypervisor: Hypervisor, *, progress: Callable[[str], None]) -> int:
+def run(script: Path, nodes: Sequence[View], *, progress: Callable[[str], None]) -> int:
     """Submit `script` as the lab's user, show its output, check what is left; the job's exit status.
 
     Raises CommandError when the job did not run in its guest, or left something.
     """
     user = pwd.getpwnam(parts.USER)
-    before = leftovers(hypervisor)
+    before = leftovers(nodes)
     progress(f"submitting {script.name} as {parts.USER}")
     status, printed = as_user([str(parts.PROGRAM / "scripts/vsub"), "--wait", "-vm", "img=debian-12.qcow2",
                                str(script)])
@@ -38,7 +40,7 @@ def run(script: Path, hypervisor: Hypervisor, *, progress: Callable[[str], None]
     written = Path(user.pw_dir) / "hello-from-guest.txt"
     progress(f"{written} belongs to {written.owner()}: {written.read_text().strip()}")
     progress(f"the job's exit status is {status}")
-    left = leftovers(hypervisor) - before
+    left = leftovers(nodes) - before
     if left:
         raise CommandError(f"the job left behind: {', '.join(sorted(left))}")
     progress("nothing is left: no domain, qemu, overlay, seed, state, key or job directory")
@@ -60,12 +62,15 @@ def as_user(argv: list[str]) -> tuple[int, bytes]:
     return child.returncode, printed
 
 
-def leftovers(hypervisor: Hypervisor) -> set[str]:
-    """Everything a job could leave on this machine, by name."""
-    found = {f"domain {name}" for name in hypervisor.domains(deadline=Deadline(_LOOK_SECONDS))}
-    user = Path(pwd.getpwnam(parts.USER).pw_dir)
-    places = (parts.STATE / "jobs", parts.STATE / "seeds", parts.STATE / "attempts", parts.ROOT / "disks",
-              user / ".vtorque", parts.ROOT / "torque/mom_priv/jobs", parts.ROOT / "torque/spool")
+def leftovers(nodes: Sequence[View]) -> set[str]:
+    """Everything a job could leave on these nodes, by name."""
+    found = set()
+    places = [Path(pwd.getpwnam(parts.USER).pw_dir) / ".vtorque", parts.ROOT / "torque/spool"]
+    for node in nodes:
+        with contextlib.closing(Libvirt(node.uri)) as hypervisor:
+            found |= {f"domain {name}" for name in hypervisor.domains(deadline=Deadline(_LOOK_SECONDS))}
+        places += [node.state / "jobs", node.state / "seeds", node.state / "attempts", node.disks,
+                   node.mom_priv / "jobs"]
     for place in places:
         found |= {str(path) for path in place.glob("*")}
     for entry in Path("/proc").glob("[0-9]*"):

@@ -48,6 +48,8 @@ SSH_TIMEOUT: 20
 REQUEUE_LIMIT: 1
 STATE_DIR: {state}
 DISK_DIR: {root}/disks
+RAMDISK_DIR: {root}/ramdisk
+IMAGE_CACHE_DIR: {root}/image-cache
 LOG_DIR: {root}/log
 """
 
@@ -108,8 +110,8 @@ class Account(Part):
         if self.is_up():
             return
         for group in GROUPS:
-            _do("groupadd", "-f", group)
-        _do("useradd", "--create-home", "--user-group", "--groups", ",".join(GROUPS),
+            do("groupadd", "-f", group)
+        do("useradd", "--create-home", "--user-group", "--groups", ",".join(GROUPS),
             "--shell", "/bin/bash", "--comment", "user of the vtorque lab", USER)
         user = pwd.getpwnam(USER)
         profile = f'PATH="{PROGRAM}/scripts:{PROGRAM}/scripts/local:$PATH"\n'
@@ -120,9 +122,9 @@ class Account(Part):
 
     def down(self) -> None:
         if self.is_up():
-            _do("userdel", "--remove", USER, statuses=(0, 12))
+            do("userdel", "--remove", USER, statuses=(0, 12))
         for group in GROUPS:
-            _do("groupdel", group, statuses=(0, 6))
+            do("groupdel", group, statuses=(0, 6))
 
     def is_up(self) -> bool:
         try:
@@ -147,9 +149,9 @@ class Network(Part):
 
     def up(self) -> None:
         if not self._has_bridge():
-            _do("ip", "link", "add", BRIDGE, "type", "bridge", "forward_delay", "0")
-            _do("ip", "address", "add", f"{ADDRESS}/24", "dev", BRIDGE)
-        _do("ip", "link", "set", BRIDGE, "up")
+            do("ip", "link", "add", BRIDGE, "type", "bridge", "forward_delay", "0")
+            do("ip", "address", "add", f"{ADDRESS}/24", "dev", BRIDGE)
+        do("ip", "link", "set", BRIDGE, "up")
         self._dnsmasq.start()
 
     def stop_dhcp(self) -> None:
@@ -160,7 +162,7 @@ class Network(Part):
         self.stop_dhcp()
         self._leases.unlink(missing_ok=True)
         if self._has_bridge():
-            _do("ip", "link", "delete", BRIDGE)
+            do("ip", "link", "delete", BRIDGE)
 
     def is_up(self) -> bool:
         return self._has_bridge() and self._dnsmasq.is_running()
@@ -186,7 +188,8 @@ def answers(path: Path) -> bool:
     return True
 
 
-def _do(program: str, *words: str, statuses: Sequence[int] = (0,)) -> None:
+def do(program: str, *words: str, statuses: Sequence[int] = (0,)) -> None:
+    """Run a program of this machine to its end. Raises ConfigError when it is missing, CommandError when it fails."""
     path = shutil.which(program, path=proc.PATH)
     if path is None:
         raise ConfigError(f"{program} is missing on this machine")

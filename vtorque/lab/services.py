@@ -2,15 +2,18 @@
 """The lab's services: libvirt, NFS, a batch system."""
 
 import contextlib
+import os
 import pwd
 import shutil
 import signal
 import socket
+from collections.abc import Sequence
 from pathlib import Path
 
 from vtorque import files
 from vtorque.deadline import Deadline
 from vtorque.errors import CommandError
+from vtorque.lab import nodes
 from vtorque.lab.daemons import Daemon
 from vtorque.lab.parts import ADDRESS, PROGRAM, ROOT, USER, Part, answers, kvm_is_usable
 
@@ -116,20 +119,22 @@ class Engine(Part):
 
     name = "batch system"
 
-    def __init__(self) -> None:
+    def __init__(self, hosts: Sequence[str] = ()) -> None:
         self._home = ROOT / "torque"
+        self._hosts = hosts
         mom = str(PROGRAM / "scripts/local/pbs_mom")
         command = ["/usr/bin/python3", "-I", mom, "--home", str(self._home)]
+        if hosts:
+            command += ["--nodes", str(nodes.DIRECTORY)]
         self._daemon = Daemon("pbs_mom", command, directory=ROOT)
 
     def up(self) -> None:
-        mom_priv = self._home / "mom_priv"
-        mom_priv.mkdir(mode=0o751, parents=True, exist_ok=True)
-        for name in ("prologue", "prologue.parallel", "epilogue", "epilogue.parallel", "epilogue.precancel"):
-            link = mom_priv / name
-            link.unlink(missing_ok=True)
-            link.symlink_to(PROGRAM / "scripts" / name)
-        files.replace(mom_priv / "config", b"$prologalarm 300\n", mode=0o644)
+        for view in nodes.views(len(self._hosts) or 1):
+            _set_up(view.mom_priv)
+        if self._hosts:
+            (self._home / "server_priv").mkdir(mode=0o750, parents=True, exist_ok=True)
+            text = "".join(f"{host} np={os.cpu_count() or 1}\n" for host in self._hosts)
+            files.replace(self._home / "server_priv/nodes", text.encode(), mode=0o644)
         self._daemon.start()
         self._daemon.require(self._home / "server.sock", deadline=Deadline(_SECONDS))
 
@@ -140,3 +145,14 @@ class Engine(Part):
 
     def is_up(self) -> bool:
         return self._daemon.is_running() and answers(self._home / "server.sock")
+
+
+def _set_up(mom_priv: Path) -> None:
+    """The directory of one mom's files, with our hooks in it."""
+    for directory in (mom_priv, mom_priv / "jobs"):
+        directory.mkdir(mode=0o751, parents=True, exist_ok=True)
+    for name in ("prologue", "prologue.parallel", "epilogue", "epilogue.parallel", "epilogue.precancel"):
+        link = mom_priv / name
+        link.unlink(missing_ok=True)
+        link.symlink_to(PROGRAM / "scripts" / name)
+    files.replace(mom_priv / "config", b"$prologalarm 300\n", mode=0o644)

@@ -11,6 +11,7 @@ from pathlib import Path
 from vtorque import proc
 from vtorque.errors import CommandError
 from vtorque.mom import rules
+from vtorque.mom.places import Place, Start
 from vtorque.mom.rules import HookRule, Output
 from vtorque.mom.spool import Home, JobRecord
 
@@ -38,6 +39,7 @@ class Hook:
         kind: str,
         job: JobRecord,
         *,
+        place: Place | None = None,
         node_number: int = 0,
         sister: str = "",
         terminal: int | None = None,
@@ -49,20 +51,21 @@ class Hook:
         self._node_number = node_number
         self._terminal = terminal
         self.kind = kind
-        self.path = home.mom_priv / kind
+        self._place = place or home.here
         self.child: proc.Child | None = None
         self._arguments: list[str] = []
         self._result: int | None = None
         self._started = time.monotonic()
-        self._limit = rules.hook_seconds(home.alarm_seconds(rules.DEFAULT_ALARM_SECONDS))
+        self._limit = rules.hook_seconds(self._place.alarm_seconds())
 
     def start(self) -> None:
         """Start it, unless there is none or mom would not run it."""
         self._arguments = rules.arguments(
-            self.kind, self._job, script=self._home.script(self._job.id), sister=bool(self._sister)
+            self.kind, self._job, script=self._place.inside / "jobs" / self._home.script(self._job.id).name,
+            sister=bool(self._sister),
         )
         try:
-            about = self.path.stat()
+            about = (self._place.mom_priv / self.kind).stat()
         except FileNotFoundError:
             # A dangling link is no hook either, and no hook is a success (prolog.c:413-464).
             self._result = rules.SUCCESS
@@ -96,10 +99,16 @@ class Hook:
         )
 
     def _spawn(self) -> proc.Child:
+        inside = self._place.inside
+        start = self._place.start(Start(
+            argv=[str(inside / self.kind), *self._arguments],
+            cwd=Path(self._job.home) if self._rule.as_user else inside,
+            identity=_identity(self._rule, self._job),
+        ))
         outputs = self._outputs()
         try:
             return proc.spawn(
-                [str(self.path), *self._arguments],
+                start.argv, cwd=start.cwd, identity=start.identity,
                 stdin=proc.DEVNULL, stdout=outputs[0], stderr=outputs[1],
                 env=rules.environment(
                     self._job,
@@ -107,8 +116,6 @@ class Hook:
                     mother_superior=self._job.hosts[0],
                     node_file=None if self._sister else self._home.node_file(self._job.id),
                 ),
-                cwd=Path(self._job.home) if self._rule.as_user else self._home.mom_priv,
-                identity=_identity(self._rule, self._job),
                 umask=self._rule.umask,
                 before_exec=_before_exec(self._rule),
             )

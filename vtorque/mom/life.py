@@ -19,7 +19,9 @@ from vtorque.errors import CommandError
 from vtorque.mom import rules, terminal
 from vtorque.mom.delivery import deliver
 from vtorque.mom.hooks import Hook, HookRun, open_outputs
+from vtorque.mom.places import Places, here
 from vtorque.mom.rules import JOB_EXEC_FAIL1, JOB_EXEC_FAIL2, JOB_EXEC_OVERLIMIT_WT, JOB_EXEC_RETRY, Verdict
+from vtorque.mom.sisters import Sisters
 from vtorque.mom.spool import Home, JobRecord
 from vtorque.mom.terminal import Terminal
 
@@ -37,13 +39,16 @@ class Timing:
 class Life:
     """From queued to completed."""
 
-    def __init__(self, home: Home, job: JobRecord, *, timing: Timing | None = None) -> None:
+    def __init__(
+        self, home: Home, job: JobRecord, *, timing: Timing | None = None, place: Places | None = None
+    ) -> None:
         self._home = home
         self.job = job
         self._timing = timing or Timing()
         self._delete_at: float | None = None
         self._terminal: Terminal | None = None
         self.history: list[HookRun] = []
+        self._sisters = Sisters(home, job, place=place or here(home.mom_priv), note=self.history.append)
 
     def delete(self, number: int = 0, frame: FrameType | None = None) -> None:
         """What qdel does; also a signal handler."""
@@ -66,6 +71,8 @@ class Life:
             self._finish(JOB_EXEC_FAIL1, comment="qsub does not wait for the job any more")
             return False
         verdict = self._start()
+        if verdict is not Verdict.RUN:
+            self._sisters.abort(self.job)
         if self._ended:
             self._finish(0)
             return False
@@ -84,6 +91,7 @@ class Life:
 
     def recover(self) -> JobRecord:
         """End the job of an engine that died."""
+        self._sisters.have_joined = True
         self._finish(JOB_EXEC_FAIL2, comment="the engine was restarted while the job ran")
         return self.job
 
@@ -112,11 +120,14 @@ class Life:
         return True
 
     def _let_go(self) -> None:
+        while self._sisters.are_busy:
+            self._pause()
         if self._terminal is not None:
             self._terminal.close()
 
     def _pause(self) -> None:
         """What every loop does while it waits: an interactive job's user is served meanwhile."""
+        self._sisters.work()
         if self._terminal is None:
             time.sleep(_TICK_SECONDS)
         else:
@@ -125,14 +136,10 @@ class Life:
     def _start(self) -> Verdict:
         """All of the start within one `$prologalarm` (mom_main.c:5713-5726)."""
         began = time.monotonic()
-        budget = self._home.alarm_seconds(rules.DEFAULT_ALARM_SECONDS)
+        budget = self._home.here.alarm_seconds()
         again = Verdict.ABORT if self.job.interactive else Verdict.REQUEUE
-        sisters = list(dict.fromkeys(self.job.hosts))[1:]
-        for number, sister in enumerate(sisters, 1):
-            for kind in ("prologue.parallel", "prologue.user.parallel"):
-                hook = self._hook(kind, node_number=number, sister=sister)
-                if self._until_done(hook) != rules.SUCCESS:
-                    return again
+        if not self._sisters.join(self.job, pause=self._pause):
+            return again
         for kind in ("prologue", "prologue.user"):
             hook = self._hook(kind)
             if kind == "prologue" and self._deleted_meanwhile(hook):
@@ -261,16 +268,12 @@ class Life:
 
     def _end_hooks(self, status: int) -> None:
         self.job = self._home.save(self.job, state="E", exit_status=status)
-        sisters = list(dict.fromkeys(self.job.hosts))[1:]
-        for number, sister in enumerate(sisters, 1):
-            for kind in ("epilogue.user.parallel", "epilogue.parallel"):
-                self._until_done(self._hook(kind, node_number=number, sister=sister))
+        self._sisters.end(self.job, pause=self._pause)
         for kind in ("epilogue.user", "epilogue"):
             self._until_done(self._hook(kind))
 
-    def _hook(self, kind: str, *, node_number: int = 0, sister: str = "") -> Hook:
-        tty = self._terminal.slave if self._terminal else None
-        hook = Hook(self._home, kind, self.job, node_number=node_number, sister=sister, terminal=tty)
+    def _hook(self, kind: str) -> Hook:
+        hook = Hook(self._home, kind, self.job, terminal=self._terminal.slave if self._terminal else None)
         hook.start()
         return hook
 
@@ -287,8 +290,10 @@ class Life:
         self.job = self._home.save(self.job, state="C", comment=comment)
 
 
-def live(home: Home, job: JobRecord, *, install: Callable[..., object], recover: bool = False) -> JobRecord:
+def live(
+    home: Home, job: JobRecord, *, place: Places, install: Callable[..., object], recover: bool = False
+) -> JobRecord:
     """Live a job's life as a process: TERM deletes the job. `install` is signal.signal."""
-    life = Life(home, job)
+    life = Life(home, job, place=place)
     install(signal.SIGTERM, life.delete)
     return life.recover() if recover else life.run()

@@ -19,7 +19,6 @@ SIGNAL_BASE = 256
 
 _RESOURCE_BUFFER = 2048
 _KILLED_EARLIER_SECONDS = 10
-DEFAULT_ALARM_SECONDS = 300
 
 # pbs_environment, as Torque installs it.
 MOM_ENVIRONMENT = {"PATH": "/bin:/usr/bin", "LANG": "C"}

@@ -10,13 +10,15 @@ import selectors
 import signal
 import socket
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from vtorque import files, proc
-from vtorque.mom import arrays, wire
+from vtorque.mom import arrays, nodes, wire
+from vtorque.mom.places import Places, Start
+from vtorque.mom.rules import JOB_EXEC_FAIL2
 from vtorque.mom.spool import Home, JobRecord
 
 _REQUEST_LIMIT = 64 << 20
@@ -34,12 +36,13 @@ class Refused(Exception):
 
 
 class Server:
-    """One engine. Each job's life is a process of its own, made by `life_command`."""
+    """One engine. Each job's life is a process of its own on its mother superior, made by `life_command`."""
 
-    def __init__(self, home: Home, *, name: str, host: str, life_command: Sequence[str]) -> None:
+    def __init__(self, home: Home, *, name: str, host: str, place: Places, life_command: Sequence[str]) -> None:
         self._home = home
         self._name = name
         self._host = host
+        self._place = place
         self._command = tuple(life_command)
         self._lives: dict[str, proc.Child] = {}
         self._completed: set[str] = set()
@@ -75,8 +78,12 @@ class Server:
 
     def _recover(self) -> None:
         for job in self._home.jobs():
-            if job.state in ("R", "E"):
+            if job.state not in ("R", "E"):
+                continue
+            if self._place(job.hosts[0]).is_there:
                 self._begin(job, "--recover")
+            else:
+                self._home.save(job, state="C", exit_status=JOB_EXEC_FAIL2, comment=f"{job.hosts[0]} is down")
 
     def _answer(self, listener: socket.socket) -> None:
         connection, _ = listener.accept()
@@ -138,7 +145,7 @@ class Server:
             id=identity, owner=user.pw_name, group=grp.getgrgid(user.pw_gid).gr_name, uid=uid,
             gid=user.pw_gid, groups=tuple(os.getgrouplist(user.pw_name, user.pw_gid)),
             home=user.pw_dir, login_shell=user.pw_shell or "/bin/sh", name=name, directory=directory,
-            hosts=self._hosts(str(order["resources"].get("nodes", "1"))), resources=order["resources"],
+            resources=order["resources"],
             variables={str(key): str(value) for key, value in order["variables"].items()},
             queue=order["queue"], account=order["account"], shell=order["shell"],
             arguments=order["arguments"], work_directory=order["work_directory"], join=order["join"],
@@ -147,6 +154,9 @@ class Server:
             state="H" if order.get("hold") else "Q", interactive=bool(order.get("interactive")),
             terminal=str(order.get("terminal", "")), command=str(order.get("command", "")),
         )
+        if self._choose(job, hosts := self._hosts()) is None:
+            known = ", ".join(f"{host} np={slots}" for host, slots in hosts.items())
+            raise Refused(_BAD_NODES, f"cannot locate feasible nodes: this engine has {known}")
         try:
             _ = job.walltime
         except ValueError as wrong:
@@ -154,28 +164,22 @@ class Server:
         return job
 
     def _queue(self, text: str, job: JobRecord) -> None:
-        script = self._home.script(job.id)
+        script = self._home.queued_script(job.id)
         files.write_new(script, text.encode("latin-1"), mode=0o700)
         files.give(script, uid=job.uid, gid=job.gid)
         self._home.save(job)
 
-    def _hosts(self, nodes: str) -> tuple[str, ...]:
-        """One host for every slot; this machine is every node."""
-        head, _, rest = nodes.partition(":")
-        ppn = next((part[4:] for part in rest.split(":") if part.startswith("ppn=")), "1")
-        if head not in ("1", self._host) or not ppn.isdecimal() or int(ppn) < 1:
-            raise Refused(_BAD_NODES, f"cannot locate feasible nodes: this engine has one node, {self._host}")
-        if int(ppn) > self._slots():
-            raise Refused(_BAD_NODES, f"cannot locate feasible nodes: {self._host} has np={self._slots()}")
-        return (self._host,) * int(ppn)
+    def _hosts(self) -> dict[str, int]:
+        """Hosts and their slots: `server_priv/nodes`, else this machine with its processors."""
+        file = self._home.path / "server_priv" / "nodes"
+        return nodes.read(file, otherwise={self._host: os.cpu_count() or 1})
 
-    def _slots(self) -> int:
-        """np= of this machine in `server_priv/nodes`, else its processors."""
-        with contextlib.suppress(OSError):
-            for word in (self._home.path / "server_priv" / "nodes").read_text().split():
-                if word.startswith("np=") and word[3:].isdecimal():
-                    return int(word[3:])
-        return os.cpu_count() or 1
+    @staticmethod
+    def _choose(job: JobRecord, free: Mapping[str, int]) -> tuple[str, ...] | None:
+        try:
+            return nodes.choose(nodes.parse(str(job.resources.get("nodes", "1")), most=len(free)), free)
+        except ValueError:
+            return None
 
     def _find(self, job: str | None) -> list[JobRecord]:
         found = [each for each in self._home.jobs() if job is None or job in each.names]
@@ -198,7 +202,7 @@ class Server:
             if job.id in self._lives:
                 self._lives[job.id].send_signal(signal.SIGTERM)
             else:
-                self._home.script(job.id).unlink(missing_ok=True)
+                self._home.queued_script(job.id).unlink(missing_ok=True)
                 self._home.save(job, state="C", exit_status=0, comment="deleted")
 
     def _release(self, name: str, uid: int) -> None:
@@ -214,7 +218,8 @@ class Server:
         jobs = self._home.jobs(without=self._completed)
         self._completed.update(job.id for job in jobs if job.state == "C")
         running = [job for job in jobs if job.id in self._lives]
-        free = self._slots() - sum(job.slots for job in running)
+        used = Counter(host for job in running for host in job.hosts)
+        free = {host: slots - used[host] for host, slots in self._hosts().items() if self._place(host).is_there}
         busy = Counter(job.array for job in running)
         for job in jobs:
             if job.state != "Q" or job.id in self._lives:
@@ -222,17 +227,27 @@ class Server:
             # What its own array's limit keeps back keeps nobody else back.
             if job.slot_limit and busy[job.array] >= job.slot_limit:
                 continue
-            if job.slots > free:
+            if (chosen := self._choose(job, free)) is None:
                 return
-            free -= job.slots
+            for host in chosen:
+                free[host] -= 1
             busy[job.array] += 1
-            self._begin(job)
+            self._start(self._home.save(job, hosts=chosen))
+
+    def _start(self, job: JobRecord) -> None:
+        """The mother superior gets the script; on the sisters there is none."""
+        # It has been moved when the engine died right here.
+        with contextlib.suppress(FileNotFoundError):
+            self._home.queued_script(job.id).rename(self._place(job.hosts[0]).script(job.id))
+        self._begin(job)
 
     def _begin(self, job: JobRecord, *more: str) -> None:
+        root = proc.Identity(uid=0, gid=0, groups=(0,))
+        command = Start(argv=[*self._command, job.id, *more], cwd=Path("/"), identity=root)
+        start = self._place(job.hosts[0]).start(command)
         self._lives[job.id] = proc.spawn(
-            [*self._command, job.id, *more],
-            stdin=proc.DEVNULL, stdout=proc.DEVNULL, stderr=proc.DEVNULL,
-            env=proc.CLEAN_ENV, cwd=Path("/"), umask=0o022,
+            start.argv, cwd=start.cwd, stdin=proc.DEVNULL, stdout=proc.DEVNULL, stderr=proc.DEVNULL,
+            env=proc.CLEAN_ENV, umask=0o022,
         )
 
 

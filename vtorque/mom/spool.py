@@ -10,6 +10,7 @@ from pathlib import Path
 
 from vtorque import files, units
 from vtorque.model import JobId, job_key
+from vtorque.mom.places import Place
 
 _RECORD_LIMIT = 4 << 20
 _MODES = {
@@ -30,7 +31,8 @@ class JobRecord:
 
     An element of an array has its number in `array_index`; of its array
     `slot_limit` elements may run at once, 0 for all. An interactive job's qsub
-    listens at `terminal`; its shell runs `command`, if there is one.
+    listens at `terminal`; its shell runs `command`, if there is one. It has its
+    hosts, one for every slot and the mother superior first, when it is started.
     """
 
     id: str
@@ -43,9 +45,9 @@ class JobRecord:
     login_shell: str
     name: str
     directory: str
-    hosts: tuple[str, ...]
     resources: Mapping[str, str]
     variables: Mapping[str, str] = field(default_factory=dict)
+    hosts: tuple[str, ...] = ()
     queue: str = "batch"
     account: str = ""
     shell: str = ""
@@ -86,11 +88,6 @@ class JobRecord:
         return frozenset(name for each in (self.id, self.array) for name in (each, each.partition(".")[0]) if name)
 
     @property
-    def slots(self) -> int:
-        """Processors the job occupies."""
-        return len(self.hosts)
-
-    @property
     def walltime(self) -> int:
         """Its limit in seconds, 0 for none."""
         return units.seconds(self.resources["walltime"]) if "walltime" in self.resources else 0
@@ -102,6 +99,7 @@ class Home:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.mom_priv = path / "mom_priv"
+        self.here = Place(self.mom_priv)
         self.socket = path / "server.sock"
         self.pid_file = path / "server_priv" / "pbs_mom.pid"
 
@@ -125,13 +123,17 @@ class Home:
             os.fsync(file.fileno())
         return JobId(f"{number}[].{server}" if array else f"{number}.{server}")
 
+    def queued_script(self, job: str) -> Path:
+        """The script of a job that was not started yet."""
+        return self.path / "server_priv" / "jobs" / f"{job_key(JobId(job))}.SC"
+
     def script(self, job: str) -> Path:
-        """The spooled script; its absence tells a prologue that the job was deleted."""
-        return self.mom_priv / "jobs" / f"{job_key(JobId(job))}.SC"
+        """The script of a job whose mother superior is here."""
+        return self.here.script(job)
 
     def task(self, job: str) -> Path:
-        """Mom's own record, there once the job runs."""
-        return self.mom_priv / "jobs" / f"{job_key(JobId(job))}.JB"
+        """Her own record of it."""
+        return self.here.task(job)
 
     def node_file(self, job: str) -> Path:
         """One line for every slot."""
@@ -166,17 +168,6 @@ class Home:
         names = [name for path in paths if (name := path.name.removesuffix(".json")) not in without]
         found = [self.load(name) for name in names]
         return sorted((job for job in found if job), key=lambda job: job.order)
-
-    def alarm_seconds(self, default: int) -> int:
-        """`$prologalarm` of mom's own config file."""
-        alarm = default
-        config = self.mom_priv / "config"
-        if config.exists():
-            for line in config.read_text().splitlines():
-                words = line.split()
-                if len(words) == 2 and words[0] == "$prologalarm" and words[1].isdecimal():
-                    alarm = int(words[1])
-        return alarm
 
     def _record(self, job: str) -> Path:
         return self.path / "server_priv" / "jobs" / f"{job}.json"

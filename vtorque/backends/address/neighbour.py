@@ -4,13 +4,15 @@
 Message layouts: rtnetlink(7), linux/neighbour.h.
 """
 
-import contextlib
-import ipaddress
+import errno
 import select
 import socket
 import struct
 from collections.abc import Iterator
+from ipaddress import ip_address
 
+from vtorque.backends.address import usable
+from vtorque.deadline import Deadline
 from vtorque.errors import AddressError
 from vtorque.model import VmPlan
 
@@ -27,7 +29,7 @@ _NUD_INCOMPLETE, _NUD_REACHABLE, _NUD_STALE, _NUD_DELAY, _NUD_PROBE, _NUD_FAILED
 _NUD_NOARP, _NUD_PERMANENT = 64, 128
 _FRESH = _NUD_REACHABLE | _NUD_DELAY | _NUD_PERMANENT | _NUD_PROBE
 _USABLE = _FRESH | _NUD_STALE
-_RECEIVE = 1 << 16
+_BUFFER = 1 << 16
 _DUMP_SECONDS = 2.0
 
 
@@ -44,41 +46,55 @@ class Neighbours:
         self._entries: dict[str, tuple[str, int]] = {}
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0)
         self._socket.bind((0, _RTMGRP_NEIGH))
-        self._dump()
+        self._request()
+        deadline = Deadline(_DUMP_SECONDS)
+        while self._is_told(deadline) and not self._receive():
+            pass
 
     def candidates(self, vm: VmPlan) -> tuple[str, ...]:
         """Addresses at the guest's MAC: those the kernel has just talked to first, IPv4 before IPv6."""
         found = [
             (not state & _FRESH, ":" in address, address)
             for address, (mac, state) in self._entries.items()
-            if mac == vm.mac.lower() and state & _USABLE
+            if mac == vm.mac.lower()
         ]
         return tuple(address for _, _, address in sorted(found, key=lambda each: each[:2]))
 
     def wait(self, seconds: float) -> None:
-        """Return when the table of this bridge may have changed, after `seconds` at the latest."""
-        ready, _, _ = select.select([self._socket], [], [], seconds)
-        if ready:
-            try:
-                self._take(self._socket.recv(_RECEIVE))
-            except OSError:
-                # The kernel drops messages that nobody fetches (ENOBUFS): ask for all again.
-                self._dump()
+        """Return when the table of this bridge has changed, after `seconds` at the latest.
+
+        Other interfaces of the node may have hundreds of messages a second.
+        """
+        deadline = Deadline(seconds)
+        before = dict(self._entries)
+        while self._entries == before and self._is_told(deadline):
+            self._receive()
 
     def close(self) -> None:
         """Stop listening."""
         self._socket.close()
 
-    def _dump(self) -> None:
+    def _request(self) -> None:
+        """Ask for the whole table."""
         self._entries.clear()
         body = _NDMSG.pack(socket.AF_UNSPEC, self._interface, 0, 0, 0)
         header = _NLMSG.pack(_NLMSG.size + len(body), _RTM_GETNEIGH, _REQUEST_DUMP, 1, 0)
         self._socket.send(header + body)
-        with contextlib.suppress(TimeoutError):
-            self._socket.settimeout(_DUMP_SECONDS)
-            while not self._take(self._socket.recv(_RECEIVE)):
-                pass
-        self._socket.settimeout(None)
+
+    def _is_told(self, deadline: Deadline) -> bool:
+        """Whether there is a message before the deadline."""
+        return not deadline.expired and bool(select.select([self._socket], [], [], deadline.remaining)[0])
+
+    def _receive(self) -> bool:
+        """Enter what has come; whether it ends a dump."""
+        try:
+            return self._take(self._socket.recv(_BUFFER))
+        except OSError as error:
+            if error.errno != errno.ENOBUFS:
+                raise AddressError(f"lost the neighbour table: {error.strerror}") from error
+            # The kernel drops messages that nobody fetches: the table comes again, between other messages.
+            self._request()
+            return False
 
     def _take(self, data: bytes) -> bool:
         """Enter messages into the table; whether they end a dump."""
@@ -89,9 +105,9 @@ class Neighbours:
             if entry is None or entry[0] != self._interface:
                 continue
             _, address, mac, state = entry
-            if kind == _RTM_NEWNEIGH:
+            if kind == _RTM_NEWNEIGH and mac and state & _USABLE:
                 self._entries[address] = (mac, state)
-            elif kind == _RTM_DELNEIGH:
+            elif kind in (_RTM_NEWNEIGH, _RTM_DELNEIGH):
                 self._entries.pop(address, None)
         return False
 
@@ -128,8 +144,4 @@ def neighbour(body: bytes) -> tuple[int, str, str, int] | None:
 
 def _address(value: bytes) -> str:
     """The text of an address that can be connected to without a zone, or nothing."""
-    if len(value) not in (4, 16):
-        return ""
-    address = ipaddress.ip_address(value)
-    unusable = address.is_link_local or address.is_multicast or address.is_unspecified
-    return "" if unusable else str(address)
+    return usable(str(ip_address(value))) if len(value) in (4, 16) else ""

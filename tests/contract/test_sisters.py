@@ -1,0 +1,292 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A job on several nodes, over fakes: each node with a record, a hypervisor and a guard of its own, one home."""
+
+import json
+import multiprocessing
+import os
+import pwd
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.builders import KEY, a_job, a_request, a_shape, a_site
+from tests.fakes.guest import FakeAddresses, FakeSession, FakeTransport
+from tests.fakes.hypervisor import FakeHypervisor
+from vtorque import guard, images, lifecycle, plan, published, request, state
+from vtorque.deadline import Deadline
+from vtorque.errors import VtorqueError
+from vtorque.guard import Orders
+from vtorque.model import Job, VmRequest
+from vtorque.node import Node
+
+pytestmark = [
+    pytest.mark.runs,
+    pytest.mark.skipif(os.getuid() != 0, reason="root's own verbs"),
+]
+
+TEMPLATES = Path(__file__).resolve().parents[2] / "templates-vm"
+FORK = multiprocessing.get_context("fork")
+
+
+class Sister:
+    """One node of the job; the first is the mother superior."""
+
+    def __init__(self, cluster: "Cluster", index: int) -> None:
+        self.cluster = cluster
+        self.name = f"n{index + 1}"
+        self.root = cluster.root / self.name
+        self.hypervisor = FakeHypervisor()
+        self.job: Job = replace(
+            cluster.job, node_index=index, nodes=cluster.nodes if index == 0 else (),
+            spool_script=cluster.script if index == 0 else None,
+        )
+        self.guards: list[Any] = []
+        self.node = Node(
+            site=a_site(
+                state_dir=str(self.root / "run"), disk_dir=str(self.root / "disks"),
+                vm_img_dir=str(cluster.root / "images"), torque_home=str(self.root), min_uid=1, requeue_limit=1,
+                timeout=8,
+            ),
+            shape=a_shape(name=self.name), hypervisor=self.hypervisor,
+            addresses=lambda guests, deadline: FakeAddresses(("10.0.0.1",)),
+            transport=FakeTransport({"10.0.0.1": lambda: FakeSession(self.said())}), templates=TEMPLATES,
+            announce="", qemu_ids=(0, 0),
+        )
+        (self.root / "mom_priv/jobs").mkdir(parents=True)
+        self.record = self.node.state(self.job.key)
+
+    def said(self) -> bytes:
+        return f"ready {plan.guest_uuid(self.job.id, self.job.node_index)}\n".encode()
+
+    def known(self, *, yes: bool) -> None:
+        """Mom's own record of the job comes, or goes."""
+        path = self.root / "mom_priv/jobs" / f"{self.job.key}.JB"
+        path.touch() if yes else path.unlink(missing_ok=True)
+
+    def launch(self, orders: Orders, place: int) -> None:
+        """A guard in a process of her own, as the hook starts her."""
+        child = FORK.Process(target=self._guard, args=(orders, place))
+        child.start()
+        self.guards.append(child)
+
+    def _guard(self, orders: Orders, place: int) -> None:
+        # The real one is started anew and inherits nothing else.
+        os.closerange(3, place)
+        os.closerange(place + 1, 1024)
+        guard.watch(orders, self.node)
+
+    def start(self) -> None:
+        verb = lifecycle.prologue if self.job.node_index == 0 else lifecycle.prologue_parallel
+        verb(self.job, self.node, self.launch, deadline=Deadline(40))
+
+    def end(self) -> None:
+        verb = lifecycle.epilogue if self.job.node_index == 0 else lifecycle.epilogue_parallel
+        verb(replace(self.job, exit_status=0), self.node, deadline=Deadline(40))
+
+    def guard_is_gone(self) -> bool:
+        for child in self.guards:
+            child.join(20)
+        return all(child.exitcode == 0 for child in self.guards)
+
+    def left(self) -> list[str]:
+        return [
+            str(path) for place in ("run", "disks") for path in (self.root / place).rglob("*")
+            if not path.is_dir() and path.parent.name != "guards" and path.name != "lock"
+        ]
+
+
+class Cluster:
+    """Nodes that share a home."""
+
+    def __init__(self, root: Path, user: pwd.struct_passwd, *, nodes: int = 2, **asked: Any) -> None:
+        self.root = root
+        source = root / "source.qcow2"
+        subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", source, "1M"], check=True)
+        about = {"name": "a.qcow2", "distro": "debian", "arch": "x86_64", "description": ""}
+        images.publish(root / "images", about, {"a.qcow2": source})
+        self.request: VmRequest = a_request(image="a.qcow2", vcpus=1, memory_mib=64, public_key=KEY, **asked)
+        self.nodes = tuple(f"n{number + 1}" for number in range(nodes))
+        self.script = root / "7.srv.SC"
+        self.script.touch()
+        self.job = a_job(user=user.pw_name, request=request.encode(self.request))
+        self.directory = Path(user.pw_dir, ".vtorque", self.request.request_id)
+        self.directory.mkdir(parents=True)
+        for path in (Path(user.pw_dir), self.directory.parent, self.directory):
+            os.chown(path, user.pw_uid, user.pw_gid)
+        self.sisters = [Sister(self, index) for index in range(nodes)]
+
+    def start(self) -> None:
+        for sister in self.sisters[1:]:
+            sister.start()
+        self.sisters[0].start()
+
+    def ready(self) -> dict[str, Any]:
+        marker: dict[str, Any] = json.loads((self.sisters[0].record.path / state.READY).read_text())
+        return marker
+
+    def failed(self) -> str:
+        return str(json.loads((self.sisters[0].record.path / state.FAILED).read_text())["reason"])
+
+
+@pytest.fixture
+def make() -> Iterator[Callable[..., Cluster]]:
+    root = Path(f"/var/lib/vtorque-sisters-{os.getpid()}")
+    shutil.rmtree(root, ignore_errors=True)
+    root.mkdir(mode=0o755)
+    name = f"vtsis{os.getpid()}"
+    subprocess.run(["/usr/sbin/useradd", "-M", "-d", root / "home", name], check=True)
+    made: list[Cluster] = []
+
+    def cluster(**asked: Any) -> Cluster:
+        made.append(Cluster(root, pwd.getpwnam(name), **asked))
+        return made[-1]
+
+    yield cluster
+    for sister in (each for one in made for each in one.sisters):
+        for child in sister.guards:
+            child.kill()
+            child.join()
+    subprocess.run(["/usr/sbin/userdel", "-f", name], check=True, capture_output=True)
+    shutil.rmtree(root)
+
+
+def eventually(condition: Callable[[], bool]) -> None:
+    for _ in Deadline(20).ticks(doing="see it happen"):
+        if condition():
+            return
+
+
+def test_a_job_on_three_nodes_knows_all_its_guests_and_leaves_nothing(make: Callable[..., Cluster]) -> None:
+    cluster = make(nodes=3)
+    cluster.start()
+    guests = cluster.ready()["guests"]
+    assert [(each["rank"], each["node"], each["hostname"]) for each in guests] == [
+        (0, "n1", "vn1-1"), (1, "n2", "vn2-1"), (2, "n3", "vn3-1"),
+    ]
+    assert [each["uuid"] for each in guests] == [str(plan.guest_uuid("7.srv", rank)) for rank in range(3)]
+    assert cluster.ready()["environment"]["PBS_NP"] == "3"
+    for sister in reversed(cluster.sisters):
+        sister.end()
+        assert sister.guard_is_gone() and sister.left() == []
+    assert not cluster.directory.exists()
+
+
+def test_a_sister_is_not_swept_while_mom_does_not_know_the_job_yet(make: Callable[..., Cluster]) -> None:
+    cluster = make()
+    sister = cluster.sisters[1]
+    sister.start()
+    assert lifecycle.forgotten(sister.node) == [] and state.is_guarded(sister.root / "run", "7.srv")
+    sister.end()
+    assert sister.guard_is_gone()
+
+
+def test_a_guard_tears_down_what_mom_forgets_without_an_epilogue(make: Callable[..., Cluster]) -> None:
+    cluster = make()
+    cluster.start()
+    sister = cluster.sisters[1]
+    sister.known(yes=True)
+    time.sleep(2.5)
+    assert sister.record.exists
+    sister.known(yes=False)
+    assert sister.guard_is_gone() and sister.left() == []
+    cluster.sisters[0].end()
+
+
+def test_when_the_mother_superior_gives_up_her_sisters_do_so_too(make: Callable[..., Cluster]) -> None:
+    cluster = make()
+    mother, sister = cluster.sisters
+    sister.start()
+    mother.hypervisor.fail_at = 1
+    mother.start()
+    assert "told to fail" in cluster.failed()
+    assert sister.guard_is_gone() and sister.left() == []
+    mother.end()
+    assert mother.left() == []
+
+
+def test_a_sister_whose_guests_do_not_come_is_named(make: Callable[..., Cluster]) -> None:
+    cluster = make()
+    mother, sister = cluster.sisters
+    sister.said = lambda: b"failed: cannot mount nfs:/home\n"  # type: ignore[method-assign]
+    cluster.start()
+    assert "node n2: guest vn2-1" in cluster.failed() and "cannot mount nfs:/home" in cluster.failed()
+    mother.end()
+    assert mother.left() == [] and sister.guard_is_gone() and sister.left() == []
+
+
+def test_a_sister_that_says_nothing_is_named(make: Callable[..., Cluster]) -> None:
+    cluster = make()
+    cluster.sisters[0].start()
+    assert "no guests from node n2 in time" in cluster.failed()
+    cluster.sisters[0].end()
+
+
+def test_a_users_fault_on_a_sister_does_not_fail_her_hook(make: Callable[..., Cluster]) -> None:
+    """It would take the node out of the cluster."""
+    cluster = make()
+    mother, sister = cluster.sisters
+    sister.node = replace(sister.node, shape=a_shape(name="n2", cpus=(0,)))
+    cluster.start()
+    assert "node n2: 1 guest of 1 vCPUs need 1 cores; node n2 offers 0" in cluster.failed()
+    mother.end()
+    assert sister.left() == []
+
+
+def test_a_nodes_fault_on_a_sister_fails_her_hook_until_it_has_happened_too_often(
+    make: Callable[..., Cluster]
+) -> None:
+    cluster = make()
+    sister = cluster.sisters[1]
+    sister.node = replace(sister.node, site=replace(sister.node.site, requeue_limit=2))
+    sister.hypervisor.fail_at = 1
+    with pytest.raises(VtorqueError, match="told to fail"):
+        sister.start()
+    sister.hypervisor.fail_at = len(sister.hypervisor.calls) + 1
+    sister.start()
+    assert sister.left() == []
+    assert "told to fail" in (cluster.directory / published.name(1)).read_text()
+
+
+def test_a_second_start_is_not_fooled_by_what_the_first_published(make: Callable[..., Cluster]) -> None:
+    cluster = make()
+    mother, sister = cluster.sisters
+    cluster.start()
+    first = cluster.ready()["guests"][1]
+    lifecycle.epilogue(replace(mother.job, exit_status=-3), mother.node, deadline=Deadline(40))
+    sister.known(yes=False)
+    cluster.start()
+    assert cluster.ready()["guests"][1]["uuid"] == first["uuid"]
+    assert len(sister.hypervisor._domains) == 1
+    for each in reversed(cluster.sisters):
+        each.end()
+        assert each.guard_is_gone() and each.left() == []
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{}", "nonsense", '{"schema":1,"guests":[]}', "x" * (published.LIMIT + 1)],
+    ids=["empty", "no schema", "no JSON", "no guests", "too long"],
+)
+def test_what_a_user_publishes_himself_is_no_guest(make: Callable[..., Cluster], text: str) -> None:
+    cluster = make()
+    (cluster.directory / published.name(1)).write_text(text)
+    cluster.sisters[0].start()
+    assert cluster.failed()
+    cluster.sisters[0].end()
+
+
+def test_a_guest_that_stops_is_reported_to_the_wrapper(make: Callable[..., Cluster]) -> None:
+    cluster = make()
+    mother, sister = cluster.sisters
+    sister.hypervisor.stops_after = 3
+    cluster.start()
+    eventually(lambda: (cluster.directory / published.lost_name(1)).exists())
+    said = (cluster.directory / published.lost_name(1)).read_text()
+    assert said == "lost guest vn2-1 of rank 1 on node n2: it has stopped"
+    for each in (sister, mother):
+        each.end()

@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Guests' addresses from the site's own script: IP_TO_MAC_SCRIPT NODE VMS NUMBER prints the guest's IP.
+
+The manual's arguments: the node's short host name, how many guests the job has
+on it, and the guest's number among these, from 1.
+"""
+
+from pathlib import Path
+
+from vtorque.backends.address import ask, usable
+from vtorque.deadline import Deadline
+from vtorque.errors import AddressError
+from vtorque.model import VmPlan
+
+_RUN_SECONDS = 10.0
+_SHOWN = 80
+
+
+class MappingScript:
+    """One address for each guest, asked for once; the guest there has to prove itself like any other."""
+
+    def __init__(self, script: Path, *, node: str, guests: int, deadline: Deadline) -> None:
+        self._script = script
+        self._node = node.partition(".")[0]
+        self._guests = guests
+        self._deadline = deadline
+        self._known: dict[int, str] = {}
+
+    def candidates(self, vm: VmPlan) -> tuple[str, ...]:
+        """The address that the script gives; AddressError in one line when it does anything else."""
+        if vm.slot not in self._known:
+            self._known[vm.slot] = self._ask(vm)
+        return (self._known[vm.slot],)
+
+    def wait(self, seconds: float) -> None:
+        """The answer never changes; the guest may still have to boot."""
+        self._deadline.pause(seconds)
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+    def _ask(self, vm: VmPlan) -> str:
+        argv = (self._script, self._node, str(self._guests), str(vm.slot + 1))
+        try:
+            said = ask("IP_TO_MAC_SCRIPT", argv, deadline=self._deadline.within(_RUN_SECONDS))
+        except AddressError as error:
+            raise AddressError(f"guest {vm.hostname}: {error.brief}", hint=error.hint, details=error.details) from error
+        return self._address(vm, said)
+
+    def _address(self, vm: VmPlan, said: bytes) -> str:
+        text = said.decode(errors="backslashreplace").strip()
+        address = usable(text)
+        if not address:
+            raise AddressError(
+                f"guest {vm.hostname}: IP_TO_MAC_SCRIPT {self._script} printed {text[:_SHOWN]!r}, "
+                "not one address of a guest, IPv4 or IPv6"
+            )
+        return address

@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Bring a job's guests up on this node: what a mother superior and a sister do alike."""
+
+import contextlib
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+from vtorque import admission, boot, imagecache, images, limits, plan, published, request, submit, topology
+from vtorque.boot import Started
+from vtorque.deadline import Deadline
+from vtorque.errors import GuestError
+from vtorque.model import Account, Image, Job, JobPlan, Peer, VmRequest
+from vtorque.node import Node
+from vtorque.proc import Identity
+from vtorque.state import JobState
+from vtorque.userside import UserSide
+
+ABORTED = "aborted"
+"""The file by which a mother superior tells her sisters that there will be no job."""
+
+_USER_SIDE_SECONDS = 5.0
+_LONGEST_PAUSE_SECONDS = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Demand:
+    """Who wants what: the job, its user, and the request it carries."""
+
+    job: Job
+    account: Account
+    request: VmRequest
+
+
+def demand(job: Job, node: Node) -> Demand:
+    """What the job asks for; RequestError when its user may not, or it carries no request."""
+    account = topology.account(job.user, min_uid=node.site.min_uid)
+    return Demand(job=job, account=account, request=request.decode(job.request))
+
+
+@contextlib.contextmanager
+def user_side(wanted: Demand) -> Iterator[UserSide]:
+    """The user's side of a job; forked, so it has to be opened before anything starts a thread."""
+    account = wanted.account
+    identity = Identity(
+        uid=account.uid, gid=account.group.gid, groups=tuple(group.gid for group in account.groups)
+    )
+    with contextlib.closing(UserSide(identity, account.home, wanted.request.request_id)) as side:
+        yield side
+
+
+def reporter(wanted: Demand, side: UserSide, deadline: Deadline) -> Callable[[str], None]:
+    """Tells the user's side which phase begins; what it misses it misses."""
+    name = submit.phases_name(wanted.job.key, wanted.request.elements)
+
+    def report(phase: str) -> None:
+        line = json.dumps({"time": round(time.time(), 3), "phase": phase})
+        side.append(name, line + "\n", deadline=brief(deadline))
+
+    return report
+
+
+def brief(deadline: Deadline) -> Deadline:
+    """As long as anybody may wait for a user's file system."""
+    return deadline.within(_USER_SIDE_SECONDS)
+
+
+def start(
+    wanted: Demand, node: Node, record: JobState, *, deadline: Deadline
+) -> tuple[JobPlan, tuple[Started, ...]]:
+    """Plan this node's guests and start them. What is taken is in the ledger."""
+    with _image(wanted, node, deadline) as image:
+        decided = _decide(wanted, image, node, record, deadline)
+        record.save_plan(json.dumps(asdict(decided), default=str, indent=1))
+        return decided, boot.start(decided, node=node, state=record, deadline=deadline)
+
+
+def gather(wanted: Demand, side: UserSide, *, deadline: Deadline) -> list[Peer]:
+    """The guests of all sisters, as soon as each has published hers.
+
+    Raises GuestError that names the nodes whose guests did not come, NodeFailed
+    when one says why, StateError when one says nonsense.
+    """
+    job = wanted.job
+    missing = dict(enumerate(job.nodes[1:], 1))
+    found: list[Peer] = []
+    pause = 0.05
+    while True:
+        for index in list(missing):
+            text = side.read(published.name(index), limit=published.LIMIT, deadline=brief(deadline))
+            if text is not None:
+                found += published.read(text, job=job.id, node_index=index, request=wanted.request)
+                del missing[index]
+        if not missing:
+            return found
+        if deadline.expired or not side.usable:
+            why = "in time" if deadline.expired else f"that the home of {job.user} can tell of"
+            raise GuestError(f"no guests from node {', '.join(missing.values())} {why}")
+        deadline.within(pause).pause(pause)
+        pause = min(_LONGEST_PAUSE_SECONDS, 2 * pause)
+
+
+@contextlib.contextmanager
+def _image(wanted: Demand, node: Node, deadline: Deadline) -> Iterator[Image]:
+    """The image, on this node if it has to be, where it stays until there are overlays on it."""
+    image = images.find(Path(node.site.vm_img_dir), wanted.request.image)
+    limits.check(wanted.request, node.site, [group.name for group in wanted.account.groups])
+    request.check_disk_size(wanted.request, most_mib=node.site.max_disk_size)
+    images.require_trusted(image)
+    with imagecache.local(
+        image, fs_type=wanted.request.fs_type, site=node.site, deadline=deadline
+    ) as local:
+        yield local
+
+
+def _decide(wanted: Demand, image: Image, node: Node, record: JobState, deadline: Deadline) -> JobPlan:
+    header = images.inspect(image.path)
+    request.check_disk_size(
+        wanted.request, most_mib=node.site.max_disk_size, image_bytes=header.size
+    )
+    make = partial(
+        plan.make, job=wanted.job, account=wanted.account, request=wanted.request, image=image, site=node.site
+    )
+    # Inside an act: whoever tears the job down comes after it and takes back what is promised here.
+    with record.act(deadline=deadline):
+        return admission.reserve(
+            Path(node.site.state_dir), wanted.job.key, topology.for_job(node.shape, wanted.job.id),
+            lambda shape: make(shape=shape), deadline=deadline,
+        )

@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A node's guests between its hooks: proven and published, watched, and torn down when nobody else does.
+
+A process of its own, in a session of its own: on a sister mom does nothing else
+while a hook runs, and forgets some jobs without running an epilogue
+(mom_comm.c:2761-2775, 3960-3984).
+"""
+
+import contextlib
+import logging
+import time
+from dataclasses import dataclass
+
+from vtorque import bringup, discover, logs, published, teardown
+from vtorque.boot import Started
+from vtorque.bringup import ABORTED, Demand
+from vtorque.deadline import Deadline
+from vtorque.errors import HypervisorError, VtorqueError
+from vtorque.model import JobPlan
+from vtorque.node import Node
+from vtorque.state import JobState
+from vtorque.userside import UserSide
+
+log = logging.getLogger(__name__)
+
+_PAUSE_SECONDS = 1.0
+_CALL_SECONDS = 30.0
+_TEARDOWN_SECONDS = 120.0
+# A job that mom has just let go of may be between two of her files.
+_FORGOTTEN_SECONDS = 5.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Orders:
+    """What a guard is told: her node's part of the job.
+
+    `started` are guests that she has to prove and publish first, none where a
+    prologue has done so. Mom must know the job `start_seconds` from now.
+    """
+
+    demand: Demand
+    plan: JobPlan
+    started: tuple[Started, ...]
+    start_seconds: float
+
+
+def watch(orders: Orders, node: Node) -> None:
+    """Stay as long as the generation is open; end it when the batch system has forgotten the job."""
+    record = node.state(orders.demand.job.key)
+    with bringup.user_side(orders.demand) as side:
+        if orders.started and not _publish(orders, node, record, side):
+            _tear_down(record, node)
+            return
+        reason = _until_over(orders, node, record, side)
+    if reason:
+        log.warning("%s: tearing job %s down", reason, orders.demand.job.id)
+        _tear_down(record, node)
+
+
+def _publish(orders: Orders, node: Node, record: JobState, side: UserSide) -> bool:
+    """Prove the guests and tell the mother superior; or why not."""
+    job = orders.demand.job
+    deadline = Deadline(orders.start_seconds)
+    try:
+        guests = discover.guests(
+            orders.started, job=job, user=orders.demand.account.name, node=node, state=record,
+            deadline=deadline,
+        )
+    except VtorqueError as error:
+        log.exception("%s", error.one_line(), extra={"details": error.details})
+        text = published.failure_text(node.shape.name, error.one_line(), error.blame)
+        side.replace(published.name(job.node_index), text, deadline=Deadline(_CALL_SECONDS))
+        return False
+    text = published.guests_text(guests)
+    return side.replace(published.name(job.node_index), text, deadline=Deadline(_CALL_SECONDS))
+
+
+def _until_over(orders: Orders, node: Node, record: JobState, side: UserSide) -> str:
+    """Wait for the generation's end; why it has to be ended here, or nothing."""
+    key = orders.demand.job.key
+    expected_by = time.monotonic() + orders.start_seconds
+    known = False
+    unknown_since: float | None = None
+    lost = False
+    while not record.closed:
+        time.sleep(_PAUSE_SECONDS)
+        if node.knows(key):
+            known, unknown_since = True, None
+        elif known or time.monotonic() > expected_by:
+            unknown_since = unknown_since or time.monotonic()
+            if time.monotonic() - unknown_since >= _FORGOTTEN_SECONDS:
+                return "mom has forgotten the job"
+        if not known and side.read(ABORTED, limit=1, deadline=Deadline(_CALL_SECONDS)) is not None:
+            return "its mother superior has given up"
+        lost = lost or _report_lost(orders, node, side)
+    return ""
+
+
+def _report_lost(orders: Orders, node: Node, side: UserSide) -> bool:
+    """Tell the job's wrapper when a guest is gone, once."""
+    for vm in orders.plan.vms:
+        try:
+            if node.hypervisor.is_running(vm.name, deadline=Deadline(_CALL_SECONDS)):
+                continue
+        except HypervisorError as error:
+            # libvirtd may be restarted under running guests.
+            log.warning("cannot look at guest %s: %s", vm.name, error.one_line())
+            return False
+        text = f"lost guest {vm.hostname} of rank {vm.rank} on node {vm.node}: it has stopped"
+        log.error("%s", text)
+        side.replace(published.lost_name(vm.node_index), text, deadline=Deadline(_CALL_SECONDS))
+        return True
+    return False
+
+
+def _tear_down(record: JobState, node: Node) -> None:
+    with contextlib.suppress(VtorqueError, OSError), logs.step("tear down"):
+        teardown.release(record, hypervisor=node.hypervisor, deadline=Deadline(_TEARDOWN_SECONDS))
