@@ -61,9 +61,8 @@ def test_a_guest_that_stops_during_the_job_ends_it_with_its_rank_and_node(two_no
     assert f"vtorque: lost guest v{sister}-1 of rank 1 on node {sister}: it has stopped" in ended.err.decode()
 
 
-def test_a_sister_that_cannot_start_is_named_and_everything_is_given_back(two_nodes: Lab, setting: object) -> None:
+def test_a_sister_that_cannot_start_is_named_and_everything_is_given_back(two_nodes: Lab) -> None:
     lab = two_nodes
-    assert callable(setting)
     sister = NODES[1]
     # The image is there for the mother superior only: her sister's own pool is empty.
     lab.on(sister, "mount", "-t", "tmpfs", "none", str(parts.IMAGES))

@@ -23,10 +23,10 @@ HERE = Path(__file__).parent
 MODULES = ("virtio_pci", "virtio_blk", "virtio_net", "isofs", "nfsv4")
 APPLETS = """
 sh ash awk cat chmod chown cp cut date dd df echo env grep head hostname id insmod ip kill ln ls mkdir mktemp mount
-mv nproc od ping ps pwd rm sed setsid sleep sort stat stty sync tail tee test timeout touch tr tty true umount uname
+mv nproc od ping ps pwd rm sed setsid sleep sort stat stty sync tail tee test timeout touch tr tty true umount uname uniq
 uptime wc whoami
 """.split()  # noqa: SIM905
-PROGRAMS = ("/usr/sbin/sshd",)
+PROGRAMS = ("/usr/sbin/sshd", "/usr/bin/ssh")
 CMDLINE = "console=ttyS0 quiet net.ifnames=0 random.trust_cpu=1 audit=0 cryptomgr.notests no_timer_check"
 
 UDHCPC = """\
@@ -49,6 +49,7 @@ ETC = {
     "udhcpc": UDHCPC,
     # sshd forwards windows only when it can call one; nobody here looks at a cookie.
     "xauth": "#!/bin/sh\n",
+    "ssh/ssh_config": "Include /etc/ssh/ssh_config.d/*.conf\n",
     "ssh/sshd_config": "XAuthLocation /etc/xauth\nInclude /etc/ssh/sshd_config.d/*.conf\nUsePAM no\n",
 }
 
@@ -93,7 +94,7 @@ def _build(directory: Path, scratch: Path, description: str) -> Image:
 
 
 def _populate(tree: Path) -> None:
-    for name in ("bin", "sbin", "dev", "proc", "sys", "run/sshd", "tmp", "root", "home", "modules", "etc/ssh",
+    for name in ("bin", "sbin", "dev", "proc", "sys", "run/sshd", "tmp", "root", "home", "modules", "etc/ssh", "usr/bin",
                  "usr/sbin", "usr/local/sbin", "var/spool", "var/empty", "lib64"):
         (tree / name).mkdir(parents=True, exist_ok=True)
     (tree / "tmp").chmod(0o1777)
