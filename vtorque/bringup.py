@@ -12,7 +12,7 @@ from pathlib import Path
 from vtorque import admission, boot, imagecache, images, limits, plan, published, request, submit, topology
 from vtorque.boot import Started
 from vtorque.deadline import Deadline
-from vtorque.errors import GuestError
+from vtorque.errors import GuestError, RequestError
 from vtorque.model import Account, Image, Job, JobPlan, Peer, VmRequest
 from vtorque.node import Node
 from vtorque.proc import Identity
@@ -38,7 +38,10 @@ class Demand:
 def demand(job: Job, node: Node) -> Demand:
     """What the job asks for; RequestError when its user may not, or it carries no request."""
     account = topology.account(job.user, min_uid=node.site.min_uid)
-    return Demand(job=job, account=account, request=request.decode(job.request))
+    wanted = request.decode(job.request)
+    if wanted.distro == "osv":
+        raise RequestError("-vm distro=osv: OSv has no shell for a job's script, and is not supported by this version")
+    return Demand(job=job, account=account, request=wanted)
 
 
 @contextlib.contextmanager

@@ -185,10 +185,13 @@ def commands() -> Iterator[Finding]:
 
 def shares(site: SiteConfig, *, deadline: Deadline) -> Iterator[Finding]:
     """The servers of VM_NFS_* take connections."""
+    if site.share != "nfs":
+        yield ok("nfs", f"shares are served by the node itself: {site.share}")
+        return
     wanted: dict[tuple[str, int], list[str]] = {}
     for option, share, options in (
-        ("VM_NFS_HOME", site.vm_nfs_home, site.vm_nfs_options),
-        ("VM_NFS_WS", site.vm_nfs_ws, site.vm_nfs_options),
+        ("VM_NFS_HOME", site.vm_nfs_home, site.vm_nfs_home_options or site.vm_nfs_options),
+        ("VM_NFS_WS", site.vm_nfs_ws, site.vm_nfs_ws_options or site.vm_nfs_options),
         ("VM_NFS_OPT", site.vm_nfs_opt, site.vm_nfs_opt_options),
     ):
         if share:

@@ -141,7 +141,8 @@ def test_a_job_that_is_deleted_meanwhile_gets_no_marker_of_any_kind(root: Path) 
 
 
 @pytest.mark.parametrize(
-    "changes", [{"request": "vt1.garbage"}, {"user": "nosuchuser"}, {"request": ""}]
+    "changes", [{"request": "vt1.garbage"}, {"user": "nosuchuser"}, {"request": ""},
+                {"request": request.encode(a_request(image="a.img", distro="osv"))}]
 )
 def test_a_users_fault_is_left_for_the_wrapper(root: Path, changes: dict[str, Any]) -> None:
     scene = Scene(root)

@@ -23,8 +23,8 @@ HERE = Path(__file__).parent
 MODULES = ("virtio_pci", "virtio_blk", "virtio_net", "isofs", "nfsv4")
 APPLETS = """
 sh ash awk cat chmod chown cp cut date dd df echo env grep head hostname id insmod ip kill ln ls mkdir mktemp mount
-mv nproc od ping ps pwd rm sed setsid sleep sort stat stty sync tail tee test timeout touch tr tty true umount uname uniq
-uptime wc whoami
+mv nproc od ping ps pwd rm sed setsid sleep sort stat stty sync tail tee test timeout touch tr tty true umount uname
+uniq uptime wc whoami
 """.split()  # noqa: SIM905
 PROGRAMS = ("/usr/sbin/sshd", "/usr/bin/ssh")
 CMDLINE = "console=ttyS0 quiet net.ifnames=0 random.trust_cpu=1 audit=0 cryptomgr.notests no_timer_check"
@@ -94,8 +94,8 @@ def _build(directory: Path, scratch: Path, description: str) -> Image:
 
 
 def _populate(tree: Path) -> None:
-    for name in ("bin", "sbin", "dev", "proc", "sys", "run/sshd", "tmp", "root", "home", "modules", "etc/ssh", "usr/bin",
-                 "usr/sbin", "usr/local/sbin", "var/spool", "var/empty", "lib64"):
+    for name in ("bin", "sbin", "dev", "proc", "sys", "run/sshd", "tmp", "root", "home", "modules", "etc/ssh",
+                 "usr/bin", "usr/sbin", "usr/local/sbin", "var/spool", "var/empty", "lib64"):
         (tree / name).mkdir(parents=True, exist_ok=True)
     (tree / "tmp").chmod(0o1777)
     shutil.copy("/bin/busybox", tree / "bin/busybox")

@@ -29,7 +29,7 @@ ssh: { emit_keys_to_console: false }
 locale: false
 cloud_init_modules: [ bootcmd, write-files, growpart, resizefs, set_hostname, users-groups, ssh, mounts ]
 cloud_config_modules: [ locale, timezone, set-passwords, runcmd ]
-cloud_final_modules: [ write-files-deferred, scripts-user, final-message ]
+cloud_final_modules: [ package-update-upgrade-install, write-files-deferred, scripts-user, final-message ]
 """,
     "etc/systemd/network/20-dhcp.network": """\
 [Match]
