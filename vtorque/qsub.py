@@ -115,7 +115,7 @@ def header(script: bytes, *, prefix: str | None = None, grammar: Grammar = TORQU
     """
     if b"\0" in script:
         raise RequestError("the script is not a text file")
-    if b"\r\n" in script:
+    if b"\r\n" in script or script.endswith(b"\r"):
         raise RequestError("the script has DOS line ends", hint="dos2unix mends it")
     mark = (_DEFAULT_PREFIX if prefix is None else prefix).encode(errors="surrogateescape")
     options: list[tuple[str, str]] = []
@@ -202,7 +202,8 @@ class _Parsing:
                     self._add(letter, self._passed[-1], len(self._passed) - 1, 0)
                 return
             else:
-                raise UsageError(f"-{letter} is not an option of qsub", hint="vsub --help lists them")
+                shown = f"-{letter}" if letter.isprintable() else repr(f"-{letter}")
+                raise UsageError(f"{shown} is not an option of qsub", hint="vsub --help lists them")
 
     def _add(self, letter: str, value: str, word: int, start: int) -> None:
         self._options.append((letter, value))
