@@ -2,6 +2,7 @@
 """Guards and builders for all tests."""
 
 import os
+import signal
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -11,6 +12,11 @@ import pytest
 
 class ForbiddenError(BaseException):
     """A unit test reached for the world; no `except Exception` may swallow that."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # Whoever starts us in the background has it ignored, and so would all that we start.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
