@@ -9,8 +9,6 @@ import socket
 from dataclasses import replace
 from pathlib import Path
 
-import psutil
-
 from vtorque import units
 from vtorque.errors import ConfigError, RequestError
 from vtorque.model import Account, Group, JobId, NodeShape
@@ -31,6 +29,8 @@ def node_shape(system: Path = Path("/sys/devices/system")) -> NodeShape:
 
     Where the kernel does not say, in a container perhaps, cores and NUMA nodes stay unknown.
     """
+    import psutil  # vsub asks for accounts only, and must not wait for it
+
     cpus = tuple(sorted(os.sched_getaffinity(0)))
     return NodeShape(
         name=socket.gethostname(),
@@ -154,6 +154,8 @@ def user_ids(user: str) -> tuple[int, int]:
 
 def address_on(interface: str) -> str:
     """The node's first IPv4 address on an interface, or nothing."""
+    import psutil
+
     addresses = psutil.net_if_addrs().get(interface, [])
     return next((each.address for each in addresses if each.family is socket.AF_INET), "")
 

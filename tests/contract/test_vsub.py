@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 JOBS = Path(pwd.getpwuid(os.getuid()).pw_dir) / ".vtorque"
 
 HOST = socket.gethostname().partition(".")[0]
-CROWD, AT_ONCE = 200, 100
+CROWD, AT_ONCE = 1000, 100
 
 # Gives every call an id of its own, and keeps its words.
 MANY = """\

@@ -6,13 +6,12 @@ import dataclasses
 import os
 import pwd
 import re
-import secrets
 import shlex
 import socket
 import sys
 from pathlib import Path
 
-from vtorque import config, follow, generate, images, proc, qsub, request, submission, submit, topology
+from vtorque import config, images, proc, qsub, request, submission, submit, topology
 from vtorque.backends import batch
 from vtorque.cli import PREFIX
 from vtorque.config import SiteConfig
@@ -55,7 +54,7 @@ def run(line: CommandLine, name: str, text: bytes, head: Header, grammar: Gramma
         line, Script(name=name, text=text, header=head), found,
         around=around,
         find_image=lambda image: images.find(Path(found.vm_img_dir), image),
-        request_id=secrets.token_hex(8),
+        request_id=os.urandom(8).hex(),
     )
     # Only now is everything known to fit: nothing has been made yet.
     request.encode(dataclasses.replace(draft.resolved.request, public_key=_NO_KEY))
@@ -76,6 +75,9 @@ def _submit_or_show(line: CommandLine, draft: Submission, site: SiteConfig, real
             for setting in draft.resolved.settings
         )
     if "--dry-run" in line.ours or line.generate is not None:
+        # What a submission does not need it does not load.
+        from vtorque import generate
+
         command, wrapper = _preview(draft, site, real)
         if line.generate is None:
             sys.stdout.write(f"{shlex.join(command)}\n\n{wrapper.decode(errors='surrogateescape')}")
@@ -151,6 +153,8 @@ def _preview(draft: Submission, site: SiteConfig, real: str) -> tuple[list[str],
 
 
 def _follow(job: JobId, directory: JobDirectory, real: str) -> int:
+    from vtorque import follow
+
     def show(phase: str, seconds: float) -> None:
         sys.stderr.write(f"vtorque: {seconds:6.1f} s  {phase}\n")
         sys.stderr.flush()
