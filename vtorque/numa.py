@@ -223,7 +223,7 @@ def _split_vcpus(rooms: Sequence[Room], vcpus: int) -> list[int]:
     """As evenly as there is room, by whole cores; at least one on each, and nothing when they do not fit."""
     if sum(room.spare for room in rooms) < vcpus:
         return []
-    threads = max(len(core.cpus) for room in rooms for core in room.cores)
+    threads = max((len(core.cpus) for room in rooms for core in (*room.cores, *room.used)), default=1)
     given: Mapping[int, int] = {}
     left = vcpus
     for done, index in enumerate(sorted(range(len(rooms)), key=lambda index: rooms[index].spare)):

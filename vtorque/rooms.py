@@ -18,10 +18,6 @@ class Core:
     free: list[int]
     with_host: bool
 
-    @property
-    def whole(self) -> bool:
-        return len(self.free) == len(self.cpus)
-
 
 @dataclass(slots=True, kw_only=True)
 class Room:
@@ -33,6 +29,13 @@ class Room:
     memory_mib: int
     pages: dict[int, int] = field(default_factory=dict)
     floating: int = 0
+    used: list[Core] = field(default_factory=list)
+    unpromised: int = 0
+
+    def __post_init__(self) -> None:
+        # In the order in which they are given away, so that finding the next costs nothing.
+        self.cores.sort(key=lambda core: (core.with_host, core.cpus))
+        self.unpromised = sum(len(core.free) for core in self.cores)
 
     @property
     def free(self) -> tuple[int, ...]:
@@ -42,7 +45,7 @@ class Room:
     @property
     def spare(self) -> int:
         """How many CPUs may still be promised."""
-        return max(0, sum(len(core.free) for core in self.cores) - self.floating)
+        return max(0, self.unpromised - self.floating)
 
     def take(self, number: int) -> tuple[int, ...]:
         """So many free CPUs, core by core. What is less than a core comes from one that is broken
@@ -50,18 +53,37 @@ class Room:
         taken: list[int] = []
         while len(taken) < number:
             left = number - len(taken)
-            cores = [core for core in self.cores if core.free]
-            fitting = [core for core in cores if core.whole and len(core.cpus) <= left]
-            core = min(fitting or cores, key=lambda core: (core.with_host, core.whole and not fitting, core.cpus))
+            place = self._next(left)
+            core = self.cores[place]
             taken += core.free[:left]
             del core.free[:left]
+            if not core.free:
+                self.used.append(self.cores.pop(place))
+        self.unpromised -= len(taken)
         return tuple(taken)
+
+    def _next(self, left: int) -> int:
+        """The place of the core to take from: a whole one that is not too large, else a broken one."""
+        broken: int | None = None
+        for place, core in enumerate(self.cores):
+            if len(core.free) == len(core.cpus):
+                if len(core.cpus) <= left:
+                    return place
+            elif broken is None:
+                broken = place
+        if broken is None or self.cores[broken].with_host > self.cores[0].with_host:
+            return 0
+        return broken
 
     def remove(self, cpu: int) -> None:
         """Take this very CPU."""
-        for core in self.cores:
+        for place, core in enumerate(self.cores):
             if cpu in core.free:
                 core.free.remove(cpu)
+                self.unpromised -= 1
+                if not core.free:
+                    self.used.append(self.cores.pop(place))
+                return
 
 
 class Rooms:
@@ -118,7 +140,7 @@ class Rooms:
 
     def of(self, cpu: int) -> Room:
         """Where a CPU is."""
-        return next(room for room in self.nodes if any(cpu in core.cpus for core in room.cores))
+        return next(room for room in self.nodes if any(cpu in core.cpus for core in (*room.cores, *room.used)))
 
     def take(self, number: int) -> tuple[int, ...]:
         """So many free CPUs, wherever they are: the emptiest node first, and its floating guests' last."""

@@ -139,7 +139,7 @@ def test_nothing_listening_is_told_from_everything_else(daemon: Daemon) -> None:
 
 
 def test_a_host_that_accepts_and_says_nothing_is_given_up(daemon: Daemon) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as silent, pytest.raises(TransportError):
+    with socket.create_server(("127.0.0.1", 0)) as silent, pytest.raises(DeadlineExceeded):
         Ssh(silent.getsockname()[1]).open(
             "127.0.0.1", user=USER, key=daemon.user.private, host_key=daemon.host.public, deadline=Deadline(1)
         )

@@ -43,18 +43,20 @@ def test_vsub_refuses_what_is_wrong_and_leaves_nothing(the_lab: Lab, script: str
     assert done.stderr.count(b"\n") == 1
 
 
-@pytest.mark.parametrize(
-    ("vm", "says"),
-    [
-        ("vcpus=64", "1 guest of 64 vCPUs need 64 cores; node"),
-        ("ram=9T", "1 guest of 9437184 MiB need"),
-    ],
-)
-def test_more_than_the_node_offers_is_said_on_the_jobs_stderr(the_lab: Lab, script: str, vm: str, says: str) -> None:
-    ended = the_lab.ended(the_lab.submit(script, vm=f"img=tiny.qcow2,{vm}"))
+def test_more_memory_than_the_node_offers_is_said_on_the_jobs_stderr(the_lab: Lab, script: str) -> None:
+    ended = the_lab.ended(the_lab.submit(script, vm="img=tiny.qcow2,ram=9T"))
     assert ended.exit_status == REFUSED
     assert ended.out == b""
-    assert says in ended.err.decode() and "offers" in ended.err.decode()
+    assert "1 guest of 9437184 MiB need" in ended.err.decode() and "offers" in ended.err.decode()
+
+
+def test_more_cores_than_any_node_has_are_refused_at_submission(the_lab: Lab, script: str, setting: Change) -> None:
+    done = the_lab.as_user("vsub", "-vm", "img=tiny.qcow2,vcpus=64", script)
+    assert (done.returncode, done.stdout) == (190, b""), "by the batch system, which is asked for them"
+    setting(NODE_CORE_COUNT=2)
+    done = the_lab.as_user("vsub", "-vm", "img=tiny.qcow2,vcpus=64", script)
+    assert done.returncode == 2 and b"64 cores are needed on a node" in done.stderr
+    assert not list(the_lab.home.glob(".vtorque/*"))
 
 
 def test_an_nfs_server_that_is_down_is_named(the_lab: Lab, script: str) -> None:

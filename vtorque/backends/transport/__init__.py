@@ -97,6 +97,7 @@ class Transport(Protocol):
     ) -> Session:
         """Log in with the private `key` (OpenSSH text) at a guest that proves `host_key`.
 
-        Raises TransportError; `WrongHostKey` when the guest there is another one.
+        Raises TransportError, `WrongHostKey` when the guest there is another
+        one, and DeadlineExceeded when it takes too long.
         """
         ...

@@ -78,6 +78,8 @@ class Ssh:
             # Threads of paramiko that outlive a deadline must not keep a hook from ending.
             transport.daemon = True
             transport.start_client(timeout=deadline.require(f"talk SSH with {address}"))
+            # When its time is over start_client just returns.
+            deadline.require(f"learn who is at {address}")
             _prove(transport, address, host_key)
             transport.auth_timeout = deadline.require(f"log in at {address}")
             transport.auth_publickey(user, paramiko.Ed25519Key(file_obj=io.StringIO(key)))
