@@ -34,7 +34,7 @@ class Started:
 
 
 def start(plan: JobPlan, *, node: Node, state: JobState, deadline: Deadline) -> tuple[Started, ...]:
-    """Define and start all guests of the plan, several at once.
+    """Start all guests of the plan, several at once.
 
     Raises HypervisorError and others of blame NODE; then the ledger tells what
     was begun.
@@ -84,13 +84,9 @@ def _start(
     with state.taking(Resource(kind=FILE, name=str(vm.console)), deadline=deadline):
         pass
     _serve(plan, vm, owner=(uid, gid), state=state, deadline=deadline)
-    # Define, then start: a guest whose start was cut short can then be found by its
-    # name, while one that was merely being created appears when nobody looks any more.
     with state.taking(Resource(kind=DOMAIN, name=vm.name), deadline=deadline):
-        node.hypervisor.define(rendered.domain_xml, deadline=deadline)
-    with state.act(deadline=deadline):
         try:
-            node.hypervisor.start(vm.name, deadline=deadline)
+            node.hypervisor.create(rendered.domain_xml, deadline=deadline)
         except VtorqueError:
             for path in vm.share_sockets:
                 log.error("the server of %s said: %s", path, serving.said(_share_log(vm, path)))  # noqa: TRY400

@@ -32,6 +32,7 @@ Launch = Callable[[Orders, int], None]
 
 _FIRST_PAUSE_SECONDS = 2.0
 _BUSY_PAUSE_SECONDS = 15.0
+_SISTERS_PAUSE_SECONDS = 1.0
 _SWEEP_SECONDS = 30.0
 # Between a sister's hook and the moment mom must know the job lies the mother superior's whole start.
 _START_MARGIN_SECONDS = 60.0
@@ -206,13 +207,16 @@ def _undo(
     root = Path(node.site.state_dir)
     if isinstance(error, NodeBusy):
         # Another job has what this one needs, and will give it back: nobody's fault, however often.
-        deadline.pause(_BUSY_PAUSE_SECONDS)
-        raise error
+        # A sister has told her mother superior; failing would take her node out of the cluster.
+        if job.nodes:
+            deadline.pause(_BUSY_PAUSE_SECONDS)
+            raise error
+        return
     if error.blame is not Blame.USER:
         tries = _count_attempt(root, job, node.site.requeue_limit)
         if tries < node.site.requeue_limit:
-            # Torque itself starts a requeued job again at once, 56 times in 15 s.
-            deadline.pause(_FIRST_PAUSE_SECONDS**tries)
+            # Torque itself starts a requeued job again at once, 56 times in 15 s. A sister's mom waits meanwhile.
+            deadline.pause(_FIRST_PAUSE_SECONDS**tries if job.nodes else _SISTERS_PAUSE_SECONDS)
             raise error
     state.forget_attempts(root, job.key)
     if not job.nodes:

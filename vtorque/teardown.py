@@ -20,10 +20,6 @@ DOMAIN = "domain"
 FILE = "file"
 DIRECTORY = "directory"
 
-# How long a domain may appear after the process that asked for it was killed:
-# libvirtd goes on with a call whose client is gone.
-_GHOST_SECONDS = 2.0
-
 
 def release(state: JobState, *, hypervisor: Hypervisor, deadline: Deadline) -> None:
     """Close the generation and give back all it holds, newest first; forget it when nothing is left.
@@ -43,11 +39,18 @@ def release(state: JobState, *, hypervisor: Hypervisor, deadline: Deadline) -> N
 
 
 def _release_held(state: JobState, hypervisor: Hypervisor, deadline: Deadline) -> None:
+    held = state.held()
+    if any(resource.kind == DOMAIN and not state.certain(resource) for resource in held):
+        # libvirtd goes on with a start whose caller was killed. It lists a domain before it opens
+        # the files: once these are gone, a late one is either found or cannot start any more.
+        for resource in held:
+            with contextlib.suppress(VtorqueError, OSError):
+                _give_back(resource, hypervisor, deadline)
     stuck = []
-    for resource in state.held():
+    for resource in held:
         try:
             with logs.about(guest=resource.name if resource.kind == DOMAIN else ""):
-                _give_back(resource, state, hypervisor, deadline)
+                _give_back(resource, hypervisor, deadline)
                 log.info("gave back %s %s", resource.kind, resource.name)
             state.given_back(resource)
         except (VtorqueError, OSError) as error:
@@ -82,13 +85,11 @@ def release_unrecorded(
             directory.rmdir()
 
 
-def _give_back(
-    resource: Resource, state: JobState, hypervisor: Hypervisor, deadline: Deadline
-) -> None:
+def _give_back(resource: Resource, hypervisor: Hypervisor, deadline: Deadline) -> None:
     path = Path(resource.name)
     match resource.kind:
         case "domain":
-            _destroy(resource, state, hypervisor, deadline)
+            hypervisor.destroy(resource.name, deadline=deadline)
         case "file":
             path.unlink(missing_ok=True)
             # virtlogd keeps older parts of a console log beside it.
@@ -101,16 +102,3 @@ def _give_back(
                 path.rmdir()
         case other:
             raise StateError(f"the ledger holds an unknown kind {other!r}")
-
-
-def _destroy(resource: Resource, state: JobState, hypervisor: Hypervisor, deadline: Deadline) -> None:
-    if hypervisor.destroy(resource.name, deadline=deadline) or state.certain(resource):
-        return
-    # Taken, never seen to exist, and absent: the start was cut short. Absence is believed
-    # only when it lasts.
-    linger = deadline.within(_GHOST_SECONDS)
-    while not linger.expired:
-        linger.pause(0.2)
-        if hypervisor.destroy(resource.name, deadline=deadline):
-            log.warning("domain %s appeared after its start was cut short", resource.name)
-            return

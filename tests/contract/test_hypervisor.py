@@ -40,56 +40,56 @@ def hypervisor(request: pytest.FixtureRequest) -> Iterator[Hypervisor]:
         libvirt.close()
 
 
-def test_a_domain_is_defined_then_started_then_gone(hypervisor: Hypervisor) -> None:
-    hypervisor.define(xml("a"), deadline=soon())
+def test_a_domain_is_created_and_then_gone(hypervisor: Hypervisor) -> None:
     assert not hypervisor.is_running("a", deadline=soon())
-    hypervisor.start("a", deadline=soon())
+    hypervisor.create(xml("a"), deadline=soon())
     assert hypervisor.is_running("a", deadline=soon())
     assert hypervisor.destroy("a", deadline=soon()) is True
     assert not hypervisor.is_running("a", deadline=soon())
 
 
-def test_destroying_twice_or_never_started_is_quiet(hypervisor: Hypervisor) -> None:
+def test_destroying_twice_or_never_created_is_quiet(hypervisor: Hypervisor) -> None:
     assert hypervisor.destroy("b", deadline=soon()) is False
-    hypervisor.define(xml("b"), deadline=soon())
+    hypervisor.create(xml("b"), deadline=soon())
     assert hypervisor.destroy("b", deadline=soon()) is True
     assert hypervisor.destroy("b", deadline=soon()) is False
 
 
-def test_every_verb_may_be_repeated(hypervisor: Hypervisor) -> None:
+def test_creating_may_be_repeated(hypervisor: Hypervisor) -> None:
     same = xml("c", uuid=str(uuid4()))
     for _ in range(2):
-        hypervisor.define(same, deadline=soon())
-    for _ in range(2):
-        hypervisor.start("c", deadline=soon())
+        hypervisor.create(same, deadline=soon())
     assert hypervisor.destroy("c", deadline=soon())
+    assert not hypervisor.is_running("c", deadline=soon())
 
 
-def test_only_domains_with_our_tag_are_listed_running_or_not(hypervisor: Hypervisor) -> None:
-    hypervisor.define(xml("ours"), deadline=soon())
-    hypervisor.define(xml("theirs", tag=""), deadline=soon())
-    assert hypervisor.domains(deadline=soon()) == {"ours": "7.srv"}
-    hypervisor.start("ours", deadline=soon())
+def test_only_domains_with_our_tag_are_listed(hypervisor: Hypervisor) -> None:
+    hypervisor.create(xml("ours"), deadline=soon())
+    hypervisor.create(xml("theirs", tag=""), deadline=soon())
     assert hypervisor.domains(deadline=soon()) == {"ours": "7.srv"}
     for name in ("ours", "theirs"):
         hypervisor.destroy(name, deadline=soon())
 
 
-def test_a_name_that_belongs_to_another_domain_is_refused(hypervisor: Hypervisor) -> None:
-    hypervisor.define(xml("d"), deadline=soon())
-    with pytest.raises(HypervisorError, match="cannot define a guest"):
-        hypervisor.define(xml("d"), deadline=soon())
+def test_a_name_that_belongs_to_another_domain_is_refused_in_one_line(hypervisor: Hypervisor) -> None:
+    hypervisor.create(xml("d"), deadline=soon())
+    with pytest.raises(HypervisorError) as error:
+        hypervisor.create(xml("d"), deadline=soon())
+    assert error.value.brief.startswith("cannot start guest d: ")
+    assert "\n" not in error.value.brief
     hypervisor.destroy("d", deadline=soon())
 
 
-def test_starting_what_is_not_defined_is_an_error_in_one_line(hypervisor: Hypervisor) -> None:
-    with pytest.raises(HypervisorError) as error:
-        hypervisor.start("nobody", deadline=soon())
-    assert error.value.brief.startswith("cannot start guest nobody: ")
-    assert "\n" not in error.value.brief
+def test_what_somebody_has_defined_under_our_name_is_destroyed_too() -> None:
+    libvirt = Libvirt("test:///default")
+    libvirt.define(xml("e"), deadline=soon())
+    assert libvirt.domains(deadline=soon()) == {"e": "7.srv"}
+    assert libvirt.destroy("e", deadline=soon()) is True
+    assert libvirt.domains(deadline=soon()) == {}
+    libvirt.close()
 
 
 def test_nothing_begins_after_the_deadline(hypervisor: Hypervisor) -> None:
     with pytest.raises(DeadlineExceeded):
-        hypervisor.define(xml("late"), deadline=Deadline(0))
+        hypervisor.create(xml("late"), deadline=Deadline(0))
     assert hypervisor.domains(deadline=soon()) == {}

@@ -95,19 +95,19 @@ def test_a_start_that_succeeds_leaves_the_marker_and_one_epilogue_leaves_nothing
     scene = Scene(root)
     scene.prologue()
     assert scene.markers() == {"ready"}
-    assert scene.hypervisor.calls[:3] == ["define", "start", "is_running"]
+    assert scene.hypervisor.calls[:2] == ["create", "is_running"]
     scene.epilogue()
     assert scene.left() == []
     scene.epilogue()
     assert scene.left() == []
 
 
-@pytest.mark.parametrize("call", range(1, 5))
+@pytest.mark.parametrize("call", range(1, 4))
 def test_a_hypervisor_that_fails_at_any_call_is_reported_and_leaves_nothing(root: Path, call: int) -> None:
     scene = Scene(root, fail_at=call)
     scene.prologue()
-    if call == 4:
-        assert scene.markers() == {"ready"}, "the fourth call is the epilogue's own"
+    if call == 3:
+        assert scene.markers() == {"ready"}, "the third call is the epilogue's own"
         with pytest.raises(VtorqueError):
             scene.epilogue()
     else:

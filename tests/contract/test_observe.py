@@ -145,11 +145,9 @@ def scene() -> Iterator[Scene]:
 def test_usage_is_told_of_domains_that_exist(kind: str) -> None:
     hypervisor: Hypervisor = FakeHypervisor() if kind == "fake" else Libvirt("test:///default")
     assert hypervisor.usage("a", deadline=Deadline(30)) is None
-    hypervisor.define(XML.format(name="a", uuid=uuid4()), deadline=Deadline(30))
-    for state in ("stopped", "running"):
-        used = hypervisor.usage("a", deadline=Deadline(30))
-        assert used is not None and (used.state, used.memory_mib) == (state, 64) and used.cpu_seconds >= 0
-        hypervisor.start("a", deadline=Deadline(30))
+    hypervisor.create(XML.format(name="a", uuid=uuid4()), deadline=Deadline(30))
+    used = hypervisor.usage("a", deadline=Deadline(30))
+    assert used is not None and (used.state, used.memory_mib) == ("running", 64) and used.cpu_seconds >= 0
     hypervisor.destroy("a", deadline=Deadline(30))
 
 

@@ -253,6 +253,21 @@ def test_a_nodes_fault_on_a_sister_fails_her_hook_until_it_has_happened_too_ofte
     assert "told to fail" in (cluster.directory / published.name(1)).read_text()
 
 
+def test_a_sister_that_is_busy_does_not_fail_her_hook(make: Callable[..., Cluster]) -> None:
+    """Her node would be taken out of the cluster; the mother superior is told, and asks for another start."""
+    cluster = make()
+    mother, sister = cluster.sisters
+    sister.node = replace(sister.node, shape=a_shape(name="n2", cpus=(0, 1)))
+    other = replace(sister.job, id=type(sister.job.id)("8.srv"))
+    lifecycle.prologue_parallel(other, sister.node, lambda orders, place: None, deadline=Deadline(40))
+    cluster.start()
+    assert "node n2: not now: job 8.srv" in cluster.failed()
+    mother.end()
+    for job in (other, sister.job):
+        lifecycle.epilogue_parallel(job, sister.node, deadline=Deadline(40))
+    assert sister.left() == [] and mother.left() == []
+
+
 def test_a_second_start_is_not_fooled_by_what_the_first_published(make: Callable[..., Cluster]) -> None:
     cluster = make()
     mother, sister = cluster.sisters

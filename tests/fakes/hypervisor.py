@@ -3,6 +3,7 @@
 
 import xml.etree.ElementTree as ElementTree
 from dataclasses import dataclass
+from pathlib import Path
 
 from vtorque.backends.hypervisor import Usage
 from vtorque.deadline import Deadline
@@ -15,7 +16,6 @@ _TAG = "metadata/{https://vtorque.org/xmlns/domain/1}vtorque"
 class _Domain:
     uuid: str
     job: str
-    running: bool = False
     memory_mib: int = 0
 
 
@@ -31,24 +31,21 @@ class FakeHypervisor:
         self.stops_after = 1 << 30
         self.calls: list[str] = []
 
-    def define(self, domain_xml: str, *, deadline: Deadline) -> None:
-        self._called("define", deadline)
+    def create(self, domain_xml: str, *, deadline: Deadline) -> None:
+        self._called("create", deadline)
         root = ElementTree.fromstring(domain_xml)
         tag = root.find(_TAG)
         name, uuid = root.findtext("name", ""), root.findtext("uuid", "")
         present = self._domains.get(name)
         if present and present.uuid != uuid:
-            raise HypervisorError(f"cannot define a guest: domain {name} exists with another UUID")
+            raise HypervisorError(f"cannot start guest {name}: it exists with another UUID")
+        for source in root.iterfind("devices/disk/source"):
+            if not Path(source.get("file", "")).exists():
+                raise HypervisorError(f"cannot start guest {name}: there is no {source.get('file')}")
         self._domains[name] = _Domain(
             uuid=uuid, job=tag.get("job", "") if tag is not None else "",
-            running=bool(present and present.running), memory_mib=int(root.findtext("memory", "0")),
+            memory_mib=int(root.findtext("memory", "0")),
         )
-
-    def start(self, name: str, *, deadline: Deadline) -> None:
-        self._called("start", deadline)
-        if name not in self._domains:
-            raise HypervisorError(f"cannot start guest {name}: no domain of that name")
-        self._domains[name].running = True
 
     def destroy(self, name: str, *, deadline: Deadline) -> bool:
         self._called("destroy", deadline)
@@ -62,15 +59,14 @@ class FakeHypervisor:
         self._called("is_running", deadline)
         if self.calls.count("is_running") > self.stops_after:
             return False
-        return name in self._domains and self._domains[name].running
+        return name in self._domains
 
     def usage(self, name: str, *, deadline: Deadline) -> Usage | None:
         self._called("usage", deadline)
         domain = self._domains.get(name)
         if domain is None:
             return None
-        state = "running" if domain.running else "stopped"
-        return Usage(state=state, cpu_seconds=1.5, memory_mib=domain.memory_mib)
+        return Usage(state="running", cpu_seconds=1.5, memory_mib=domain.memory_mib)
 
     def close(self) -> None:
         """Nothing is open."""

@@ -76,8 +76,7 @@ class Scene:
     def __init__(self, root: Path, *looks: tuple[str, ...], machines: dict[str, Any]) -> None:
         self.hypervisor = FakeHypervisor()
         tag = "<metadata><v:vtorque xmlns:v='https://vtorque.org/xmlns/domain/1' job='7.srv'/></metadata>"
-        self.hypervisor.define(f"<domain><name>{VM.name}</name>{tag}</domain>", deadline=Deadline(9))
-        self.hypervisor.start(VM.name, deadline=Deadline(9))
+        self.hypervisor.create(f"<domain><name>{VM.name}</name>{tag}</domain>", deadline=Deadline(9))
         self.addresses = FakeAddresses(*looks)
         self.transport = FakeTransport(machines)
         self.state = JobState(root, "7.srv")

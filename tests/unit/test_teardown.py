@@ -1,19 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """Giving back: everything is tried, what failed stays in the ledger, and it can be said twice."""
 
+import contextlib
 from pathlib import Path
 
 import pytest
 
 from tests.fakes.hypervisor import FakeHypervisor
 from vtorque.deadline import Deadline
-from vtorque.errors import StateError
+from vtorque.errors import HypervisorError, StateError
 from vtorque.model import Resource
 from vtorque.state import JobState
 from vtorque.teardown import DIRECTORY, DOMAIN, FILE, release, release_unrecorded
 
 XML = """<domain><name>{}</name><uuid>{}</uuid><metadata>
-<v:vtorque xmlns:v='https://vtorque.org/xmlns/domain/1' job='{}'/></metadata></domain>"""
+<v:vtorque xmlns:v='https://vtorque.org/xmlns/domain/1' job='{}'/></metadata>
+<devices><disk><source file='{}'/></disk></devices></domain>"""
 
 
 def soon() -> Deadline:
@@ -26,9 +28,8 @@ def soon() -> Deadline:
     return Deadline(60, clock=lambda: now[0], sleep=sleep)
 
 
-def started(hypervisor: FakeHypervisor, name: str, job: str = "7.srv") -> None:
-    hypervisor.define(XML.format(name, f"uuid-{name}", job), deadline=soon())
-    hypervisor.start(name, deadline=soon())
+def started(hypervisor: FakeHypervisor, name: str, job: str = "7.srv", disk: str = "/dev/null") -> None:
+    hypervisor.create(XML.format(name, f"uuid-{name}", job, disk), deadline=soon())
 
 
 @pytest.fixture
@@ -81,20 +82,29 @@ def test_what_could_not_be_given_back_stays_held_for_the_next_try(record: JobSta
     assert "7.srv_1of1" not in hypervisor._domains
 
 
-def test_a_domain_that_appears_late_is_destroyed(record: JobState) -> None:
-    """libvirtd goes on with a start whose caller was killed."""
+@pytest.mark.parametrize("call", range(1, 4))
+def test_a_domain_that_appears_late_is_destroyed_or_cannot_start(record: JobState, tmp_path: Path, call: int) -> None:
+    """libvirtd goes on with a start whose caller was killed, and needs the files for it."""
+    overlay = tmp_path / "overlay"
 
     class Late(FakeHypervisor):
         def destroy(self, name: str, *, deadline: Deadline) -> bool:
-            if self.calls.count("destroy") == 3:
-                started(self, name)
-            return super().destroy(name, deadline=deadline)
+            there = super().destroy(name, deadline=deadline)
+            if self.calls.count("destroy") == call:
+                with contextlib.suppress(HypervisorError):
+                    started(self, name, disk=str(overlay))
+            return there
 
     hypervisor = Late()
+    with record.taking(Resource(kind=FILE, name=str(overlay)), deadline=soon()):
+        overlay.touch()
     with pytest.raises(KeyboardInterrupt), record.taking(Resource(kind=DOMAIN, name="g"), deadline=soon()):
         raise KeyboardInterrupt
     release(record, hypervisor=hypervisor, deadline=soon())
+    with contextlib.suppress(HypervisorError):
+        started(hypervisor, "g", disk=str(overlay))
     assert hypervisor.domains(deadline=soon()) == {}
+    assert hypervisor.calls.count("destroy") == 2
 
 
 def test_a_domain_that_was_seen_to_exist_and_is_gone_is_believed_gone(record: JobState) -> None:

@@ -19,12 +19,8 @@ class Usage:
 class Hypervisor(Protocol):
     """Domains of this node. `job` is the key of the job in a domain's own metadata."""
 
-    def define(self, domain_xml: str, *, deadline: Deadline) -> None:
-        """Make the domain known, not running; HypervisorError when it is refused."""
-        ...
-
-    def start(self, name: str, *, deadline: Deadline) -> None:
-        """Start a defined domain; HypervisorError when it cannot run."""
+    def create(self, domain_xml: str, *, deadline: Deadline) -> None:
+        """Start the domain, transient: it ends with its guest. HypervisorError when it cannot run."""
         ...
 
     def destroy(self, name: str, *, deadline: Deadline) -> bool:

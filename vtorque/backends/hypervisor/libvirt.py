@@ -51,15 +51,17 @@ class Libvirt:
         """Make the domain known, not running. Defining the same one again is no error."""
         self._call("define a guest", lambda c: c.defineXML(domain_xml), deadline)
 
-    def start(self, name: str, *, deadline: Deadline) -> None:
-        """Start a defined domain; one that runs already is a success."""
+    def create(self, domain_xml: str, *, deadline: Deadline) -> None:
+        """Start a transient domain; the same one that runs already is a success."""
+        root = ElementTree.fromstring(domain_xml)
+        name = root.findtext("name", "")
 
-        def start(connection: Any) -> None:
-            domain = connection.lookupByName(name)
-            if not domain.isActive():
-                domain.createWithFlags(0)
+        def create(connection: Any) -> None:
+            domain = _lookup(connection, name)
+            if domain is None or not domain.isActive() or domain.UUIDString() != root.findtext("uuid"):
+                connection.createXML(domain_xml, 0)
 
-        self._call(f"start guest {name}", start, deadline)
+        self._call(f"start guest {name}", create, deadline)
 
     def destroy(self, name: str, *, deadline: Deadline) -> bool:
         """Stop and forget the domain, and see that it is gone; whether there was one."""
