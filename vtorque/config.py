@@ -12,7 +12,8 @@ import yaml
 
 from vtorque import files, limits, units
 from vtorque.errors import ConfigError, StateError
-from vtorque.options import ALIASES, FORMS, INERT, LIMITS, OPTIONS, SiteConfig
+from vtorque.optionforms import FORMS, INERT
+from vtorque.options import ALIASES, LIMITS, OPTIONS, SiteConfig
 from vtorque.sitefile import find
 
 __all__ = ["FORMS", "Loaded", "Note", "SiteConfig", "find", "load", "load_noted", "load_whole"]

@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 from vtorque import config
 from vtorque.errors import ConfigError
-from vtorque.options import ALIASES, INERT, OPTIONS
+from vtorque.optionforms import INERT
+from vtorque.options import ALIASES, OPTIONS
 
 _HEADER = "# converted from config.sh by vmgr config import\n"
 # What the original shipped, where that differs from our default: a site that left it never decided it.

@@ -22,7 +22,7 @@ from vtorque.deadline import Deadline
 from vtorque.errors import ImageError, RequestError, StateError
 from vtorque.imageheader import Header, digest, inspect, opened
 from vtorque.model import Image
-from vtorque.options import FORMS
+from vtorque.optionforms import FORMS
 
 __all__ = [
     "LOCK", "Header", "Revision", "digest", "find", "inspect", "locked", "make_overlay", "names", "publish", "record",

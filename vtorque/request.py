@@ -16,7 +16,7 @@ from typing import Any
 from vtorque import metadata, units
 from vtorque.errors import RequestError
 from vtorque.model import VmRequest
-from vtorque.options import FORMS
+from vtorque.optionforms import FORMS
 
 PREFIX = "vt1."
 LIMIT = 1000

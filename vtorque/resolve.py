@@ -11,7 +11,8 @@ from typing import Any
 from vtorque import imageheader, metadata, request, units
 from vtorque.errors import ImageError, RequestError
 from vtorque.model import Image, VmRequest
-from vtorque.options import FORMS, SiteConfig
+from vtorque.optionforms import FORMS
+from vtorque.options import SiteConfig
 from vtorque.overhead import guest_memory_mib
 from vtorque.vmoptions import KEYS, Given, Source, contents, wrong
 

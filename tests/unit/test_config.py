@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from vtorque import config, options, sitefile
 from vtorque.config import SiteConfig
 from vtorque.errors import ConfigError
-from vtorque.options import ALIASES, INERT, OPTIONS
+from vtorque.optionforms import INERT
+from vtorque.options import ALIASES, OPTIONS
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from vtorque import config
 from vtorque.config import SiteConfig
 from vtorque.configimport import convert
-from vtorque.options import ALIASES, INERT, OPTIONS
+from vtorque.optionforms import INERT
+from vtorque.options import ALIASES, OPTIONS
 
 HEADER = "# converted from config.sh by vmgr config import\n"
 

@@ -11,12 +11,13 @@ PACKAGE = ROOT / "vtorque"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 LAYERS: list[tuple[str, ...]] = [
-    ("errors", "units", "deadline", "logs", "shareserver", "shape"),
+    ("errors", "units", "deadline", "logs", "shareserver", "shape", "optionforms"),
     ("model",),
     ("proc", "files", "userside", "rooms"),
     ("config", "options", "sitefile", "limits", "metadata", "overhead", "request", "vmoptions", "qsub",
      "topology", "display", "imageheader", "serving"),
     ("shares", "numa", "tuning"),
+    ("rendercheck",),
     ("plan", "render", "state", "images", "seed", "backends", "submit", "follow", "resolve",
      "configimport", "imagepull"),
     ("resources", "catalogue", "published", "imagecache", "admission"),
@@ -40,10 +41,10 @@ ONLY_IN = {
     "subprocess": {"proc"},
     "paramiko": {"backends.transport.ssh"},
     "libvirt": {"backends.hypervisor.libvirt"},
-    "yaml": {"config", "metadata", "render"},
+    "yaml": {"config", "metadata", "render", "rendercheck"},
     "psutil": {"topology", "guard", "cli.vmgr"},
 }
-PURE = {"plan", "render"}
+PURE = {"plan", "render", "rendercheck"}
 IMPURE = {"proc", "files", "state", "backends"}
 
 MODULE_LINES = 300

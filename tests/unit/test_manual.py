@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from vtorque import resolve, vmoptions
-from vtorque.cli import completion, manual, vmgr, vsubhelp
-from vtorque.options import ALIASES, INERT, OPTIONS
+from vtorque.cli import completion, manual, vmgr, vsubhelp, wording
+from vtorque.optionforms import INERT
+from vtorque.options import ALIASES, OPTIONS
 from vtorque.qsub import OPENPBS, OURS, TORQUE
 from vtorque.vmoptions import Source
 
@@ -91,7 +92,7 @@ class TestVsub:
 
     @pytest.mark.parametrize("key", vmoptions.KEYS)
     def test_every_key_is_there_with_an_example_that_may_be_written(self, key: str) -> None:
-        example = manual.KEY_EXAMPLES[key]
+        example = wording.KEY_EXAMPLES[key]
         assert f"{key}=value {vmoptions.KEYS[key]}" in plain("vsub.1")
         assert f"Like -vm {example}." in plain("vsub.1")
         assert key in vmoptions.collect([Source(origin="example", text=example)])
@@ -167,7 +168,7 @@ class TestConfiguration:
 
     def test_every_kind_of_value_is_described(self) -> None:
         described = {option.metadata.get("kind", "") for option in OPTIONS.values() if "choices" not in option.metadata}
-        assert described - {""} <= set(manual.KIND_FORMS)
+        assert described - {""} <= set(wording.KIND_FORMS)
 
     def test_other_names_are_there(self) -> None:
         assert all(f"{alias} {name}" in plain("vtorque.yaml.5") for alias, name in ALIASES.items())

@@ -13,7 +13,8 @@ from tests.builders import a_plan, a_request, a_site, an_account, an_image, some
 from vtorque import render, submit
 from vtorque.errors import ConfigError
 from vtorque.model import Group, JobPlan
-from vtorque.options import FORMS, SiteConfig
+from vtorque.optionforms import FORMS
+from vtorque.options import SiteConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests" / "golden"

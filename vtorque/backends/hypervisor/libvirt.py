@@ -100,7 +100,9 @@ class Libvirt:
 
         def running(connection: Any) -> bool:
             domain = _lookup(connection, name)
-            return domain is not None and domain.state()[0] not in _STOPPED
+            with _ignoring(libvirt.VIR_ERR_NO_DOMAIN):
+                return domain is not None and domain.state()[0] not in _STOPPED
+            return False
 
         return bool(self._call(f"look at guest {name}", running, deadline))
 

@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Read a rendered text again and compare it with the plan. Pure.
+
+A site's own template must not start another guest than the one that was
+decided on. Every function raises ConfigError that names the template.
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+from xml.etree import ElementTree
+
+import yaml
+
+from vtorque import shares, tuning
+from vtorque.errors import ConfigError
+from vtorque.model import JobPlan, VmPlan
+
+
+def domain(text: str, plan: JobPlan, vm: VmPlan) -> None:
+    """Everything that opens, names or limits something must be what was planned, no more."""
+    try:
+        root = ElementTree.fromstring(text)
+    except ElementTree.ParseError as error:
+        raise ConfigError(f"template domain.xml: not XML: {error}") from error
+    image = plan.image
+    opened = {
+        element.text or "" for tag in ("kernel", "initrd", "loader", "nvram", "emulator")
+        for element in root.iter(tag)
+    }
+    opened |= {
+        value for source in root.iter("source") for name, value in source.items()
+        if name in ("file", "dev", "dir", "path", "socket", "name")
+    }
+    allowed = {image.path, vm.overlay, vm.seed, vm.console, image.kernel, image.initrd} | shares.paths(plan, vm)
+    found = {
+        "name": root.findtext("name"),
+        "uuid": root.findtext("uuid"),
+        "memory": root.findtext("memory"),
+        "vcpu": root.findtext("vcpu"),
+        "mac": [mac.get("address") for mac in root.iter("mac")],
+        "files": sorted(opened - {str(path) for path in allowed if path}),
+        "foreign": [e.tag for e in root.iter() if e.tag.startswith("{") and "vtorque.org" not in e.tag],
+    }
+    planned = {
+        "name": vm.name, "uuid": str(vm.uuid), "memory": str(vm.memory_mib), "vcpu": str(vm.vcpus),
+        "mac": [vm.mac], "files": [], "foreign": [],
+    }
+    found |= tuning.found(root) | shares.found(root, plan)
+    _compare("domain.xml", found, planned | tuning.planned(vm) | shares.planned(plan, vm))
+
+
+def user_data(text: str, values: Mapping[str, Any], family: str) -> None:
+    """Whatever gives somebody rights in the guest must be what was planned, no more."""
+    if family == "osv":
+        document("user-data", text, {"hostname": values["vm"].hostname, "mounts": values["mounts"]})
+        return
+    document("user-data", text, {
+        "hostname": values["vm"].hostname,
+        "users": [[]],
+        "disable_root": True,
+        "ssh_pwauth": False,
+        "ssh_keys": {
+            "ed25519_private": values["keys"].host_private,
+            "ed25519_public": values["keys"].host_public,
+        },
+        "write_files": [
+            {"path": file.path, "permissions": file.permissions, "content": file.content}
+            for file in values["guest_files"]
+        ],
+        "bootcmd": values["bootcmd"],
+        **({"runcmd": values["runcmd"]} if values["runcmd"] else {}),
+    })
+
+
+def document(name: str, text: str, planned: dict[str, object]) -> None:
+    """A YAML mapping must hold what was planned, whatever else it holds."""
+    try:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"template {name}: not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(data, dict):
+        raise ConfigError(f"template {name}: not a mapping")
+    _compare(name, {key: data.get(key) for key in planned}, planned)
+
+
+def _compare(name: str, found: dict[str, Any], planned: dict[str, Any]) -> None:
+    for key, value in planned.items():
+        if found[key] != value:
+            raise ConfigError(
+                f"template {name}: {key} differs from the plan",
+                details=f"found {json.dumps(found[key])[:500]}, planned {json.dumps(value)[:500]}",
+            )
