@@ -24,7 +24,6 @@ _SHIPPED = re.compile(
     r'"metis-devel", "nfs-ganesha-mount-9P"\]'
 )
 _LONGEST = 1024
-
 _NAME = r"[A-Za-z_][A-Za-z0-9_]*"
 _OPERATOR = re.compile(r";;&|;;|;&|&&|\|\||\|&|<<<|<<-|<<|&>>|&>|>>|[<>]&|>\||<>|[;&|<>()\n]")
 _ASSIGNMENT = re.compile(rf"{_NAME}(\[[^\]]*\])?\+?=.*", re.DOTALL)
