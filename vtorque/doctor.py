@@ -33,6 +33,7 @@ _CLEAN_UP_SECONDS = 5.0
 _CONNECT_SECONDS = 3.0
 _TOOL_SECONDS = 5.0
 _NFS_PORT = 2049
+_DIRECTORY_OF_LIBVIRT = Path("/var/lib/libvirt/qemu")
 _FIRST_YEAR = 2024
 # Mom reads 1024 bytes of what the script prints (check_state(), mom_server.c), and "message=" comes before it.
 _NHC_LENGTH = 900
@@ -186,7 +187,7 @@ def commands() -> Iterator[Finding]:
 def shares(site: SiteConfig, *, deadline: Deadline) -> Iterator[Finding]:
     """The servers of VM_NFS_* take connections."""
     if site.share != "nfs":
-        yield ok("nfs", f"shares are served by the node itself: {site.share}")
+        yield checks.served(site.share, directory=_DIRECTORY_OF_LIBVIRT)
         return
     wanted: dict[tuple[str, int], list[str]] = {}
     for option, share, options in (

@@ -225,6 +225,14 @@ def hook_time(site: SiteConfig, mom_priv: Path) -> Iterator[Finding]:
         yield warning("time", found, f"put the line {line} into {config} and send mom a HUP, or lower TIMEOUT")
 
 
+def served(share: str, *, directory: Path) -> Finding:
+    """Whether QEMU can reach libvirt's own `directory` as the user whose files it serves."""
+    if share == "9p" and directory.is_dir() and not directory.stat().st_mode & stat.S_IXOTH:
+        text = f"SHARE: 9p runs QEMU as the job's user, who may not pass through {directory}"
+        return error("nfs", text, f"chmod o+x {directory}, for good by dpkg-statoverride")
+    return ok("nfs", f"shares are served by the node itself: {share}")
+
+
 def room(site: SiteConfig, shape: NodeShape) -> Iterator[Finding]:
     """Something is left for guests, and enough for one of the default size."""
     cores = len(shape.cpus) - site.host_os_core_count

@@ -16,7 +16,7 @@ from vtorque.boot import Started
 from vtorque.bringup import ABORTED, Demand
 from vtorque.deadline import Deadline
 from vtorque.errors import HypervisorError, VtorqueError
-from vtorque.model import JobPlan
+from vtorque.model import JobPlan, Peer
 from vtorque.node import Node
 from vtorque.state import JobState
 from vtorque.userside import UserSide
@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 
 _PAUSE_SECONDS = 1.0
 _CALL_SECONDS = 30.0
+# How often a guest is listened to before it counts as lost.
+_LOOKS = 4
 _TEARDOWN_SECONDS = 120.0
 # A job that mom has just let go of may be between two of her files.
 _FORGOTTEN_SECONDS = 5.0
@@ -35,13 +37,16 @@ class Orders:
     """What a guard is told: her node's part of the job.
 
     `started` are guests that she has to prove and publish first, none where a
-    prologue has done so. Mom must know the job `start_seconds` from now.
+    prologue has done so. Mom must know the job `start_seconds` from now. `peers`
+    are the guests for a mother superior's guard to listen to: all but rank 0, to
+    which the job's wrapper is connected.
     """
 
     demand: Demand
     plan: JobPlan
     started: tuple[Started, ...]
     start_seconds: float
+    peers: tuple[Peer, ...] = ()
 
 
 def watch(orders: Orders, node: Node) -> None:
@@ -82,6 +87,7 @@ def _until_over(orders: Orders, node: Node, record: JobState, side: UserSide) ->
     known = False
     unknown_since: float | None = None
     lost = False
+    silence = _Silence(orders, node)
     while not record.closed:
         time.sleep(_PAUSE_SECONDS)
         if node.knows(key):
@@ -92,8 +98,37 @@ def _until_over(orders: Orders, node: Node, record: JobState, side: UserSide) ->
                 return "mom has forgotten the job"
         if not known and side.read(ABORTED, limit=1, deadline=Deadline(_CALL_SECONDS)) is not None:
             return "its mother superior has given up"
-        lost = lost or _report_lost(orders, node, side)
+        lost = lost or _report_lost(orders, node, side) or silence.report(side)
     return ""
+
+
+class _Silence:
+    """Guests that do not answer any more: a node that is gone says nothing itself."""
+
+    def __init__(self, orders: Orders, node: Node) -> None:
+        self._next = time.monotonic()
+        self._heard = dict.fromkeys(orders.peers, self._next)
+        self._vms_per_node = orders.plan.request.vms_per_node
+        self._node = node
+
+    def report(self, side: UserSide) -> bool:
+        """Tell the job's wrapper when a guest has been silent for too long, once."""
+        now = time.monotonic()
+        if not self._heard or now < self._next:
+            return False
+        limit = self._node.site.guest_timeout
+        self._next = now + limit / _LOOKS
+        addresses = [peer.address for peer in self._heard]
+        answering = self._node.transport.answering(addresses, seconds=limit / _LOOKS / 2)
+        for peer, heard in self._heard.items():
+            if peer.address in answering:
+                self._heard[peer] = now
+            elif now - heard >= limit:
+                text = f"lost guest {peer.hostname} of rank {peer.rank} on node {peer.node}: no answer for {limit} s"
+                log.error("%s", text)
+                name = published.lost_name(peer.rank // self._vms_per_node)
+                return side.replace(name, text, deadline=Deadline(_CALL_SECONDS))
+        return False
 
 
 def _report_lost(orders: Orders, node: Node, side: UserSide) -> bool:

@@ -129,7 +129,11 @@ def _bring_up(
             raise GenerationClosed(f"job {job.id} was deleted while its guests were being started")
         if len(peers) > 1:
             with _place(job, node, deadline) as place:
-                launch(Orders(demand=wanted, plan=decided, started=(), start_seconds=_START_MARGIN_SECONDS), place)
+                orders = Orders(
+                    demand=wanted, plan=decided, started=(), start_seconds=_START_MARGIN_SECONDS,
+                    peers=tuple(sorted(peers, key=lambda peer: peer.rank)[1:]),
+                )
+                launch(orders, place)
         record.publish(state.READY, run.ready_marker(decided, peers), group=wanted.account.group.gid)
 
 

@@ -104,6 +104,9 @@ class SiteConfig:
 
     timeout: int = option(120, "for a guest to boot and be proven", unit="seconds", low=1, high=86400)
     ssh_timeout: int = option(5, "for one attempt to connect to a guest", unit="seconds", low=1, high=600)
+    guest_timeout: int = option(
+        60, "of silence after which a guest is lost to its job", unit="seconds", low=5, high=3600
+    )
     prologue_timeout: int = inert(
         600, "for the user's part of the prologue", "mom's $prologalarm is the limit", unit="seconds"
     )

@@ -162,6 +162,16 @@ def test_a_server_answers_or_does_not() -> None:
     assert found.level is Level.OK
 
 
+@pytest.mark.parametrize(("share", "mode", "level"), [
+    ("9p", 0o750, Level.ERROR), ("9p", 0o751, Level.OK), ("virtiofs", 0o750, Level.OK)
+])
+def test_a_user_has_to_reach_libvirts_directory_where_qemu_is_his(
+    tmp_path: Path, share: str, mode: int, level: Level
+) -> None:
+    tmp_path.chmod(mode)
+    assert doctor_checks.served(share, directory=tmp_path).level is level
+
+
 def test_libvirt_tells_its_version_and_defines_a_guest() -> None:
     found = doctor.version("test:///default", deadline=soon())
     assert found.level is Level.OK and "TEST" in found.text

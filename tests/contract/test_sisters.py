@@ -305,3 +305,18 @@ def test_a_guest_that_stops_is_reported_to_the_wrapper(make: Callable[..., Clust
     assert said == "lost guest vn2-1 of rank 1 on node n2: it has stopped"
     for each in (sister, mother):
         each.end()
+
+
+def test_a_guest_that_falls_silent_is_reported_by_the_mother_superiors_guard(make: Callable[..., Cluster]) -> None:
+    """Her node may be gone, with all who could tell of it."""
+    cluster = make()
+    mother, sister = cluster.sisters
+    mother.node = replace(mother.node, site=replace(mother.node.site, guest_timeout=2))
+    assert isinstance(mother.node.transport, FakeTransport)
+    mother.node.transport.silent.add("10.0.0.1")
+    cluster.start()
+    eventually(lambda: (cluster.directory / published.lost_name(1)).exists())
+    said = (cluster.directory / published.lost_name(1)).read_text()
+    assert said == "lost guest vn2-1 of rank 1 on node n2: no answer for 2 s"
+    for each in (sister, mother):
+        each.end()

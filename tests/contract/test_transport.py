@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What we and SSH promise each other, over OpenSSH's own daemon on loopback."""
 
+import contextlib
 import hashlib
 import os
 import pwd
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from vtorque.backends.transport import KeyPair
+from vtorque.backends.transport import KeyPair, reach
 from vtorque.backends.transport.ssh import LoginRefused, NotListening, Ssh, SshSession, WrongHostKey
 from vtorque.deadline import Deadline
 from vtorque.errors import DeadlineExceeded, TransportError
@@ -166,3 +167,21 @@ def test_keys_are_new_each_time() -> None:
 def test_a_command_that_outlasts_its_deadline_is_given_up(session: SshSession) -> None:
     with pytest.raises(DeadlineExceeded, match="did not answer in time"):
         session.run("sleep 60", stdin=b"", stdout=bytearray().extend, stderr=bytearray().extend, deadline=Deadline(0.3))
+
+
+def test_a_machine_answers_by_taking_a_connection_or_refusing_it() -> None:
+    with contextlib.ExitStack() as stack:
+        port = stack.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()[1]
+        # The kernel lets a SYN pass unanswered when nobody takes the connections there are.
+        deaf = stack.enter_context(socket.create_server(("127.0.0.3", port), backlog=0))
+        for _ in range(2):
+            caller = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK))
+            caller.connect_ex(deaf.getsockname())
+        found = reach.answering(["127.0.0.1", "127.0.0.2", "127.0.0.3", "::1"], port=port, seconds=0.5)
+    assert found == {"127.0.0.1", "127.0.0.2", "::1"}
+
+
+def test_more_machines_are_asked_than_there_are_descriptors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reach, "_AT_ONCE", 2)
+    addresses = [f"127.0.0.{number}" for number in range(1, 6)]
+    assert reach.answering(addresses, port=1, seconds=0.5) == set(addresses)

@@ -2,7 +2,10 @@
 """Jobs on several nodes, each with a network, a mount namespace and a libvirt of its own."""
 
 import json
+import re
+import subprocess
 import time
+from pathlib import Path
 
 import pytest
 
@@ -40,7 +43,7 @@ sleep 1000
         for name in lab.on(node, *VIRSH, "list", "--name").split():
             rank = names.index(node) * 2 + int(name.partition("_")[2].partition("of")[0]) - 1
             pins = [line.split()[-1] for line in lab.on(node, *VIRSH, "vcpupin", name).splitlines() if line]
-            assert shown[rank]["cpus"] == ",".join(pins)
+            assert shown[rank]["cpus"] == ",".join(pins) == ",".join(_pins_of_threads(lab, node, name))
     lab.as_user("qdel", job)
     ended = lab.ended(job)
     out = ended.out.decode().split("\n")
@@ -48,6 +51,16 @@ sleep 1000
     assert out[1:8:2] == [f"v{names[rank // 2]}-{rank % 2 + 1}" for rank in RANKS]
     assert out[8] == "4 2 2"
     assert out[9] == f"v{names[0]}-1", "and back again"
+
+
+def _pins_of_threads(lab: Lab, node: str, name: str) -> list[str]:
+    """What the kernel says of the threads that are the vCPUs of a domain."""
+    tasks = Path("/proc", lab.on(node, "cat", f"/run/libvirt/qemu/{name}.pid"), "task").glob("*")
+    vcpus = sorted((task / "comm").read_text() + "/" + task.name for task in tasks)
+    return [
+        re.findall(r"^Cpus_allowed_list:\t(.*)$", Path("/proc", each.rpartition("/")[2], "status").read_text(), re.M)[0]
+        for each in vcpus if each.startswith("CPU ")
+    ]
 
 
 def test_a_guest_that_stops_during_the_job_ends_it_with_its_rank_and_node(two_nodes: Lab) -> None:
@@ -59,6 +72,21 @@ def test_a_guest_that_stops_during_the_job_ends_it_with_its_rank_and_node(two_no
     ended = lab.ended(job)
     assert ended.exit_status == 76
     assert f"vtorque: lost guest v{sister}-1 of rank 1 on node {sister}: it has stopped" in ended.err.decode()
+
+
+def test_a_node_that_is_gone_ends_the_job_with_the_rank_and_node_that_fell_silent(two_nodes: Lab) -> None:
+    lab = two_nodes
+    job = lab.submit(lab.write("long.sh", "#!/bin/sh\ntouch up\nsleep 1000\n"), "-l", "nodes=2", vm=TINY)
+    lab.appears("up")
+    gone = NODES[1]
+    uplink = f"{parts.BRIDGE}-{gone.removeprefix('vtn')}"
+    subprocess.run(["ip", "link", "set", uplink, "down"], check=True)
+    try:
+        ended = lab.ended(job)
+    finally:
+        subprocess.run(["ip", "link", "set", uplink, "up"], check=True)
+    assert ended.exit_status == 76
+    assert f"vtorque: lost guest v{gone}-1 of rank 1 on node {gone}: no answer for 20 s" in ended.err.decode()
 
 
 def test_a_sister_that_cannot_start_is_named_and_everything_is_given_back(two_nodes: Lab) -> None:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Guests in memory: addresses that show up, and machines that answer there."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from vtorque.backends.transport import KeyPair, Sink, Terminal, XServer
 from vtorque.deadline import Deadline
@@ -62,9 +62,13 @@ class FakeTransport:
     def __init__(self, machines: dict[str, Callable[[], FakeSession]]) -> None:
         self._machines = machines
         self.tried: list[str] = []
+        self.silent: set[str] = set()
 
     def make_key(self) -> KeyPair:
         return KeyPair(private="private", public=HOST_KEY)
+
+    def answering(self, addresses: Collection[str], *, seconds: float) -> set[str]:
+        return set(addresses) & set(self._machines) - self.silent
 
     def open(self, address: str, *, user: str, key: str, host_key: str, deadline: Deadline) -> FakeSession:
         self.tried.append(address)

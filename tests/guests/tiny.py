@@ -20,7 +20,7 @@ from vtorque.model import Image
 
 NAME = "tiny.qcow2"
 HERE = Path(__file__).parent
-MODULES = ("virtio_pci", "virtio_blk", "virtio_net", "isofs", "nfsv4")
+MODULES = ("virtio_pci", "virtio_blk", "virtio_net", "isofs", "nfsv4", "virtiofs")
 APPLETS = """
 sh ash awk cat chmod chown cp cut date dd df echo env grep head hostname id insmod ip kill ln ls mkdir mktemp mount
 mv nproc od ping ps pwd rm sed setsid sleep sort stat stty sync tail tee test timeout touch tr tty true umount uname

@@ -2,7 +2,7 @@
 """How to talk to a guest that can prove who it is."""
 
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -100,4 +100,8 @@ class Transport(Protocol):
         Raises TransportError, `WrongHostKey` when the guest there is another
         one, and DeadlineExceeded when it takes too long.
         """
+        ...
+
+    def answering(self, addresses: Collection[str], *, seconds: float) -> set[str]:
+        """Those addresses at which a machine still answers; nothing is proven by it."""
         ...

@@ -12,7 +12,7 @@ import io
 import socket
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -22,7 +22,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import paramiko
 
-from vtorque.backends.transport import KeyPair, Sink, Terminal, XServer
+from vtorque.backends.transport import KeyPair, Sink, Terminal, XServer, reach
 from vtorque.deadline import Deadline
 from vtorque.errors import DeadlineExceeded, TransportError
 
@@ -94,6 +94,10 @@ class Ssh:
             raise
         transport.set_keepalive(_KEEPALIVE_SECONDS)
         return SshSession(transport, address)
+
+    def answering(self, addresses: Collection[str], *, seconds: float) -> set[str]:
+        """Those addresses at which a machine still answers; its sshd logs a connection that said nothing."""
+        return reach.answering(addresses, port=self._port, seconds=seconds)
 
     def _transport(self, address: str, deadline: Deadline) -> paramiko.Transport:
         limit = min(_CONNECT_SECONDS, deadline.require(f"connect to {address}"))
