@@ -12,7 +12,8 @@ from vtorque.options import SiteConfig
 
 _WORD = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@+-]*", re.ASCII)
 _NUMBER = re.compile(r"[0-9]{1,9}", re.ASCII)
-_OPTIONS = {"vcpus": "vcpus", "ram": "memory_mib", "vms_per_node": "vms_per_node"}
+_OPTIONS = {"vcpus": "vcpus", "ram": "memory_mib", "vms_per_node": "vms_per_node", "disk_size": "disk_size_mib"}
+_SIZES = ("ram", "disk_size")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +41,7 @@ def parse(text: str) -> Limit:
         elif key.removeprefix("max_") in _OPTIONS and key.startswith("max_"):
             most[key.removeprefix("max_")] = _amount(key, value)
         else:
-            raise ValueError(f"{key[:80]!r} is not one of max_vcpus, max_ram, max_vms_per_node, groups")
+            raise ValueError(f"{key[:80]!r} is not one of max_vcpus, max_ram, max_vms_per_node, max_disk_size, groups")
     return Limit(name=name, most=most, groups=groups)
 
 
@@ -85,13 +86,13 @@ def _most_generous(own: Sequence[Limit]) -> dict[str, int]:
 def _require(request: VmRequest, most: Mapping[str, int], who: str) -> None:
     for key, limit in most.items():
         value = getattr(request, _OPTIONS[key])
-        unit = " MiB" if key == "ram" else ""
+        unit = " MiB" if key in _SIZES else ""
         if value > limit:
             raise RequestError(f"-vm {key}={value}{unit}: {who} allows at most {limit}{unit}")
 
 
 def _amount(key: str, value: str) -> int:
-    if key == "max_ram":
+    if key.removeprefix("max_") in _SIZES:
         return units.mebibytes(value)
     if _NUMBER.fullmatch(value) is None:
         raise ValueError(f"{key}={value[:80]!r} is not a whole number")

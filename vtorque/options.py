@@ -18,6 +18,7 @@ LIMITS = (
 """A limit, and the default that has to keep to it."""
 
 
+_LIMITED = "max_vcpus=N max_ram=SIZE max_vms_per_node=N max_disk_size=SIZE"
 _LATER = "not supported by this version"
 _SERVER = "nfs-server.my-domain.com:"
 _PACKAGES = "at every boot, which takes minutes of TIMEOUT"
@@ -160,11 +161,10 @@ class SiteConfig:
     max_vms_per_node: int = option(0, "most guests on a node, 0 for no limit", unit="guests", low=0, high=256)
     max_disk_size: int = option(0, "most that disk_size= may ask for, 0 for no limit", kind="size", unit="MiB")
     group_limits: tuple[str, ...] = option(
-        (), "limits of user groups, each \"GROUP max_vcpus=N max_ram=SIZE max_vms_per_node=N\"", kind="limits"
+        (), f"limits of user groups, each \"GROUP {_LIMITED}\"", kind="limits"
     )
     image_limits: tuple[str, ...] = option(
-        (), "limits of images, each \"IMAGE groups=A,B max_vcpus=N max_ram=SIZE max_vms_per_node=N\"",
-        kind="limits",
+        (), f"limits of images, each \"IMAGE groups=A,B {_LIMITED}\"", kind="limits",
     )
     min_uid: int = option(1000, "lowest uid that may have guests", low=1, high=2**32 - 2)
 

@@ -13,7 +13,7 @@ from vtorque.options import SiteConfig
 
 SITE = SiteConfig(
     max_vcpus=8, max_ram=4096, max_vms_per_node=2,
-    group_limits=("students max_vcpus=2 max_ram=2G", "staff max_vcpus=4"),
+    group_limits=("students max_vcpus=2 max_ram=2G", "staff max_vcpus=4 max_disk_size=20G"),
     image_limits=("win.qcow2 groups=staff,admins max_vms_per_node=1", "debian-12.qcow2 max_ram=3G"),
 )
 
@@ -32,6 +32,7 @@ def refusal(wanted: VmRequest, *groups: str) -> str:
         ({"vms_per_node": 3}, (), "-vm vms_per_node=3: this cluster allows at most 2"),
         ({"vcpus": 3}, ("students",), "-vm vcpus=3: group students allows at most 2"),
         ({"vcpus": 5}, ("students", "staff"), "-vm vcpus=5: group students and staff allows at most 4"),
+        ({"disk_size_mib": 20481}, ("staff",), "-vm disk_size=20481 MiB: group staff allows at most 20480 MiB"),
         ({"memory_mib": 3500}, (), "-vm ram=3500 MiB: image debian-12.qcow2 allows at most 3072 MiB"),
         ({"memory_mib": 3500, "image": "debian-12.qcow2@2"}, (), "image debian-12.qcow2 allows at most 3072 MiB"),
         ({"image": "win.qcow2"}, ("students",), "-vm img=win.qcow2: only for members of staff, admins"),
@@ -55,7 +56,7 @@ def test_no_limit_is_no_limit() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "a b", "a max_x=1", "a max_vcpus=x", "a max_ram=1X", "a groups=", "a groups=a,,b", "a/b max_vcpus=1"]
+    "text", ["", "a b", "a max_x=1", "a max_vcpus=x", "a max_ram=1X", "a max_disk_size=x", "a groups=", "a groups=a,,b", "a/b max_vcpus=1"]
 )
 def test_a_limit_that_cannot_be_read_is_an_error_of_the_configuration(text: str) -> None:
     with pytest.raises(ValueError, match=r"is not|not a"):
