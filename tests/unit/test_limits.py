@@ -65,4 +65,4 @@ def test_a_limit_that_cannot_be_read_is_an_error_of_the_configuration(text: str)
 
 def test_users_are_told() -> None:
     assert list(limits.described(SITE))[:3] == ["vcpus at most 8", "ram at most 4G", "vms_per_node at most 2"]
-    assert "group staff max_vcpus=4" in list(limits.described(SITE))
+    assert "group staff max_vcpus=4 max_disk_size=20G" in list(limits.described(SITE))
