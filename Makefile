@@ -10,7 +10,7 @@ RUNTIME := python3 python3-jinja2 python3-libvirt python3-paramiko python3-psuti
 LAB := qemu-system-x86 libvirt-daemon-system libvirt-daemon-driver-qemu libvirt-clients \
 	dnsmasq-base nfs-ganesha nfs-ganesha-vfs mmdebstrap e2fsprogs fdisk grub-common \
 	grub-pc-bin busybox-static bash-static openssh-server cpio lz4 zstd xz-utils kmod procps
-TESTS := strace python3-pytest python3-hypothesis python3-venv python3-jsonschema python3-requests \
+TESTS := strace python3-pytest python3-pytest-xdist python3-hypothesis python3-venv python3-jsonschema python3-requests \
 	python3-configobj python3-jsonpatch python3-oauthlib
 
 .DEFAULT_GOAL := help
@@ -55,7 +55,7 @@ e2e: ## Run the end-to-end tests: real guests
 
 .PHONY: test
 test: test-deps check ## Run everything, real guests included
-	$(PYTHON) -m pytest
+	$(PYTHON) -m pytest -n 2 --dist loadgroup
 
 .PHONY: manual
 manual: ## Write man pages and completion anew, from the parsers

@@ -23,6 +23,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--regenerate", action="store_true", help="write the golden files anew")
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With several processes (`pytest -n 2 --dist loadgroup`) one has the lab, and begins with it."""
+    for item in items:
+        is_e2e = item.get_closest_marker("e2e") is not None
+        item.add_marker(pytest.mark.xdist_group("lab" if is_e2e else str(item.path)))
+    items.sort(key=lambda item: item.get_closest_marker("e2e") is None)
+
+
 @pytest.fixture(autouse=True)
 def _no_world(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Unit tests start no process and open no connection."""
