@@ -28,7 +28,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """With several processes (`pytest -n 2 --dist loadgroup`) one has the lab, and begins with it."""
     for item in items:
         is_e2e = item.get_closest_marker("e2e") is not None
-        item.add_marker(pytest.mark.xdist_group("lab" if is_e2e else str(item.path)))
+        # Files of one subject may use the same place, like a home.
+        subject = "_".join(item.path.stem.split("_")[:2])
+        item.add_marker(pytest.mark.xdist_group("lab" if is_e2e else f"{item.path.parent.name} {subject}"))
     items.sort(key=lambda item: item.get_closest_marker("e2e") is None)
 
 

@@ -32,7 +32,7 @@ def own(path: Path) -> Path:
 
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
-    for parent in tmp_path.parents[:2]:
+    for parent in tmp_path.parents[:-2]:
         parent.chmod(0o755)
     tmp_path.chmod(0o755)
     for part in ("", ".vtorque", f".vtorque/{ID}"):
