@@ -2,7 +2,6 @@
 """What an administrator does to the catalogue: add and pull images, describe, check and delete them."""
 
 import contextlib
-import os
 import re
 import shutil
 import stat
@@ -15,7 +14,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from vtorque import files, imageheader, imagepull, images
-from vtorque.errors import ImageError, RequestError, StateError
+from vtorque.errors import ImageError, RequestError
 from vtorque.images import Revision
 from vtorque.options import OPTIONS
 
@@ -26,7 +25,7 @@ ARCHES: tuple[str, ...] = OPTIONS["ARCH_DEFAULT"].metadata["choices"]
 
 _Say = Callable[[str], None]
 _Count = Callable[[int, int | None], None]
-_LONGEST_DESCRIPTION, _INFO_LIMIT = 1000, 4096
+_LONGEST_DESCRIPTION = 1000
 _FAMILIES = [(name, name) for name in ("debian", "ubuntu", "centos", "osv")]
 _FAMILIES += [("(red.?hat|rhel|rocky|alma|fedora|oracle)", "redhat")]
 
@@ -44,17 +43,7 @@ class About:
     cmdline: str = ""
     url: str = ""
     sha256: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Suspended:
-    """A suspended image, by its path below SUSPENDED_IMAGE_DIR, and what its .info says."""
-
-    name: str
-    uid: int
-    size: int
-    changed: float
-    description: str
+    trusted: bool | None = None
 
 
 def add(directory: Path, source: Path | None, about: About, *, progress: _Say) -> Revision:
@@ -99,12 +88,21 @@ def pull(directory: Path, url: str, about: About, *, sha256: str | None, progres
     return found if found.image.description else update(directory, about.name, f"from {shown}")
 
 
-def update(directory: Path, name: str, description: str) -> Revision:
-    """Describe an image, or the revision N for `NAME@N`, anew."""
+def update(directory: Path, name: str, description: str | None = None, *, trusted: bool | None = None) -> Revision:
+    """Describe an image anew, or say whether it is trusted: its newest revision, or N for `NAME@N`.
+
+    Without a number, distrust is of all revisions: users may ask for any of them.
+    """
+    changes: dict[str, Any] = {} if description is None else {"description": _checked(description)}
+    changes |= {} if trusted is None else {"trusted": trusted}
+    base = name.partition("@")[0]
     with _writing(directory), images.locked(directory):
         found = images.revision(directory, name)
-        newest = images.revision(directory, name.partition("@")[0]).number == found.number
-        images.record(directory, {**found.entry, "description": _checked(description)}, newest=newest)
+        newest = images.revision(directory, base).number
+        for each in images.revisions(directory, base) if trusted is False and name == base else ():
+            if each.number != newest:
+                images.record(directory, {**each.entry, "trusted": False}, newest=False)
+        images.record(directory, {**found.entry, **changes}, newest=found.number == newest)
         return images.revision(directory, name)
 
 
@@ -148,26 +146,6 @@ def unreferenced(directory: Path) -> list[Path]:
     return sorted(path for path in directory.iterdir() if path.name not in known) if directory.is_dir() else []
 
 
-def suspended(directory: Path, *, uid: int | None = None, job: str = "") -> list[Suspended]:
-    """Suspended images of one user or of all, and of a job: those in or called by its id."""
-    return [each for each, _ in _suspended(directory) if uid in (None, each.uid) and (not job or _of_job(each, job))]
-
-
-def delete_suspended(directory: Path, name: str, *, uid: int) -> None:
-    """Delete a suspended image and its .info; `uid` has to be root or its owner (RequestError otherwise)."""
-    for each, handle in _suspended(directory):
-        if each.name == name:
-            if uid not in (0, each.uid):
-                raise RequestError(f"suspended image {name} is not yours")
-            path = PurePosixPath(name)
-            for info in (f"{path.name}.info", f"{path.stem}.info"):
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(info, dir_fd=handle)
-            os.unlink(path.name, dir_fd=handle)
-            return
-    raise RequestError(f"there is no suspended image {name[:80]!r}", hint="vmgr show suspended")
-
-
 def printable(text: str) -> str:
     """Text of others in one line that does nothing to a terminal."""
     return "".join(each if each.isprintable() else "?" for each in " ".join(text.split()))
@@ -197,9 +175,10 @@ def _entry(directory: Path, about: About) -> dict[str, Any]:
     distro, arch = (known[-1].image.distro, known[-1].image.arch) if known else (_guess(about.name), ARCHES[0])
     if not (distro := about.distro or distro):
         raise RequestError(f"which distribution is {about.name}?", hint=f"--distro {'|'.join(DISTROS)}")
-    entry = {"name": about.name, "distro": distro, "arch": about.arch or arch}
+    entry: dict[str, Any] = {"name": about.name, "distro": distro, "arch": about.arch or arch}
     more = {"cmdline": about.cmdline, "url": about.url, "sha256": about.sha256.lower()}
-    return entry | {key: text for key, text in more.items() if text} | {"description": _checked(about.description)}
+    entry |= {key: text for key, text in more.items() if text} | {"description": _checked(about.description)}
+    return entry if about.trusted is None else {**entry, "trusted": about.trusted}
 
 
 def _guess(name: str) -> str:
@@ -274,27 +253,3 @@ def _forget(directory: Path, base: str, gone: Revision, left: list[Revision]) ->
     for path in gone.parts():
         if path.name not in still:
             path.unlink(missing_ok=True)
-
-
-def _suspended(directory: Path) -> Iterator[tuple[Suspended, int]]:
-    """Each with a descriptor of its directory, so that nobody can put a link in its way."""
-    for root, folders, names, handle in os.fwalk(directory):
-        folders.sort()
-        for name in sorted(each for each in names if each.endswith((".qcow2", ".img"))):
-            about = os.stat(name, dir_fd=handle, follow_symlinks=False)
-            if stat.S_ISREG(about.st_mode):
-                yield Suspended(
-                    name=str(Path(root, name).relative_to(directory)), uid=about.st_uid, size=about.st_size,
-                    changed=about.st_mtime, description=_info(Path(f"/proc/self/fd/{handle}"), name, about.st_uid),
-                ), handle
-
-
-def _info(directory: Path, name: str, owner: int) -> str:
-    for info in (f"{name}.info", f"{Path(name).stem}.info"):
-        with contextlib.suppress(FileNotFoundError, StateError):
-            return printable(files.read(directory / info, limit=_INFO_LIMIT, owner=owner).decode(errors="replace"))
-    return ""
-
-
-def _of_job(image: Suspended, job: str) -> bool:
-    return any(re.match(rf"{re.escape(job)}(?![A-Za-z0-9])", part) for part in PurePosixPath(image.name).parts)

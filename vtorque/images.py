@@ -11,18 +11,16 @@ import difflib
 import fcntl
 import json
 import os
-import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from vtorque import files, proc
-from vtorque.deadline import Deadline
+from vtorque import files, imageentry, overlay
 from vtorque.errors import ImageError, RequestError, StateError
+from vtorque.imageentry import DIGESTS, Revision
 from vtorque.imageheader import Header, digest, inspect, opened
 from vtorque.model import Image
-from vtorque.optionforms import FORMS
 
 __all__ = [
     "LOCK", "Header", "Revision", "digest", "find", "inspect", "locked", "make_overlay", "names", "publish", "record",
@@ -31,29 +29,6 @@ __all__ = [
 
 LOCK = ".lock"
 """The file in the catalogue that whoever changes it has locked."""
-
-_SCHEMA = 1
-_ENTRY_LIMIT = 64 * 1024
-_NAME = FORMS["image"][0]
-_FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+@-]{0,159}", re.ASCII)
-_REQUIRED = {"schema", "name", "distro", "arch", "sha256", "description"}
-_OPTIONAL = {"revision", "file", "kernel", "kernel_sha256", "initrd", "initrd_sha256", "cmdline", "url", "trusted"}
-_DIGESTS = {"file": "sha256", "kernel": "kernel_sha256", "initrd": "initrd_sha256"}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Revision:
-    """One revision of an image: its number, its entry as it is written, and what it means."""
-
-    number: int
-    entry: Mapping[str, Any]
-    image: Image
-
-    def parts(self) -> dict[Path, str]:
-        """Its files, each with its digest or nothing where the entry has none."""
-        of = {} if self.image.url else {"file": self.image.path}
-        of |= {key: path for key in ("kernel", "initrd") if (path := getattr(self.image, key))}
-        return {path: self.entry.get(_DIGESTS[key], "") for key, path in of.items()}
 
 
 def find(directory: Path, name: str) -> Image:
@@ -66,18 +41,18 @@ def find(directory: Path, name: str) -> Image:
 
 def revision(directory: Path, name: str) -> Revision:
     """The same, with the number of the revision and its entry."""
-    if _NAME.fullmatch(name) is None:
+    if imageentry.NAME.fullmatch(name) is None:
         raise RequestError(f"{name[:80]!r} is not the name of an image")
     base, _, number = name.partition("@")
     found = None
     # The newest first: what is no longer the newest has had an entry of its own before that.
     try:
-        found = _read(directory, base)
+        found = imageentry.read(directory, base)
     except ImageError:
         if not number:
             raise
     if number and (found is None or str(found.number) != number):
-        found = _read(directory, name)
+        found = imageentry.read(directory, name)
     if found is None:
         raise _not_there(directory, name)
     return replace(found, image=replace(found.image, name=name))
@@ -85,27 +60,27 @@ def revision(directory: Path, name: str) -> Revision:
 
 def revisions(directory: Path, name: str) -> list[Revision]:
     """All revisions of the image `name`, the newest last; none when there is no such image."""
-    found = {each.number: each for each in (_read(directory, name),) if each}
-    for entry in _entries(directory):
-        if entry.startswith(f"{name}@") and (each := _read(directory, entry)):
+    found = {each.number: each for each in (imageentry.read(directory, name),) if each}
+    for entry in imageentry.names(directory):
+        if entry.startswith(f"{name}@") and (each := imageentry.read(directory, entry)):
             found.setdefault(each.number, each)
     return [replace(each, image=replace(each.image, name=f"{name}@{each.number}")) for _, each in sorted(found.items())]
 
 
 def names(directory: Path) -> list[str]:
     """Names of all images in the catalogue, without their revisions."""
-    return [name for name in _entries(directory) if "@" not in name]
+    return [name for name in imageentry.names(directory) if "@" not in name]
 
 
 def references(directory: Path, *, but: str = "") -> dict[str, str]:
     """Every file that an entry refers to, with the image's name; without the image `but`. Broken entries count."""
     found: dict[str, str] = {}
-    for name in _entries(directory):
+    for name in imageentry.names(directory):
         base, entry = name.partition("@")[0], {}
         with contextlib.suppress(FileNotFoundError, StateError, ValueError, TypeError):
-            entry = dict(json.loads(files.read(directory / f"{name}.json", limit=_ENTRY_LIMIT)))
+            entry = dict(json.loads(files.read(directory / f"{name}.json", limit=imageentry.LIMIT)))
         if base != but:
-            found |= {str(entry[key]): base for key in _DIGESTS if key in entry}
+            found |= {str(entry[key]): base for key in DIGESTS if key in entry}
             found.setdefault(str(entry.get("file", base)), base)
     return found
 
@@ -115,16 +90,19 @@ def publish(directory: Path, entry: dict[str, Any], sources: dict[str, Path]) ->
 
     Digests are filled in; a disk that has a `url` is no file here and comes with
     its own. What differs from the newest revision becomes a new one, what does
-    not only gets a new description. A reader sees the old image or the new one;
-    a crash leaves at most files that no entry refers to.
+    not only gets a new description; whether it is trusted stays as it was unless
+    `entry` says so. A reader sees the old image or the new one; a crash leaves at
+    most files that no entry refers to.
     """
     name = str(entry["name"])
     require_name(name)
     directory.mkdir(mode=0o755, parents=True, exist_ok=True)
-    complete = {"schema": _SCHEMA, **entry} | ({} if "url" in entry else {"file": name})
-    complete |= {field: digest(sources[complete[key]]) for key, field in _DIGESTS.items() if key in complete}
+    complete = {"schema": imageentry.SCHEMA, **entry} | ({} if "url" in entry else {"file": name})
+    complete |= {field: digest(sources[complete[key]]) for key, field in DIGESTS.items() if key in complete}
     with locked(directory):
         last, newest = _last(directory, name)
+        if newest is not None and not newest.image.trusted:
+            complete.setdefault("trusted", False)
         if newest is not None and _content(newest.entry) == _content(complete):
             _mend(newest, complete, sources)
             kept = {key: newest.entry[key] for key in ("file", "kernel", "initrd") if key in newest.entry}
@@ -134,7 +112,7 @@ def publish(directory: Path, entry: dict[str, Any], sources: dict[str, Path]) ->
         if newest is not None:
             record(directory, newest.entry, newest=False)
         taken = references(directory, but=name)
-        for key in _DIGESTS.keys() & complete.keys():
+        for key in DIGESTS.keys() & complete.keys():
             source, target = sources[complete[key]], _revised(complete[key], last + 1)
             if target in taken:
                 raise ImageError(f"{target} belongs to image {taken[target]}")
@@ -146,7 +124,7 @@ def publish(directory: Path, entry: dict[str, Any], sources: dict[str, Path]) ->
 
 def require_name(name: str) -> None:
     """Refuse what cannot name an image as a whole (RequestError)."""
-    if _NAME.fullmatch(name) is None or "@" in name:
+    if imageentry.NAME.fullmatch(name) is None or "@" in name:
         raise RequestError(f"{name[:80]!r} is not the name of an image", hint="like debian-12.qcow2")
 
 
@@ -184,79 +162,17 @@ def require_trusted(image: Image) -> None:
             raise ImageError(f"image {image.name}: {path} is missing") from None
 
 
-def make_overlay(image: Image, overlay: Path, *, size_mib: int = 0, deadline: Deadline) -> None:
+def make_overlay(image: Image, path: Path, *, size_mib: int = 0) -> None:
     """A disk that holds what differs from the image, of its size unless one is given; the image stays untouched."""
-    base_format = "qcow2" if image.path.suffix == ".qcow2" else "raw"
-    size = [f"{size_mib}M"] if size_mib else []
-    proc.run(
-        ["/usr/bin/qemu-img", "create", "-q", "-f", "qcow2", "-F", base_format, "-b", image.path, overlay, *size],
-        deadline=deadline,
-    )
-
-
-def _entries(directory: Path) -> list[str]:
-    """Names of all images and revisions that have an entry."""
-    try:
-        found = [path.stem for path in directory.iterdir() if path.suffix == ".json"]
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise ImageError(f"cannot read the image directory {directory}: {error.strerror}") from error
-    return sorted(name for name in found if _NAME.fullmatch(name))
-
-
-def _read(directory: Path, name: str) -> Revision | None:
-    """The entry at `name`.json, or nothing when there is none."""
-    base, _, number = name.partition("@")
-    try:
-        data = json.loads(files.read(directory / f"{name}.json", limit=_ENTRY_LIMIT))
-        found = _revision(directory, base, data)
-        if number and str(found.number) != number:
-            raise ValueError("it is of another revision")
-    except FileNotFoundError:
-        return None
-    except StateError as error:
-        raise ImageError(str(error)) from error
-    except (ValueError, TypeError, KeyError) as error:
-        raise ImageError(f"the catalogue entry of {name} is broken: {error}") from error
-    return found
-
-
-def _revision(directory: Path, name: str, data: dict[str, Any]) -> Revision:
-    keys = set(data)
-    if missing := _REQUIRED - keys:
-        raise ValueError(f"{sorted(missing)[0]} is missing")
-    if unknown := keys - _REQUIRED - _OPTIONAL:
-        raise ValueError(f"{sorted(unknown)[0]} is unknown")
-    if data["schema"] != _SCHEMA or data["name"] != name:
-        raise ValueError("it is of another schema or of another image")
-    if not all(isinstance(value, str) for key, value in data.items() if key not in ("schema", "revision", "trusted")):
-        raise ValueError("every value must be text")
-    number = data.get("revision", 1)
-    if type(number) is not int or number < 1:
-        raise ValueError(f"{number!r} is not the number of a revision")
-    disk = _beside(directory, data.get("file", name))
-    if disk is None or disk.suffix != Path(name).suffix:
-        raise ValueError("its file has another ending than its name")
-    text = {key: data.get(key, "") for key in ("distro", "arch", "sha256", "description", "cmdline", "url")}
-    kernel, initrd = (_beside(directory, data.get(key)) for key in ("kernel", "initrd"))
-    image = Image(name=name, path=disk, kernel=kernel, initrd=initrd, trusted=data.get("trusted", True) is True, **text)
-    return Revision(number=number, entry=data, image=image)
-
-
-def _beside(directory: Path, name: str | None) -> Path | None:
-    if name is None:
-        return None
-    if _FILE_NAME.fullmatch(name) is None:
-        raise ValueError(f"{name!r} is not a file name")
-    return directory / name
+    header = inspect(image.path)
+    overlay.write(path, base=image.path, base_format=header.format, size=size_mib << 20 or header.size)
 
 
 def _not_there(directory: Path, name: str) -> RequestError:
     base, _, number = name.partition("@")
     known = names(directory)
     if number and base in known:
-        known, near = [each for each in _entries(directory) if each.partition("@")[0] == base], []
+        known, near = [each for each in imageentry.names(directory) if each.partition("@")[0] == base], []
     else:
         near = difflib.get_close_matches(base, known, n=1)
     hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(known) or 'none'}"
@@ -265,9 +181,9 @@ def _not_there(directory: Path, name: str) -> RequestError:
 
 def _last(directory: Path, name: str) -> tuple[int, Revision | None]:
     """The highest number that a revision has, and the newest revision unless its entry is broken."""
-    numbers = [int(entry.rpartition("@")[2]) for entry in _entries(directory) if entry.startswith(f"{name}@")]
+    numbers = [int(entry.rpartition("@")[2]) for entry in imageentry.names(directory) if entry.startswith(f"{name}@")]
     try:
-        newest = _read(directory, name)
+        newest = imageentry.read(directory, name)
         return max([newest.number if newest else 0, *numbers]), newest
     except ImageError:
         return max([1, *numbers]), None
@@ -275,13 +191,13 @@ def _last(directory: Path, name: str) -> tuple[int, Revision | None]:
 
 def _content(entry: Mapping[str, Any]) -> list[str]:
     """What makes one revision differ from another."""
-    texts = (*_DIGESTS.values(), "cmdline", "url")
+    texts = (*DIGESTS.values(), "cmdline", "url")
     return [entry.get(key, "") for key in texts] + sorted(entry.keys() & {"kernel", "initrd"})
 
 
 def _mend(present: Revision, entry: Mapping[str, Any], sources: Mapping[str, Path]) -> None:
     """Put the same files in place of those that are damaged or gone."""
-    keys = (key for key in _DIGESTS if key in entry)
+    keys = (key for key in DIGESTS if key in entry)
     for (path, wanted), key in zip(present.parts().items(), keys, strict=True):
         with contextlib.suppress(ImageError):
             if digest(path) == wanted:

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from vtorque import images
+
 pytestmark = pytest.mark.runs
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -103,6 +105,32 @@ def test_another_content_is_a_new_revision_and_the_same_is_not(site: Site) -> No
     site.run("update", NAME, "the", "newest")
     found = [each["description"] for each in json.loads(site.run("image", "show", "--json", NAME).stdout)["revisions"]]
     assert found == ["the first", "the newest"]
+
+
+def test_distrust_is_of_all_revisions_and_passes_on_and_trust_is_of_one(site: Site) -> None:
+    def trusted() -> list[bool]:
+        newest = images.find(site.pool, NAME).trusted
+        known = [each.image.trusted for each in images.revisions(site.pool, NAME)]
+        assert newest is known[-1]
+        return known
+
+    site.run("add", site.disk(data=1), "--untrusted")
+    site.run("add", site.disk(data=2), "still not")
+    assert trusted() == [False, False]
+    site.run("update", NAME, "--trusted")
+    assert trusted() == [False, True]
+    site.run("add", site.disk(data=3))
+    assert trusted() == [False, True, True]
+    site.run("update", "--untrusted", f"{NAME}@2", "the second")
+    assert trusted() == [False, False, True]
+    site.run("image", "update", "--trusted", f"{NAME}@1")
+    site.run("update", NAME, "--untrusted")
+    assert trusted() == [False, False, False]
+    assert site.about(f"{NAME}@2")["description"] == "the second", "what is not said stays"
+    site.run("add", "--trusted", site.disk(data=3), "the same disk")
+    assert trusted() == [False, False, True]
+    assert "DESCRIPTION, --untrusted or --trusted" in site.run("update", NAME, fails=2).stderr
+    site.run("update", NAME, "--trusted", "--untrusted", fails=2)
 
 
 def test_deleting_one_revision_leaves_the_highest_of_the_others(site: Site) -> None:

@@ -203,7 +203,8 @@ def the_lab(a_lab: Lab) -> Iterator[Lab]:
 
 @pytest.fixture
 def debian_image(a_lab: Lab) -> str:
-    return imagebuild.build("debian-12", parts.IMAGES, progress=print).name
+    """The one Debian image of all tests, with Open MPI: to build another takes a minute."""
+    return imagebuild.build(demo.RECIPE, parts.IMAGES, packages=["openmpi-bin"], progress=print).name
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ import json
 import os
 import pwd
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from datetime import datetime
@@ -15,16 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from vtorque import catalogue as shelf
-from vtorque import config, imagebuild, images
+from vtorque import config, imagebuild, images, suspended
 from vtorque.catalogue import printable
-from vtorque.cli import PREFIX
+from vtorque.cli import PREFIX, progress
 from vtorque.config import SiteConfig
 from vtorque.errors import ConfigError, ImageError, RequestError, VtorqueError
 from vtorque.lab import parts
 from vtorque.model import job_id, job_key
 
 _Areas = argparse._SubParsersAction
-_BAR, _UNKNOWN_STEP = 30, 256 << 20
 
 
 def add(areas: "_Areas[argparse.ArgumentParser]") -> None:
@@ -32,8 +30,11 @@ def add(areas: "_Areas[argparse.ArgumentParser]") -> None:
     image = areas.add_parser("image", help="the catalogue of guest images")
     verbs = image.add_subparsers(required=True, metavar="build|list|show|verify|add|update|delete|pull")
     build = _verb(verbs, "build", _build, "build an image from Debian packages")
-    build.add_argument("name", help=f"what to build: {', '.join(imagebuild.RECIPES)}")
-    build.add_argument("--force", action="store_true", help="build it even if it is there")
+    build.add_argument("recipe", metavar="RECIPE", help=f"what to build: {', '.join(imagebuild.RECIPES)}")
+    build.add_argument("--package", action="append", default=[], metavar="NAME", dest="packages",
+                       help="a Debian package more, without what it only recommends; any number of them")
+    build.add_argument("--name", default="", metavar="NAME.qcow2", help="its name; that of the recipe if not given")
+    build.add_argument("--force", action="store_true", help="build it even if it is there, with these packages")
     _listing(_verb(verbs, "list", _list, "all images"))
     _listing(_verb(verbs, "show", _show, "one image, and its revisions"), "name")
     verify = _verb(verbs, "verify", _verify, "compare images with their digests, inspect their headers")
@@ -49,9 +50,10 @@ def add(areas: "_Areas[argparse.ArgumentParser]") -> None:
         adding.add_argument("--initrd", type=Path, metavar="FILE")
         adding.add_argument("--cmdline", default="", metavar="TEXT", help="the kernel's command line")
         _about(adding)
-        update = _verb(where, "update", _update, "describe an image anew (root only)")
+        update = _verb(where, "update", _update, "describe an image anew, or say whether it is trusted (root only)")
         update.add_argument("name", metavar="IMAGE", help="NAME or NAME@N")
-        update.add_argument("description", nargs="+", metavar="DESCRIPTION")
+        update.add_argument("description", nargs="*", metavar="DESCRIPTION")
+        _trust(update, "of NAME, all revisions", "of NAME, the newest revision")
     kinds = areas.add_parser("delete", help="delete an image").add_subparsers(required=True, metavar="image|suspended")
     for where, called in ((verbs, "delete"), (kinds, "image")):
         deleting = _verb(where, called, _delete, "delete an image with all its revisions, or NAME@N (root only)")
@@ -79,35 +81,6 @@ def catalogue() -> Path:
     return Path(site.vm_img_dir) if site else parts.IMAGES
 
 
-def progress() -> Callable[[str], None]:
-    """Lines with the seconds since the start, on standard error."""
-    start = time.monotonic()
-
-    def show(text: str) -> None:
-        sys.stderr.write(f"[{time.monotonic() - start:6.1f} s] {text}\n")
-        sys.stderr.flush()
-
-    return show
-
-
-class Transfer:
-    """How far a download is: a bar on a terminal, else a line for every tenth."""
-
-    def __init__(self) -> None:
-        self._bar, self._step = sys.stderr.isatty(), -1
-
-    def __call__(self, done: int, total: int | None) -> None:
-        """Show `done` of `total` bytes."""
-        share, of = (done / total, f" of {total >> 20}") if total else (0.0, "")
-        text = f"{share:4.0%}  {done >> 20}{of} MiB" if total else f"{done >> 20} MiB"
-        if self._bar:
-            sys.stderr.write(f"\r[{'#' * int(share * _BAR):<{_BAR}}] {text}\033[K" + "\n" * (done == total))
-        elif (step := int(share * 10) if total else done // _UNKNOWN_STEP) != self._step:
-            sys.stderr.write(f"{text}\n")
-            self._step = step
-        sys.stderr.flush()
-
-
 def _verb(
     verbs: "_Areas[argparse.ArgumentParser]", name: str, act: Callable[[argparse.Namespace], int], text: str
 ) -> argparse.ArgumentParser:
@@ -125,6 +98,15 @@ def _about(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--name", default="", help="its name in the catalogue; that of the file if not given")
     parser.add_argument("--distro", default="", choices=shelf.DISTROS, help="guessed from the name if not given")
     parser.add_argument("--arch", default="", choices=shelf.ARCHES, help=f"{shelf.ARCHES[0]} if not given")
+    _trust(parser, "so are its further revisions", "the default, unless its newest revision is not")
+
+
+def _trust(parser: argparse.ArgumentParser, distrusted: str, trusted: str) -> None:
+    either = parser.add_mutually_exclusive_group()
+    either.add_argument("--untrusted", dest="trusted", action="store_false", default=None,
+                        help=f"a user may become root in it: no NFS with sec=sys; {distrusted}")
+    either.add_argument("--trusted", dest="trusted", action="store_true", default=None,
+                        help=f"no user may become root in it; {trusted}")
 
 
 def _listing(parser: argparse.ArgumentParser, *names: str) -> None:
@@ -134,8 +116,10 @@ def _listing(parser: argparse.ArgumentParser, *names: str) -> None:
 
 
 def _build(arguments: argparse.Namespace) -> int:
-    directory = arguments.directory or catalogue()
-    image = imagebuild.build(arguments.name, directory, progress=progress(), force=arguments.force)
+    image = imagebuild.build(
+        arguments.recipe, _root_only(arguments), progress=progress.lines(), packages=arguments.packages,
+        name=arguments.name, force=arguments.force,
+    )
     sys.stdout.write(f"{image.path}\n")
     return 0
 
@@ -210,17 +194,19 @@ def _add(arguments: argparse.Namespace) -> int:
         arguments.description.insert(0, str(source))
     about = replace(_said(arguments), kernel=arguments.kernel, initrd=arguments.initrd, cmdline=arguments.cmdline)
     about = replace(about, url=arguments.url, sha256=arguments.sha256 or "")
-    return _added(shelf.add(directory, None if arguments.url else source, about, progress=progress()))
+    return _added(shelf.add(directory, None if arguments.url else source, about, progress=progress.lines()))
 
 
 def _pull(arguments: argparse.Namespace) -> int:
     root, url, about, digest = _root_only(arguments), arguments.url, _said(arguments), arguments.sha256
-    return _added(shelf.pull(root, url, about, sha256=digest, progress=progress(), transfer=Transfer()))
+    return _added(shelf.pull(root, url, about, sha256=digest, progress=progress.lines(), transfer=progress.Transfer()))
 
 
 def _said(arguments: argparse.Namespace) -> shelf.About:
-    words = " ".join(arguments.description)
-    return shelf.About(name=arguments.name, description=words, distro=arguments.distro, arch=arguments.arch)
+    return shelf.About(
+        name=arguments.name, description=" ".join(arguments.description), distro=arguments.distro,
+        arch=arguments.arch, trusted=arguments.trusted,
+    )
 
 
 def _added(found: images.Revision) -> int:
@@ -229,7 +215,10 @@ def _added(found: images.Revision) -> int:
 
 
 def _update(arguments: argparse.Namespace) -> int:
-    shelf.update(_root_only(arguments), arguments.name, " ".join(arguments.description))
+    directory, words = _root_only(arguments), arguments.description
+    if not words and arguments.trusted is None:
+        raise RequestError(f"what about {arguments.name[:80]}?", hint="DESCRIPTION, --untrusted or --trusted")
+    shelf.update(directory, arguments.name, " ".join(words) if words else None, trusted=arguments.trusted)
     return 0
 
 
@@ -252,7 +241,7 @@ def _show_suspended(arguments: argparse.Namespace) -> int:
             raise RequestError(f"there is no user {arguments.user[:80]!r}") from None
     job = job_key(job_id(arguments.job)) if arguments.job is not None else ""
     directory = arguments.directory or Path((_site() or SiteConfig()).suspended_image_dir)
-    found = shelf.suspended(directory, uid=uid, job=job)
+    found = suspended.find(directory, uid=uid, job=job)
     if arguments.json:
         sys.stdout.write(json.dumps([asdict(each) for each in found], indent=1) + "\n")
         return 0
@@ -264,7 +253,7 @@ def _show_suspended(arguments: argparse.Namespace) -> int:
 
 def _delete_suspended(arguments: argparse.Namespace) -> int:
     directory = arguments.directory or Path((_site() or SiteConfig()).suspended_image_dir)
-    shelf.delete_suspended(directory, arguments.name, uid=os.geteuid())
+    suspended.delete(directory, arguments.name, uid=os.geteuid())
     sys.stdout.write(f"deleted {arguments.name}\n")
     return 0
 

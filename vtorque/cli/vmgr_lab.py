@@ -7,7 +7,7 @@ import os
 import sys
 
 from vtorque import imagebuild, lab
-from vtorque.cli import PREFIX, vmgr_images
+from vtorque.cli import PREFIX, progress
 from vtorque.lab import demo, nodes, parts
 
 _PARTLY, _DOWN = 1, 3
@@ -34,12 +34,12 @@ def add(areas: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
 
 
 def _lab_up(arguments: argparse.Namespace) -> int:
-    lab.up(PREFIX, number=arguments.nodes, progress=vmgr_images.progress())
+    lab.up(PREFIX, number=arguments.nodes, progress=progress.lines())
     return 0
 
 
 def _lab_down(arguments: argparse.Namespace) -> int:
-    lab.down(PREFIX, progress=vmgr_images.progress())
+    lab.down(PREFIX, progress=progress.lines())
     return 0
 
 
@@ -67,12 +67,14 @@ def _lab_shell(arguments: argparse.Namespace) -> int:
 
 
 def _lab_demo(arguments: argparse.Namespace) -> int:
-    progress = vmgr_images.progress()
+    say = progress.lines()
     was_up = any(lab.status(PREFIX).values())
-    imagebuild.build("debian-12", parts.IMAGES, progress=lambda text: progress(f"image: {text}"))
-    lab.up(PREFIX, progress=lambda text: progress(f"lab: {text}"))
+    # One with more packages will do.
+    if imagebuild.present(parts.IMAGES, demo.IMAGE) is None:
+        imagebuild.build(demo.RECIPE, parts.IMAGES, progress=lambda text: say(f"image: {text}"))
+    lab.up(PREFIX, progress=lambda text: say(f"lab: {text}"))
     try:
-        return demo.run(parts.PROGRAM / "examples/hello.sh", nodes.views(lab.size()), progress=progress)
+        return demo.run(parts.PROGRAM / "examples/hello.sh", nodes.views(lab.size()), progress=say)
     finally:
         if not was_up:
-            lab.down(PREFIX, progress=lambda text: progress(f"removing: {text}"))
+            lab.down(PREFIX, progress=lambda text: say(f"removing: {text}"))

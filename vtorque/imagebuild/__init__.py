@@ -1,10 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Build guest images from a distribution's own packages: no loop device, no KVM, no root shell in between."""
 
+import re
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
+
+import sh
 
 from vtorque import images
 from vtorque.errors import ImageError, RequestError
@@ -19,29 +23,61 @@ _TOOLS = {
     "qemu-img": "qemu-utils", "cpio": "cpio", "busybox": "busybox-static", "depmod": "kmod",
     "zstd": "zstd", "lz4": "lz4",
 }
+# A hyphen at the end would make apt remove the package (Debian policy, 5.6.1; apt-get(8), install).
+_PACKAGE = re.compile(r"[a-z0-9][a-z0-9+.-]{0,126}[a-z0-9+]", re.ASCII)
 
 
-def build(name: str, directory: Path, *, progress: Callable[[str], None], force: bool = False) -> Image:
-    """Build the recipe `name` into the catalogue at `directory`, unless it is there and intact.
+def build(
+    recipe: str, directory: Path, *, progress: Callable[[str], None], packages: Iterable[str] = (), name: str = "",
+    force: bool = False,
+) -> Image:
+    """Build a recipe, with more Debian `packages`, into the catalogue at `directory`; called like it if not `name`.
 
-    Raises RequestError for an unknown name, ImageError when a tool is missing or fails.
+    Nothing is done when it is there, intact, and was built with just these packages.
+    Raises RequestError for an unknown recipe, or what is no name of an image or a
+    package; ImageError when a tool is missing or fails.
     """
-    if name not in RECIPES:
-        raise RequestError(f"there is no recipe {name!r}", hint=f"there are: {', '.join(RECIPES)}")
-    file_name = f"{name}.qcow2"
-    if not force and (present := _intact(directory, file_name)):
-        progress(f"{file_name} is there")
-        return present
+    if recipe not in RECIPES:
+        raise RequestError(f"there is no recipe {recipe!r}", hint=f"there are: {', '.join(RECIPES)}")
+    name = name or f"{recipe}.qcow2"
+    images.require_name(name)
+    if not name.endswith(".qcow2"):
+        raise RequestError(f"image {name} is built as qcow2", hint="--name NAME.qcow2")
+    more = tuple(sorted(set(packages)))
+    if wrong := [each for each in more if _PACKAGE.fullmatch(each) is None]:
+        raise RequestError(f"{wrong[0][:80]!r} is not the name of a Debian package", hint="like openmpi-bin")
+    found = None if force else present(directory, name)
+    if found and found.entry.get("packages") == " ".join(more):
+        progress(f"{name} is there")
+        return found.image
     for tool, package in _TOOLS.items():
         if shutil.which(tool) is None:
             raise ImageError(f"{tool} is missing", hint=f"apt-get install {package}")
     directory.mkdir(mode=0o755, parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".build-", dir=directory) as scratch:
-        return _build(name, directory, Path(scratch), progress)
+        try:
+            return _build(replace(RECIPES[recipe], more=more), name, directory, Path(scratch), progress)
+        except sh.ErrorReturnCode as error:
+            text = error.stderr.decode(errors="backslashreplace").strip()
+            lines = text.splitlines() or [f"{error.full_cmd.split()[0]} failed"]
+            # apt says what is wrong, then everybody that it failed.
+            why = next((line for line in lines if line.startswith("E: ")), lines[-1])
+            raise ImageError(f"cannot build {name}: {why}", details=text) from error
 
 
-def _build(name: str, directory: Path, scratch: Path, progress: Callable[[str], None]) -> Image:
-    recipe = RECIPES[name]
+def present(directory: Path, name: str) -> images.Revision | None:
+    """The image of that name, if it is there, its header is accepted, and none of its files is missing."""
+    try:
+        found = images.revision(directory, name)
+        images.inspect(found.image.path)
+    except (ImageError, RequestError):
+        return None
+    return found if all(part.is_file() for part in found.parts()) else None
+
+
+def _build(
+    recipe: debian.Recipe, name: str, directory: Path, scratch: Path, progress: Callable[[str], None]
+) -> Image:
     root = scratch / "root"
     progress("installing packages into a new root")
     debian.bootstrap(recipe, root)
@@ -49,30 +85,21 @@ def _build(name: str, directory: Path, scratch: Path, progress: Callable[[str], 
     debian.tune(root)
     version = kernel.version(root)
     progress(f"extracting kernel {version}")
-    vmlinux, initrd = scratch / f"{name}.vmlinux", scratch / f"{name}.initrd"
+    image = scratch / name
+    vmlinux, initrd = image.with_suffix(".vmlinux"), image.with_suffix(".initrd")
     kernel.extract(root / "boot" / f"vmlinuz-{version}", vmlinux)
     kernel.initrd(root, version, initrd)
     progress("making the disk")
-    image = scratch / f"{name}.qcow2"
     disk.make(root, image, version=version, initrd=initrd, cmdline=recipe.cmdline)
     progress("checking it in")
     entry = {
-        "name": image.name,
+        "name": name,
         "distro": recipe.distro,
         "arch": "x86_64",
-        "description": f"{recipe.description}, kernel {version}",
+        "description": f"{recipe.description}, {', '.join((*recipe.more, f'kernel {version}'))}",
+        "packages": " ".join(recipe.more),
         "kernel": vmlinux.name,
         "initrd": initrd.name,
         "cmdline": recipe.cmdline,
     }
     return images.publish(directory, entry, {path.name: path for path in (image, vmlinux, initrd)})
-
-
-def _intact(directory: Path, name: str) -> Image | None:
-    try:
-        image = images.find(directory, name)
-        images.inspect(image.path)
-    except (ImageError, RequestError):
-        return None
-    parts = (image.path, image.kernel, image.initrd)
-    return image if all(part is None or part.is_file() for part in parts) else None

@@ -13,8 +13,6 @@ from pathlib import Path
 
 import sh
 
-from vtorque.errors import ImageError
-
 _FILES = {
     "etc/cloud/cloud.cfg.d/90_vtorque.cfg": """\
 datasource_list: [ NoCloud ]
@@ -28,7 +26,7 @@ ssh: { emit_keys_to_console: false }
 # Unless a user asks for one: making it takes longer than all the rest.
 locale: false
 cloud_init_modules: [ bootcmd, write-files, growpart, resizefs, set_hostname, users-groups, ssh, mounts ]
-cloud_config_modules: [ locale, timezone, set-passwords, runcmd ]
+cloud_config_modules: [ locale, timezone, ntp, set-passwords, runcmd ]
 cloud_final_modules: [ package-update-upgrade-install, write-files-deferred, scripts-user, final-message ]
 """,
     "etc/systemd/network/20-dhcp.network": """\
@@ -107,10 +105,11 @@ _MASKED = (
     "systemd-hwdb-update.service", "systemd-journal-catalog-update.service",
     "systemd-journal-flush.service", "systemd-logind.service", "systemd-machine-id-commit.service",
     "systemd-modules-load.service", "systemd-networkd-wait-online.service", "systemd-pstore.service",
-    "systemd-quotacheck.service", "systemd-random-seed.service", "systemd-timesyncd.service",
-    "systemd-update-done.service", "systemd-update-utmp-runlevel.service",
-    "systemd-update-utmp.service",
+    "systemd-quotacheck.service", "systemd-random-seed.service", "systemd-update-done.service",
+    "systemd-update-utmp-runlevel.service", "systemd-update-utmp.service",
 )
+# Started by cloud-init's module ntp, when the site names servers.
+_DISABLED = ("systemd-timesyncd.service",)
 _ENABLED = {
     "multi-user.target.wants": ("systemd-networkd.service", "vtorque-cloud-init.service"),
     "sockets.target.wants": ("systemd-networkd.socket",),
@@ -119,13 +118,14 @@ _ENABLED = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """What an image is made of."""
+    """What an image is made of; `more` are packages that somebody asked for beyond the recipe's own."""
 
     suite: str
     distro: str
     description: str
     packages: tuple[str, ...]
     cmdline: str
+    more: tuple[str, ...] = ()
 
 
 RECIPE = Recipe(
@@ -135,7 +135,7 @@ RECIPE = Recipe(
     packages=(
         "linux-image-cloud-amd64", "systemd-sysv", "udev", "dbus", "cloud-init", "openssh-server",
         "openssh-client", "nfs-common", "iproute2", "iputils-ping", "netbase", "kmod", "procps",
-        "ca-certificates", "less", "xauth", "locales", "tzdata", "cloud-guest-utils",
+        "ca-certificates", "less", "xauth", "locales", "tzdata", "cloud-guest-utils", "systemd-timesyncd",
     ),
     cmdline=(
         "root=/dev/vda1 rw console=ttyS0 quiet net.ifnames=0 random.trust_cpu=1 audit=0 "
@@ -147,19 +147,15 @@ RECIPE = Recipe(
 def bootstrap(recipe: Recipe, root: Path) -> None:
     """Install the packages into the new directory `root`, from the mirrors this machine uses itself."""
     words = [
-        "--variant=minbase", "--mode=root", "--quiet",
+        "INITRD=No", "mmdebstrap", "--variant=minbase", "--mode=root",
         "--aptopt=APT::Install-Recommends \"false\"", "--aptopt=Acquire::Languages \"none\"",
         "--dpkgopt=path-exclude=/usr/share/man/*", "--dpkgopt=path-exclude=/usr/share/doc/*",
         "--dpkgopt=path-exclude=/usr/share/locale/*",
-        f"--include={','.join(recipe.packages)}",
+        f"--include={','.join(recipe.packages + recipe.more)}",
         recipe.suite, str(root),
     ]
-    try:
-        sh.mmdebstrap(*words)
-    except sh.ErrorReturnCode as error:
-        text = error.stderr.decode(errors="backslashreplace").strip()
-        last = (text.splitlines() or ["no message"])[-1]
-        raise ImageError(f"mmdebstrap failed: {last}", details=text) from error
+    # The kernel package makes no initramfs then (its postinst.d/initramfs-tools); the small one is ours.
+    sh.env(*words)
 
 
 def tune(root: Path) -> None:
@@ -179,6 +175,7 @@ def tune(root: Path) -> None:
         for unit in wanted:
             home = "/etc" if (units / unit).exists() else "/lib"
             _link(units / target / unit, f"{home}/systemd/system/{unit}")
+    sh.chroot(str(root), "systemctl", "--quiet", "disable", *_DISABLED)
     _link(units / "default.target", "/lib/systemd/system/multi-user.target")
     for name in ("workspace", "opt", "home"):
         (root / name).mkdir(exist_ok=True)

@@ -10,11 +10,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from vtorque import plan, proc
+from vtorque.backends.filter import PREFIX
+from vtorque.backends.filter.nft import PROGRAM
 from vtorque.backends.hypervisor.libvirt import Libvirt
 from vtorque.deadline import Deadline
 from vtorque.errors import CommandError
 from vtorque.lab import parts
-from vtorque.lab.nodes import View
+from vtorque.lab.nodes import View, command
+
+RECIPE = "debian-12"
+IMAGE = f"{RECIPE}.qcow2"
+"""What the job runs in, and how it is built."""
 
 _LOOK_SECONDS = 60.0
 
@@ -27,7 +33,7 @@ def run(script: Path, nodes: Sequence[View], *, progress: Callable[[str], None])
     user = pwd.getpwnam(parts.USER)
     before = leftovers(nodes)
     progress(f"submitting {script.name} as {parts.USER}")
-    status, printed = as_user([str(parts.PROGRAM / "scripts/vsub"), "--wait", "-vm", "img=debian-12.qcow2",
+    status, printed = as_user([str(parts.PROGRAM / "scripts/vsub"), "--wait", "-vm", f"img={IMAGE}",
                                str(script)])
     job = printed.decode().strip()
     sys.stdout.write(f"{job}\n")
@@ -69,6 +75,7 @@ def leftovers(nodes: Sequence[View]) -> set[str]:
     for node in nodes:
         with contextlib.closing(Libvirt(node.uri)) as hypervisor:
             found |= {f"domain {name}" for name in hypervisor.domains(deadline=Deadline(_LOOK_SECONDS))}
+        found |= {f"{node.host} {line}".strip() for line in _tables(node)}
         places += [node.state / "jobs", node.state / "seeds", node.state / "attempts", node.disks,
                    node.mom_priv / "jobs"]
     for place in places:
@@ -81,6 +88,15 @@ def leftovers(nodes: Sequence[View]) -> set[str]:
         if words[0].startswith(b"/usr/bin/qemu-system"):
             found.add(f"qemu process {entry.name}")
     return found
+
+
+def _tables(node: View) -> list[str]:
+    """Tables of rules that jobs have on a node, each as `table bridge NAME`."""
+    if not PROGRAM.exists():
+        return []
+    argv = [str(PROGRAM), "list", "tables", "bridge"]
+    told = proc.run(command(node.host, argv) if node.host else argv, deadline=Deadline(_LOOK_SECONDS)).stdout
+    return [line for line in told.decode().splitlines() if line.startswith(f"table bridge {PREFIX}")]
 
 
 def _check_guest(job: str, output: str) -> None:

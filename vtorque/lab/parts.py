@@ -150,7 +150,7 @@ class Network(Part):
 
     def up(self) -> None:
         if not self._has_bridge():
-            do("ip", "link", "add", BRIDGE, "type", "bridge", "forward_delay", "0")
+            do("ip", "link", "add", BRIDGE, "type", "bridge", "forward_delay", "0", "no_linklocal_learn", "1")
             do("ip", "address", "add", f"{ADDRESS}/24", "dev", BRIDGE)
         do("ip", "link", "set", BRIDGE, "up")
         self._dnsmasq.start()

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An image's entry in the catalogue: what it may say, and what that means."""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vtorque import files
+from vtorque.errors import ImageError, StateError
+from vtorque.model import Image
+from vtorque.optionforms import FORMS
+
+SCHEMA = 1
+LIMIT = 64 * 1024
+"""How long an entry may be, in bytes."""
+NAME = FORMS["image"][0]
+"""What names an image or, with @N, a revision of it."""
+DIGESTS = {"file": "sha256", "kernel": "kernel_sha256", "initrd": "initrd_sha256"}
+"""The keys that name files beside the entry, each with the one that holds its digest."""
+
+_FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+@-]{0,159}", re.ASCII)
+_REQUIRED = {"schema", "name", "distro", "arch", "sha256", "description"}
+_OPTIONAL = {"revision", "file", "kernel", "kernel_sha256", "initrd", "initrd_sha256", "cmdline", "url", "packages"}
+_OPTIONAL |= {"trusted"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Revision:
+    """One revision of an image: its number, its entry as it is written, and what it means."""
+
+    number: int
+    entry: Mapping[str, Any]
+    image: Image
+
+    def parts(self) -> dict[Path, str]:
+        """Its files, each with its digest or nothing where the entry has none."""
+        of = {} if self.image.url else {"file": self.image.path}
+        of |= {key: path for key in ("kernel", "initrd") if (path := getattr(self.image, key))}
+        return {path: self.entry.get(DIGESTS[key], "") for key, path in of.items()}
+
+
+def names(directory: Path) -> list[str]:
+    """Names of all images and revisions that have an entry."""
+    try:
+        found = [path.stem for path in directory.iterdir() if path.suffix == ".json"]
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise ImageError(f"cannot read the image directory {directory}: {error.strerror}") from error
+    return sorted(name for name in found if NAME.fullmatch(name))
+
+
+def read(directory: Path, name: str) -> Revision | None:
+    """The entry at `name`.json, or nothing when there is none."""
+    base, _, number = name.partition("@")
+    try:
+        data = json.loads(files.read(directory / f"{name}.json", limit=LIMIT))
+        found = _revision(directory, base, data)
+        if number and str(found.number) != number:
+            raise ValueError("it is of another revision")
+    except FileNotFoundError:
+        return None
+    except StateError as error:
+        raise ImageError(str(error)) from error
+    except (ValueError, TypeError, KeyError) as error:
+        raise ImageError(f"the catalogue entry of {name} is broken: {error}") from error
+    return found
+
+
+def _revision(directory: Path, name: str, data: dict[str, Any]) -> Revision:
+    keys = set(data)
+    if missing := _REQUIRED - keys:
+        raise ValueError(f"{sorted(missing)[0]} is missing")
+    if unknown := keys - _REQUIRED - _OPTIONAL:
+        raise ValueError(f"{sorted(unknown)[0]} is unknown")
+    if data["schema"] != SCHEMA or data["name"] != name:
+        raise ValueError("it is of another schema or of another image")
+    if not all(isinstance(value, str) for key, value in data.items() if key not in ("schema", "revision", "trusted")):
+        raise ValueError("every value must be text")
+    number = data.get("revision", 1)
+    if type(number) is not int or number < 1:
+        raise ValueError(f"{number!r} is not the number of a revision")
+    disk = _beside(directory, data.get("file", name))
+    if disk is None or disk.suffix != Path(name).suffix:
+        raise ValueError("its file has another ending than its name")
+    text = {key: data.get(key, "") for key in ("distro", "arch", "sha256", "description", "cmdline", "url")}
+    kernel, initrd = (_beside(directory, data.get(key)) for key in ("kernel", "initrd"))
+    image = Image(name=name, path=disk, kernel=kernel, initrd=initrd, trusted=data.get("trusted", True) is True, **text)
+    return Revision(number=number, entry=data, image=image)
+
+
+def _beside(directory: Path, name: str | None) -> Path | None:
+    if name is None:
+        return None
+    if _FILE_NAME.fullmatch(name) is None:
+        raise ValueError(f"{name!r} is not a file name")
+    return directory / name
