@@ -4,7 +4,7 @@
 while :; do
     read -r line </run/vtorque/status || line=
     case $line in
-    ready* | failed*) break ;;
+    ready* | failed* | refused*) break ;;
     esac
     sleep 0.2
 done 2>/dev/null

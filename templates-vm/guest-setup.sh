@@ -9,6 +9,7 @@
 #   own DIRECTORY FILE FILE
 #   announce ADDRESS
 #   mount SECONDS TYPE OPTIONS SOURCE TARGET
+#   disk SERIAL TARGET format|keep NAME
 #
 # cloud-init's own groups have no numbers, and NFS knows nothing but numbers;
 # so the account files are written here, in a guest where nobody else writes.
@@ -54,6 +55,48 @@ mount_share() { # SECONDS TYPE OPTIONS SOURCE TARGET
     return 1
 }
 
+disk_of() { # SERIAL: the device that carries it
+    tries=0
+    until serial=$(grep -lx "$1" /sys/block/vd*/serial 2>/dev/null); do
+        tries=$((tries + 1))
+        [ "$tries" -lt 100 ] || return 1
+        sleep 0.1
+    done
+    serial=${serial#/sys/block/}
+    printf '/dev/%s\n' "${serial%%/*}"
+}
+
+is_blank() { # DEVICE: only zeros where file systems, partition tables and RAIDs have what they are known by
+    sectors=$(cat "/sys/block/${1#/dev/}/size")
+    last=$((sectors > 2048 ? sectors - 2048 : 0))
+    found=$({ dd if="$1" bs=512 count=2048 && dd if="$1" bs=512 skip="$last"; } 2>/dev/null | tr -d '\0' | head -c 1 | wc -c)
+    [ "$found" -eq 0 ]
+}
+
+mount_disk() { # SERIAL TARGET format|keep NAME
+    if ! device=$(disk_of "$1"); then
+        status "failed: the disk $4 did not appear"
+        return 1
+    fi
+    if is_blank "$device"; then
+        if [ "$3" = keep ]; then
+            status "refused: -vm disk=$4: holds no file system (disk=$4:SIZE makes one on a blank disk)"
+            return 1
+        fi
+        # The user owns it from its first moment: there is no second step that could be missed.
+        if ! message=$(mkfs.ext4 -q -m 0 -L data \
+            -E "nodiscard,lazy_itable_init=1,lazy_journal_init=1,root_owner=$owner" "$device" 2>&1); then
+            status "failed: cannot make a file system on $4: $(printf '%s' "$message" | tr '\n' ' ')"
+            return 1
+        fi
+    fi
+    mkdir -p "$2"
+    # Whoever made the file system gets no rights by it.
+    message=$(mount -o nosuid,nodev,noatime "$device" "$2" 2>&1) && return 0
+    status "refused: -vm disk=$4: cannot be mounted: $(printf '%s' "$message" | tr '\n' ' ')"
+    return 1
+}
+
 status "setting up"
 while [ $# -gt 0 ]; do
     case $1 in
@@ -90,6 +133,10 @@ while [ $# -gt 0 ]; do
     mount)
         mount_share "$2" "$3" "$4" "$5" "$6" || exit 1
         shift 6
+        ;;
+    disk)
+        mount_disk "$2" "$3" "$4" "$5" || exit 1
+        shift 5
         ;;
     *)
         status "failed: guest-setup does not know $1"

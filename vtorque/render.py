@@ -6,24 +6,29 @@ with the plan, so that a site's own template cannot start another guest than
 the one that was decided on.
 """
 
+from __future__ import annotations
+
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
-import jinja2
-
-from vtorque import rendercheck
+from vtorque import datadisk, rendercheck
 from vtorque.config import SiteConfig
 from vtorque.errors import ConfigError
-from vtorque.model import JobPlan, VmPlan
+from vtorque.model import JobId, JobPlan, VmPlan
+
+if TYPE_CHECKING:
+    import jinja2
 
 GUEST_LIBRARY = "/usr/local/lib/vtorque"
 RUN_JOB = f"{GUEST_LIBRARY}/run-job"
 AWAIT_SETUP = f"{GUEST_LIBRARY}/await-setup"
 MPIRUN = f"{GUEST_LIBRARY}/bin/mpirun"
+SITE_SCRIPT = f"{GUEST_LIBRARY}/site-script"
 JOB_FILES = "/run/vtorque-job"
 KNOWN_HOSTS = f"{JOB_FILES}/known_hosts"
 JOB_KEY = f"{JOB_FILES}/key"
@@ -41,7 +46,14 @@ _SELINUX = (
 )
 # cloud-init installs packages long after bootcmd, and runs runcmd after that.
 _HOLD = "! grep -q ^ready /run/vtorque/status || mv /run/vtorque/status /run/vtorque/held"
+_START = 'systemctl daemon-reload && systemctl start --no-block "$@"'
+_UNITS = "/etc/systemd/system"
+_POWER_BUTTON, _SITE_EPILOGUE = "vtorque-power-button.service", "vtorque-site-epilogue.service"
 _RELEASE = "[ ! -e /run/vtorque/held ] || mv /run/vtorque/held /run/vtorque/status"
+
+
+NO_SCRIPTS: Mapping[str, str] = MappingProxyType({})
+"""A site that has none of its own for guests."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,9 +85,12 @@ class Rendered:
 
 
 def guest(
-    plan: JobPlan, vm: VmPlan, *, site: SiteConfig, keys: GuestKeys, announce: str, templates: Path
+    plan: JobPlan, vm: VmPlan, *, site: SiteConfig, keys: GuestKeys, announce: str, templates: Path,
+    scripts: Mapping[str, str] = NO_SCRIPTS,
 ) -> Rendered:
     """Everything that makes `vm`; `announce` is the node's address on the guests' bridge, or empty.
+
+    `scripts` are the site's own that this guest runs, by name.
 
     Raises ConfigError when a template is missing or broken, or when what it
     makes differs from the plan.
@@ -87,6 +102,7 @@ def guest(
         "site": site,
         "keys": keys,
         "announce": announce,
+        "scripts": scripts,
         "metadata": json.loads(plan.request.metadata or "{}"),
         "base_format": "qcow2" if plan.image.path.suffix == ".qcow2" else "raw",
     }
@@ -104,12 +120,19 @@ def guest(
     return rendered
 
 
+def ends_cleanly(vm: VmPlan, scripts: Mapping[str, str]) -> bool:
+    """Whether the guest has something to write or to run before it is destroyed."""
+    return vm.disk_socket is not None or any(name.startswith("epilogue") for name in scripts)
+
+
 def _environment(*directories: Path) -> jinja2.Environment:
     return _cached_environment(tuple(map(str, reversed(directories))))
 
 
 @cache
 def _cached_environment(directories: tuple[str, ...]) -> jinja2.Environment:
+    import jinja2  # 50 ms that only a start has to pay for
+
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(directories),
         undefined=jinja2.StrictUndefined,
@@ -124,6 +147,8 @@ def _cached_environment(directories: tuple[str, ...]) -> jinja2.Environment:
 
 
 def _render(environment: jinja2.Environment, name: str, values: Mapping[str, object]) -> str:
+    import jinja2
+
     try:
         return environment.get_template(name).render(values)
     except jinja2.TemplateNotFound as error:
@@ -159,15 +184,46 @@ def _linux(environment: jinja2.Environment, values: Mapping[str, Any], family: s
     if family == "redhat":
         bootcmd.append(["sh", "-c", _SELINUX])
     installs = bool(words) or site.security_updates
-    if installs:
+    late = _late_commands(values["vm"], values["scripts"])
+    if installs or late:
         bootcmd.append(["sh", "-c", _HOLD])
+        late.append(["sh", "-c", _RELEASE])
     return {
-        "guest_files": _guest_files(environment, values),
+        "guest_files": _guest_files(environment, values) + _late_files(environment, values),
         "time_servers": _once(filter(None, (site.ntp_server_1, site.ntp_server_2))),
         "packages": _once(words),
         "bootcmd": bootcmd,
-        "runcmd": [["sh", "-c", _RELEASE]] if installs else [],
+        "installs": installs,
+        "runcmd": late,
     }
+
+
+def _late_commands(vm: VmPlan, scripts: Mapping[str, str]) -> list[list[str]]:
+    """What is done when all files are written and all packages installed, before the guest is ready."""
+    commands = [["sh", SITE_SCRIPT, name] for name in scripts if name.startswith("prologue")]
+    if ends_cleanly(vm, scripts):
+        units = [_POWER_BUTTON, *(_SITE_EPILOGUE for name in scripts if name.startswith("epilogue"))]
+        commands.append(["sh", "-c", _START, "start", *units])
+    return commands
+
+
+def _late_files(environment: jinja2.Environment, values: Mapping[str, Any]) -> list[GuestFile]:
+    """The site's own scripts, and what lets the guest shut down by itself."""
+    plan, vm, scripts = values["plan"], values["vm"], values["scripts"]
+    files = []
+    if scripts:
+        words = "".join(f"{word}\n" for word in (plan.job.id, plan.account.name, vm.rank))
+        files += [(SITE_SCRIPT, "0755", _source(environment, "site-script.sh")),
+                  (f"{GUEST_LIBRARY}/site.words", "0644", words)]
+    if ends_cleanly(vm, scripts):
+        files += [(f"{GUEST_LIBRARY}/power-button", "0755", _source(environment, "power-button.sh")),
+                  (f"{_UNITS}/{_POWER_BUTTON}", "0644", _source(environment, "power-button.service"))]
+    for name, text in scripts.items():
+        files.append((f"{GUEST_LIBRARY}/site/{name}", "0700", text))
+        if name.startswith("epilogue"):
+            unit = _render(environment, "site-epilogue.service", {"name": name})
+            files.append((f"{_UNITS}/{_SITE_EPILOGUE}", "0644", unit))
+    return [GuestFile(path=path, permissions=permissions, content=content) for path, permissions, content in files]
 
 
 def _once(words: Iterable[str]) -> list[str]:
@@ -201,9 +257,9 @@ def _guest_files(environment: jinja2.Environment, values: Mapping[str, Any]) -> 
     ]
 
 
-def node_file_path(plan: JobPlan) -> str:
+def node_file_path(job: JobId) -> str:
     """Where the job finds its node file in the guest: the path that Torque's own has on a node."""
-    return f"/var/spool/torque/aux/{plan.job.id}"
+    return f"/var/spool/torque/aux/{job}"
 
 
 def _setup_command(environment: jinja2.Environment, values: Mapping[str, Any]) -> list[str]:
@@ -214,11 +270,12 @@ def _setup_command(environment: jinja2.Environment, values: Mapping[str, Any]) -
         words += ["group", group.name, str(group.gid)]
     words += ["hosts", f"{vm.hostname}.{site.domain} {vm.hostname}" if site.domain else vm.hostname]
     # The job's wrapper fills these, as the user, when it knows all of the job's guests.
-    words += ["own", JOB_FILES, "/etc/hosts", node_file_path(plan)]
+    words += ["own", JOB_FILES, "/etc/hosts", node_file_path(plan.job.id)]
     if values["announce"]:
         words += ["announce", values["announce"]]
     for mount in plan.mounts:
         words += [
             "mount", str(site.nfs_timeout), mount.fstype, mount.options, mount.source, str(mount.target)
         ]
+    words += datadisk.words(plan, vm)
     return ["sh", "-c", _source(environment, "guest-setup.sh"), "guest-setup", *words]

@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 
 import yaml
 
-from vtorque import shares, tuning
+from vtorque import datadisk, shares, tuning
 from vtorque.errors import ConfigError
 from vtorque.model import JobPlan, VmPlan
 
@@ -39,15 +39,20 @@ def domain(text: str, plan: JobPlan, vm: VmPlan) -> None:
         "memory": root.findtext("memory"),
         "vcpu": root.findtext("vcpu"),
         "mac": [mac.get("address") for mac in root.iter("mac")],
+        "interfaces": [
+            (each.get("type"), [target.get("dev") for target in each.findall("target")])
+            for each in root.iter("interface")
+        ],
         "files": sorted(opened - {str(path) for path in allowed if path}),
         "foreign": [e.tag for e in root.iter() if e.tag.startswith("{") and "vtorque.org" not in e.tag],
     }
     planned = {
         "name": vm.name, "uuid": str(vm.uuid), "memory": str(vm.memory_mib), "vcpu": str(vm.vcpus),
-        "mac": [vm.mac], "files": [], "foreign": [],
+        "mac": [vm.mac], "interfaces": [("bridge", [vm.tap])], "files": [], "foreign": [],
     }
-    found |= tuning.found(root) | shares.found(root, plan)
-    _compare("domain.xml", found, planned | tuning.planned(vm) | shares.planned(plan, vm))
+    found |= tuning.found(root) | shares.found(root, plan) | datadisk.found(root)
+    planned |= tuning.planned(vm) | shares.planned(plan, vm) | datadisk.planned(vm)
+    _compare("domain.xml", found, planned)
 
 
 def user_data(text: str, values: Mapping[str, Any], family: str) -> None:

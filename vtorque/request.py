@@ -37,6 +37,7 @@ _INTEGERS = {
     "c": ("vcpus", 1, 1024), "m": ("memory_mib", 64, 16 << 20), "n": ("vms_per_node", 1, 256),
     "s": ("unclot_shmem_mib", 0, 16 << 20), "x": ("iocm_min_cores", 0, 1024), "y": ("iocm_max_cores", 0, 1024),
     "t": ("elements", 1, 1 << 20), "z": ("disk_size_mib", 1, 16 << 20),
+    "N": ("disk_new_mib", 1, 16 << 20),
 }
 _CPUS = r"[0-9]{1,4}(?:-[0-9]{1,4})?(?:,[0-9]{1,4}(?:-[0-9]{1,4})?)*"
 _STRINGS = {
@@ -62,7 +63,7 @@ _DEFAULTS = {each.name: each.default for each in fields(VmRequest)}
 # What a field is called in -vm, where that is something else.
 _OPTION = {
     "image": "img", "memory_mib": "ram", "pinning": "vcpu_pinning", "unclot_shmem_mib": "unclot_shmem",
-    "disk_size_mib": "disk_size",
+    "disk_size_mib": "disk_size", "disk_new_mib": "disk",
 }
 
 

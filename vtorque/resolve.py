@@ -1,15 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """From the words a user gave to a complete request: over the site's defaults, within its switches."""
 
-import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vtorque import imageheader, metadata, request, units
-from vtorque.errors import ImageError, RequestError
+from vtorque import imageheader, metadata, request, units, userdisk
+from vtorque.errors import RequestError
 from vtorque.model import Image, VmRequest
 from vtorque.optionforms import FORMS
 from vtorque.options import SiteConfig
@@ -77,7 +76,8 @@ def resolve(
     )
     request.check(wanted)
     if wanted.disk_size_mib:
-        request.check_disk_size(wanted, most_mib=site.max_disk_size, image_bytes=_image_bytes(find_image(wanted.image)))
+        size = imageheader.disk_bytes(find_image(wanted.image).path)
+        request.check_disk_size(wanted, most_mib=site.max_disk_size, image_bytes=size)
     settings = tuple(
         Setting(key=key, value=_shown(wanted, key), origin=reader.origins.get(key, "not set")) for key in KEYS
     )
@@ -101,7 +101,7 @@ def _values(
         "memory_mib": reader.ram(room, number, vcpus),
         "pinning": reader.pinning(site.vcpu_pinning_default),
         "fs_type": reader.text("fs_type", site.filesystem_type_default).lower(),
-        "disk": reader.path("disk"),
+        **reader.disk(),
         "disk_size_mib": reader.size("disk_size", None),
         "metadata": reader.metadata(),
         "vm_prologue": reader.script("vm_prologue"),
@@ -110,14 +110,6 @@ def _values(
         **iocm,
         **reader.unclot(distro),
     }
-
-
-def _image_bytes(image: Image) -> int:
-    """Its size as a disk; 0 when only the node will see that."""
-    try:
-        return imageheader.inspect(image.path).size
-    except ImageError:
-        return 0
 
 
 class _Reader:
@@ -211,14 +203,17 @@ class _Reader:
         lines = [line.partition(b"#")[0].split() for line in self._file("vcpu_pinning").splitlines()]
         return ";".join(b"".join(words).decode(errors="backslashreplace") for words in lines if words)
 
-    def path(self, key: str) -> str:
-        """The real path of a file of the user's; nothing when none is given."""
-        if key not in self._given:
-            return ""
-        path = Path(os.path.realpath(self._directory / self.text(key, "")))
-        if not path.is_file():
-            raise self._wrong(key, str(path), "is not a file")
-        return str(path)
+    def disk(self) -> dict[str, Any]:
+        """The user's own, and what it may have to be made with; nothing when none is given."""
+        if "disk" not in self._given:
+            return {}
+        try:
+            found = userdisk.read(self.text("disk", ""), self._directory)
+        except RequestError as error:
+            raise self._wrong("disk", self._given["disk"].value, error.brief, hint=error.hint) from None
+        if found.holder:
+            self.notes.append(f"-vm disk=: in use by {found.holder}; the job fails if it still is when it starts")
+        return {"disk": str(found.path), "disk_new_mib": found.new_mib}
 
     def script(self, key: str) -> bool:
         """Whether there is such a script; its text is kept."""

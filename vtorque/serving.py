@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The servers of virtiofs shares: one for each share of each guest, a process of the job's user.
+"""Servers that hand a user's files to his guests as himself; and those of virtiofs shares, one for each share.
 
 A server is known by its socket, whose path is in its environment; that is how
 it is found again, whoever started it and however that ended.
@@ -11,6 +11,7 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from vtorque import proc
@@ -43,16 +44,10 @@ def start(
     """
     if not VIRTIOFSD.exists():
         raise ConfigError(f"SHARE: virtiofs needs {VIRTIOFSD}", hint="SHARE: nfs or 9p")
-    if len(os.fsencode(path)) > _LONGEST_PATH:
-        raise ConfigError(f"{path} is too long for a socket", hint="a shorter STATE_DIR")
-    with socket.socket(socket.AF_UNIX) as listener, log.open("xb") as said:
-        listener.bind(str(path))
-        path.chmod(0o600)
-        os.chown(path, *owner)
-        listener.listen(1)
+    with listening(path, owner) as listener, log.open("xb") as said:
         child = proc.spawn(
             [sys.executable, "-I", "-S", str(_SCRIPT)], stdin=proc.PIPE, stdout=proc.PIPE, stderr=said.fileno(),
-            env={**proc.CLEAN_ENV, _MARK: str(path)}, cwd=Path("/"), pass_fds=[listener.fileno()],
+            env=environment(path), cwd=Path("/"), pass_fds=[listener.fileno()],
         )
         try:
             _instruct(child, mount, account, listener.fileno(), deadline)
@@ -64,12 +59,34 @@ def start(
     proc.detach(child)
 
 
-def end(path: Path, *, deadline: Deadline) -> None:
-    """End the server at the socket `path`, however far it came, and remove the socket; DeadlineExceeded."""
+@contextlib.contextmanager
+def listening(path: Path, owner: tuple[int, int]) -> Iterator[socket.socket]:
+    """A socket at `path` for a server to inherit, to which only `owner` may connect; ConfigError."""
+    if len(os.fsencode(path)) > _LONGEST_PATH:
+        raise ConfigError(f"{path} is too long for a socket", hint="a shorter STATE_DIR")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        path.chmod(0o600)
+        os.chown(path, *owner)
+        listener.listen(1)
+        yield listener
+
+
+def environment(path: Path) -> dict[str, str]:
+    """What the server at `path` and all that comes of it see, and are found by."""
+    return {**proc.CLEAN_ENV, _MARK: str(path)}
+
+
+def end(path: Path, *, patience: float = 0.0, deadline: Deadline) -> None:
+    """End the server at the socket `path`, however far it came, and remove the socket; DeadlineExceeded.
+
+    For `patience` seconds it is asked to, then it is killed.
+    """
+    asking = deadline.within(patience)
     for _ in deadline.ticks(doing=f"ending the server of {path}"):
         pids = serving(path)
         for pid in pids:
-            _kill(pid, path)
+            _signal(pid, path, signal.SIGKILL if asking.expired else signal.SIGTERM)
         if not pids:
             break
     path.unlink(missing_ok=True)
@@ -93,13 +110,13 @@ def _is_marked(process: Path, path: Path) -> bool:
     return False
 
 
-def _kill(pid: int, path: Path) -> None:
+def _signal(pid: int, path: Path, number: signal.Signals) -> None:
     with contextlib.suppress(ProcessLookupError):
         handle = os.pidfd_open(pid)
         try:
             # Meanwhile the number may be somebody else's.
             if _is_marked(Path("/proc", str(pid)), path):
-                signal.pidfd_send_signal(handle, signal.SIGKILL)
+                signal.pidfd_send_signal(handle, number)
         finally:
             os.close(handle)
 

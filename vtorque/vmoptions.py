@@ -26,7 +26,7 @@ KEYS = {
     "iocm_max_cores": "cores for IOcm, at most",
     "fs_type": "where the guests' own disks lie: sharedfs or ramdisk",
     "disk_size": "size of each guest's own disk, its root file system grows with it; the image's own if not given",
-    "disk": "an .img or .qcow2 file of yours that rank 0 finds at /data",
+    "disk": "an .img or .qcow2 file of yours that rank 0 finds at /data; PATH:20G makes one if need be",
     "metadata": "a .yaml file for cloud-init: timezone, locale",
 }
 """Every key, and what it is for."""

@@ -48,6 +48,13 @@ def test_a_domain_is_created_and_then_gone(hypervisor: Hypervisor) -> None:
     assert not hypervisor.is_running("a", deadline=soon())
 
 
+def test_a_power_button_is_pressed_and_of_what_is_not_there_quietly(hypervisor: Hypervisor) -> None:
+    hypervisor.create(xml("p"), deadline=soon())
+    for _ in range(2):
+        hypervisor.shutdown("p", deadline=soon())
+    assert not hypervisor.is_running("p", deadline=soon())
+
+
 def test_destroying_twice_or_never_created_is_quiet(hypervisor: Hypervisor) -> None:
     assert hypervisor.destroy("b", deadline=soon()) is False
     hypervisor.create(xml("b"), deadline=soon())

@@ -22,13 +22,15 @@ class _Domain:
 class FakeHypervisor:
     """Domains that exist only here. `fail_at` is the number of the call that fails, from 1.
 
-    After `stops_after` looks at them guests have stopped by themselves.
+    A guest takes `obeys` presses of its power button to stop. After
+    `stops_after` looks at them guests have stopped by themselves.
     """
 
     def __init__(self, *, fail_at: int = 0) -> None:
         self._domains: dict[str, _Domain] = {}
         self.fail_at = fail_at
         self.stops_after = 1 << 30
+        self.obeys = 1
         self.calls: list[str] = []
 
     def create(self, domain_xml: str, *, deadline: Deadline) -> None:
@@ -46,6 +48,12 @@ class FakeHypervisor:
             uuid=uuid, job=tag.get("job", "") if tag is not None else "",
             memory_mib=int(root.findtext("memory", "0")),
         )
+
+    def shutdown(self, name: str, *, deadline: Deadline) -> None:
+        self._called("shutdown", deadline)
+        self.obeys -= 1
+        if self.obeys <= 0:
+            self._domains.pop(name, None)
 
     def destroy(self, name: str, *, deadline: Deadline) -> bool:
         self._called("destroy", deadline)

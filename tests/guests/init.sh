@@ -19,7 +19,7 @@ mount -t iso9660 -o ro /dev/vdb /seed
 hostname "$(sed -n 's/^local-hostname: "\(.*\)"/\1/p' /seed/meta-data)"
 awk -f /etc/seed.awk /seed/user-data >/run/seed.sh
 wait
-# The seed ends with guest-setup; sshd must not let anybody in before.
+# The seed ends with guest-setup and what comes after it; sshd must not let anybody in before.
 sh /run/seed.sh
 /usr/sbin/sshd -E /dev/console
 echo "tiny guest is up: $(cat /proc/uptime)" >/dev/console

@@ -47,7 +47,7 @@ section == "ssh_keys:" && /ed25519_private:/ { put("/etc/ssh/ssh_host_ed25519_ke
 section == "write_files:" && /- path:/ { path = value($0) }
 section == "write_files:" && /permissions:/ { permissions = value($0) }
 section == "write_files:" && /content:/ { put(path, permissions, value($0)) }
-section == "bootcmd:" && /^ *- \[/ {
+(section == "bootcmd:" || section == "runcmd:") && /^ *- \[/ {
     command = ""
     for (place = index($0, "\""); place > 0 && place <= length($0); ) {
         command = command " " quoted(decoded($0, place))

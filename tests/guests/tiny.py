@@ -20,13 +20,14 @@ from vtorque.model import Image
 
 NAME = "tiny.qcow2"
 HERE = Path(__file__).parent
-MODULES = ("virtio_pci", "virtio_blk", "virtio_net", "isofs", "nfsv4", "virtiofs")
+SOURCES = ("init.sh", "seed.awk", "systemctl.sh", "tiny.py")
+MODULES = ("virtio_pci", "virtio_blk", "virtio_net", "isofs", "nfsv4", "virtiofs", "button", "evdev")
 APPLETS = """
 sh ash awk cat chmod chown cp cut date dd df echo env grep head hostname id insmod ip kill ln ls mkdir mktemp mount
 mv nproc od ping ps pwd rm sed setsid sleep sort stat stty sync tail tee test timeout touch tr tty true umount uname
 uniq uptime wc whoami
 """.split()  # noqa: SIM905
-PROGRAMS = ("/usr/sbin/sshd", "/usr/bin/ssh")
+PROGRAMS = ("/usr/sbin/sshd", "/usr/bin/ssh", "/usr/sbin/mkfs.ext4")
 CMDLINE = "console=ttyS0 quiet net.ifnames=0 random.trust_cpu=1 audit=0 cryptomgr.notests no_timer_check"
 
 UDHCPC = """\
@@ -56,7 +57,7 @@ ETC = {
 
 def build(directory: Path) -> Image:
     """Put the tiny guest into the catalogue at `directory`, unless this very one is there."""
-    sources = b"".join((HERE / name).read_bytes() for name in ("init.sh", "seed.awk", "tiny.py"))
+    sources = b"".join((HERE / name).read_bytes() for name in SOURCES)
     description = f"tiny guest of the tests, {hashlib.sha256(sources).hexdigest()[:16]}"
     try:
         present = images.find(directory, NAME)
@@ -113,7 +114,9 @@ def _populate(tree: Path) -> None:
     for name in ("udhcpc", "xauth"):
         (tree / "etc" / name).chmod(0o755)
     (tree / "usr/local/sbin/mount").write_text(MOUNT)
-    (tree / "usr/local/sbin/mount").chmod(0o755)
+    shutil.copy(HERE / "systemctl.sh", tree / "usr/local/sbin/systemctl")
+    for name in ("mount", "systemctl"):
+        (tree / "usr/local/sbin" / name).chmod(0o755)
     shutil.copy(HERE / "seed.awk", tree / "etc/seed.awk")
     shutil.copy(HERE / "init.sh", tree / "init")
     (tree / "init").chmod(0o755)

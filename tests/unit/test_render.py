@@ -35,6 +35,7 @@ CASES = {
     "redhat-told": (a_plan(request=a_request(distro="centos")), TOLD),
     "debian-9p": (a_plan(site=a_site(share="9p")), a_site(share="9p")),
     "debian-virtiofs": (a_plan(site=a_site(share="virtiofs")), a_site(share="virtiofs")),
+    "debian-disk": (a_plan(request=a_request(disk="/home/ann/data.img", disk_new_mib=1024)), a_site()),
     "osv-plain": (a_plan(request=a_request(distro="osv")), a_site()),
     "debian-unpinned-raw": (
         a_plan(image=an_image(name="x.img", path=Path("/images/x.img")), request=a_request(pinning="false")),
@@ -99,6 +100,57 @@ def test_every_group_and_share_reaches_the_guest() -> None:
     assert "group ann 2000 group hpc 3000" in text
     assert "nfs4 rw,hard,noatime,vers=4.2 nfs:/home/ann /home/ann" in text
     assert "nfs4 ro,hard,noatime,vers=4.2 nfs:/opt /opt" in text
+
+
+WITH_DISK = a_plan(request=a_request(disk="/home/ann/data.img", vms_per_node=2))
+
+
+@pytest.mark.parametrize(
+    ("was", "becomes"),
+    [
+        ("{{ vm.disk_socket }}", "/run/other.sock"), ("<serial>vtorque-data", "<serial>other"),
+        ("type='raw' discard", "type='qcow2' discard"), ("transport='unix'", "transport='tcp'"),
+        ("protocol='nbd'", "protocol='iscsi'"), ("<serial>vtorque-data</serial>", "<readonly/>"),
+        ("{% if vm.disk_socket %}", "{% if not vm.disk_socket %}"),
+    ],
+)
+def test_a_sites_template_cannot_attach_another_disk_than_the_users(tmp_path: Path, was: str, becomes: str) -> None:
+    text = (TEMPLATES / "domain.xml").read_text()
+    assert was in text
+    (tmp_path / "domain.xml").write_text(text.replace(was, becomes))
+    with pytest.raises(ConfigError, match="served disks differs"):
+        rendered(WITH_DISK, a_site(template_dir=str(tmp_path)))
+
+
+def test_only_rank_0_has_the_users_disk_and_is_told_what_to_do_with_it() -> None:
+    first, second = (
+        render.guest(WITH_DISK, vm, site=a_site(), keys=some_keys(), announce="", templates=TEMPLATES)
+        for vm in WITH_DISK.vms
+    )
+    words = yaml.safe_load(first.user_data)["bootcmd"][0]
+    assert words[words.index("disk"):] == ["disk", "vtorque-data", "/data", "keep", "/home/ann/data.img"]
+    assert "nbd" not in second.domain_xml and "disk" not in yaml.safe_load(second.user_data)["bootcmd"][0]
+
+
+@pytest.mark.parametrize("distro", ["debian", "redhat"])
+def test_the_sites_scripts_are_roots_and_run_before_the_guest_is_ready_and_when_it_ends(distro: str) -> None:
+    plan = a_plan(request=a_request(distro=distro))
+    scripts = {"prologue.parallel": "#!/bin/sh\n", "epilogue.parallel": "#!/bin/sh\nexit 1\n"}
+    data = yaml.safe_load(render.guest(
+        plan, plan.vms[0], site=a_site(), keys=some_keys(), announce="", templates=TEMPLATES, scripts=scripts
+    ).user_data)
+    files = {each["path"]: each for each in data["write_files"]}
+    for name, text in scripts.items():
+        file = files[f"/usr/local/lib/vtorque/site/{name}"]
+        assert (file["permissions"], file["content"]) == ("0700", text)
+    assert files["/usr/local/lib/vtorque/site.words"]["content"] == "7.srv\nann\n0\n"
+    stop = files["/etc/systemd/system/vtorque-site-epilogue.service"]["content"]
+    assert "ExecStop=/bin/sh /usr/local/lib/vtorque/site-script epilogue.parallel\n" in stop
+    script, units, release = data["runcmd"]
+    assert script == ["sh", "/usr/local/lib/vtorque/site-script", "prologue.parallel"]
+    assert units[-2:] == ["vtorque-power-button.service", "vtorque-site-epilogue.service"]
+    assert "mv /run/vtorque/held /run/vtorque/status" in release[-1], "not ready before"
+    assert not data["package_update"]
 
 
 @pytest.mark.parametrize(

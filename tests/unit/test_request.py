@@ -58,6 +58,7 @@ REQUESTS = st.builds(
     iocm_max_cores=st.integers(0, 1024),
     elements=st.integers(1, 1 << 20),
     disk_size_mib=st.integers(0, 16 << 20),
+    disk_new_mib=st.integers(0, 16 << 20),
 )
 
 

@@ -2,6 +2,8 @@
 """The `-vm` options: where they stand, which of them counts, and what the site makes of them."""
 
 import dataclasses
+import fcntl
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.builders import KEY, an_image
-from vtorque import request, resolve, vmoptions
+from vtorque import diskserver, request, resolve, vmoptions
 from vtorque.config import SiteConfig
 from vtorque.errors import RequestError
 from vtorque.model import Image, VmRequest
@@ -146,9 +148,41 @@ class TestFiles:
         assert "names a CPU twice" in refusal("vcpu_pinning=map", directory=tmp_path)
 
     def test_a_disk_is_carried_by_its_real_path(self, tmp_path: Path) -> None:
-        (tmp_path / "data.img").write_bytes(b"")
+        (tmp_path / "data.img").write_bytes(bytes(512))
         (tmp_path / "link.img").symlink_to("data.img")
-        assert asked("disk=link.img", directory=tmp_path).disk == str(tmp_path / "data.img")
+        for text, new_mib in (("link.img", 0), ("link.img:20G", 20 << 10)):
+            wanted = asked(f"disk={text}", directory=tmp_path)
+            assert (wanted.disk, wanted.disk_new_mib) == (str(tmp_path / "data.img"), new_mib)
+
+    def test_a_disk_that_is_not_there_is_made_when_its_size_is_said(self, tmp_path: Path) -> None:
+        assert asked("disk=new.qcow2:1G", directory=tmp_path).disk_new_mib == 1024
+        assert not (tmp_path / "new.qcow2").exists(), "by the node, when the job starts"
+        assert refusal("disk=new.img", directory=tmp_path) == (
+            "-vm disk='new.img': there is no such file (disk=new.img:20G makes one)")
+        assert "you may make no file in" in refusal("disk=no/new.img:1G", directory=tmp_path)
+        assert "'big' is not a size" in refusal("disk=new.img:big", directory=tmp_path)
+        assert "must be the absolute path of" in refusal("disk=new.iso:1G", directory=tmp_path)
+        assert "must be 1 to 16777216 MiB" in refusal("disk=new.img:17T", directory=tmp_path)
+
+    def test_a_disk_that_no_node_would_take_is_refused_at_once(self, tmp_path: Path) -> None:
+        (tmp_path / "dir.img").mkdir()
+        (tmp_path / "empty.img").touch()
+        (tmp_path / "fake.qcow2").write_bytes(bytes(1 << 16))
+        for name, says in (
+            ("dir.img", "is not a regular file"), ("empty.img", "is empty"), ("fake.qcow2", "is not qcow2"),
+        ):
+            assert says in refusal(f"disk={name}", directory=tmp_path)
+        assert asked("disk=empty.img:1M", directory=tmp_path).disk_new_mib == 1
+
+    def test_whoever_wants_a_disk_that_is_in_use_is_told_by_whom(self, tmp_path: Path) -> None:
+        path = tmp_path / "data.img"
+        path.write_bytes(bytes(512))
+        diskserver.note_of(path).write_text("job 7.srv on node n1\n")
+        assert resolved("disk=data.img", directory=tmp_path).notes == (), "it was, once"
+        with path.open("r+b") as file:
+            fcntl.fcntl(file, fcntl.F_OFD_SETLK, struct.pack("hhqqi4x", fcntl.F_WRLCK, 0, 0, 1, 0))
+            assert resolved("disk=data.img", directory=tmp_path).notes == (
+                "-vm disk=: in use by job 7.srv on node n1; the job fails if it still is when it starts",)
 
     def test_a_disk_size_is_not_below_the_images_nor_above_the_sites(self, tmp_path: Path) -> None:
         (tmp_path / "a.img").write_bytes(bytes(3 << 20))

@@ -23,6 +23,10 @@ class Hypervisor(Protocol):
         """Start the domain, transient: it ends with its guest. HypervisorError when it cannot run."""
         ...
 
+    def shutdown(self, name: str, *, deadline: Deadline) -> None:
+        """Press the power button of the domain, which may take its time, or not notice. Absent is success."""
+        ...
+
     def destroy(self, name: str, *, deadline: Deadline) -> bool:
         """Stop and forget the domain; says whether there was one. Absent is success."""
         ...

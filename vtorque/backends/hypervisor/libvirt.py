@@ -63,6 +63,18 @@ class Libvirt:
 
         self._call(f"start guest {name}", create, deadline)
 
+    def shutdown(self, name: str, *, deadline: Deadline) -> None:
+        """Press the power button, once."""
+
+        def press(connection: Any) -> None:
+            domain = _lookup(connection, name)
+            with _ignoring(libvirt.VIR_ERR_OPERATION_INVALID, libvirt.VIR_ERR_NO_DOMAIN):
+                if domain is not None:
+                    # The power button: guests have no agent that it could ask.
+                    domain.shutdown()
+
+        self._call(f"shut down guest {name}", press, deadline)
+
     def destroy(self, name: str, *, deadline: Deadline) -> bool:
         """Stop and forget the domain, and see that it is gone; whether there was one."""
 
