@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A packet filter in memory: it keeps the text of each table, and can be told to refuse."""
+
+import re
+from ipaddress import IPv4Address, IPv4Network
+
+from vtorque.backends.filter import PREFIX
+from vtorque.deadline import Deadline
+from vtorque.errors import CommandError
+from vtorque.netfilter import Surroundings
+
+_TABLE = re.compile(rf"\bbridge ({re.escape(PREFIX)}[A-Za-z0-9._-]+)")
+
+SURROUNDINGS = Surroundings(
+    networks=(IPv4Network("10.0.0.0/24"),), own=(IPv4Address("10.0.0.254"), IPv4Address("192.168.1.4")),
+    gateways=(IPv4Address("10.0.0.250"),), services=((IPv4Address("10.0.0.253"), 2049),),
+)
+"""A node at 10.0.0.254 on its guests' bridge, with an NFS server beside it."""
+
+
+class FakeFilter:
+    """Tables that exist only here; with `fails` it loads none."""
+
+    def __init__(self, *, fails: bool = False) -> None:
+        self.loaded: dict[str, list[str]] = {}
+        self.fails = fails
+
+    def load(self, rules: str, *, deadline: Deadline) -> None:
+        deadline.require("load")
+        if self.fails:
+            raise CommandError("nft refuses: told to fail")
+        (name,) = set(_TABLE.findall(rules))
+        if f"delete table bridge {name}\n" in rules:
+            self.loaded[name] = []
+        elif name not in self.loaded:
+            raise CommandError(f"nft refuses: there is no table {name}")
+        self.loaded[name].append(rules)
+
+    def remove(self, table: str, *, deadline: Deadline) -> None:
+        deadline.require("remove")
+        self.loaded.pop(table, None)
+
+    def tables(self, *, deadline: Deadline) -> list[str]:
+        return sorted(self.loaded)

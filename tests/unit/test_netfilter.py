@@ -1,0 +1,317 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The rules of a job's guests as text, and when they come into force and go. What they do is in tests/contract."""
+
+import re
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.builders import a_job, a_plan, a_request, a_shape, a_site
+from tests.fakes.filter import SURROUNDINGS, FakeFilter
+from tests.fakes.guest import FakeAddresses, FakeTransport
+from tests.fakes.hypervisor import FakeHypervisor
+from vtorque import guestnet, lifecycle, netfilter, plan, state, teardown, topology
+from vtorque.deadline import Deadline
+from vtorque.errors import AddressError, CommandError, ConfigError, GenerationClosed, StateError
+from vtorque.model import JobId, Resource
+from vtorque.netfilter import FILTER
+from vtorque.node import Node
+from vtorque.optionforms import FORMS
+from vtorque.state import JobState
+from vtorque.teardown import DOMAIN
+
+PLAN = a_plan(request=a_request(vms_per_node=2))
+NOWHERE = replace(SURROUNDINGS, networks=())
+
+
+def soon() -> Deadline:
+    return Deadline(60)
+
+
+def text(decided: Any = PLAN, *, around: Any = SURROUNDINGS, addresses: Any = (), **site: Any) -> str:
+    return netfilter.rules(decided, a_site(**site), around, addresses=dict(addresses))
+
+
+def element(rules: str, name: str) -> set[str]:
+    found = re.search(rf"^set {name} {{.*elements = {{ (.*?) }}", rules, re.MULTILINE)
+    return set(found[1].split(", ")) if found else set()
+
+
+class TestNames:
+    def test_interfaces_have_names_that_the_kernel_takes_and_libvirt_leaves_alone(self) -> None:
+        names = [vm.tap for job in "789" for vm in a_plan(
+            job=a_job(id=JobId(f"{job}.srv")), request=a_request(vms_per_node=4, vcpus=1)
+        ).vms]
+        assert len(set(names)) == 12
+        for name in names:
+            assert re.fullmatch(r"[a-z0-9]{1,15}", name)
+            assert not name.startswith(("vnet", "vif", "macvtap", "macvlan"))
+
+    def test_every_start_and_every_node_gives_a_guest_the_same_name(self) -> None:
+        sister = a_plan(job=a_job(nodes=(), node_index=1), request=a_request(vms_per_node=2))
+        assert sister.vms == a_plan(job=a_job(nodes=(), node_index=1), request=a_request(vms_per_node=2)).vms
+        assert {vm.tap for vm in sister.vms}.isdisjoint(vm.tap for vm in PLAN.vms)
+
+    def test_a_table_tells_its_job(self) -> None:
+        assert netfilter.key(netfilter.table("58-2.srv", a_site()), a_site()) == "58-2.srv"
+
+
+class TestRules:
+    def test_the_same_job_gives_the_same_text_that_takes_the_place_of_an_earlier_one(self) -> None:
+        assert text() == text()
+        assert text().startswith(
+            "add table bridge vtorque-7.srv\ndelete table bridge vtorque-7.srv\ntable bridge vtorque-7.srv {\n"
+        )
+
+    def test_every_guest_goes_through_rules_of_its_own_both_ways(self) -> None:
+        rules = text()
+        for vm in PLAN.vms:
+            assert f"{vm.tap} : goto from-{vm.tap}" in rules and f"{vm.tap} : goto to-{vm.tap}" in rules
+            assert f"chain from-{vm.tap} {{\nether saddr != {vm.mac} drop\n" in rules
+
+    def test_until_it_is_pinned_a_guest_may_be_anywhere_in_the_subnet_but_where_servers_are(self) -> None:
+        rules = text()
+        assert element(rules, f"address-{PLAN.vms[0].tap}") == {"10.0.0.0/24"}
+        assert element(rules, "taken") == {"10.0.0.254", "192.168.1.4", "10.0.0.250", "10.0.0.253"}
+
+    def test_an_address_that_is_known_beforehand_is_the_only_one_from_the_start(self) -> None:
+        first, second = PLAN.vms
+        rules = text(addresses={first.tap: "10.0.0.9"})
+        assert element(rules, f"address-{first.tap}") == {"10.0.0.9"}
+        assert element(rules, f"address-{second.tap}") == {"10.0.0.0/24"}
+
+    def test_pinning_leaves_one_address_in_one_transaction(self) -> None:
+        vm = PLAN.vms[0]
+        assert netfilter.pinned("7.srv", vm, "10.0.0.9", a_site()) == (
+            f"flush set bridge vtorque-7.srv address-{vm.tap}\n"
+            f"add element bridge vtorque-7.srv address-{vm.tap} {{ 10.0.0.9 }}\n"
+        )
+
+    def test_an_address_of_ipv6_is_refused_by_name(self) -> None:
+        vm = PLAN.vms[0]
+        says = r"guest vn1-1 has the address fd00::2, .* IPv4 only"
+        with pytest.raises(AddressError, match=says) as caught:
+            netfilter.pinned("7.srv", vm, "fd00::2", a_site())
+        assert caught.value.hint == "NETWORK_FILTER: false"
+        with pytest.raises(AddressError, match=says):
+            text(addresses={vm.tap: "fd00::2"})
+
+    @pytest.mark.parametrize(("nodes", "index", "most", "expected"), [
+        (("n1",), 0, 0, 2), (("n1", "n2", "n3"), 0, 9, 6), ((), 1, 3, 6), ((), 5, 3, 12), ((), 1, 0, 512),
+    ])
+    def test_peers_are_the_guests_of_all_nodes_that_there_can_be(
+        self, nodes: tuple[str, ...], index: int, most: int, expected: int
+    ) -> None:
+        job = a_job(nodes=nodes, node_index=index, most_nodes=most)
+        decided = a_plan(job=job, request=a_request(vms_per_node=2))
+        peers = element(text(decided), "peers")
+        assert len(peers) == expected
+        assert {vm.mac for vm in decided.vms} <= peers
+        assert plan.guest_mac("52:54:00", "7.srv", 0) in peers
+
+    def test_a_sisters_guests_are_peers_of_the_mother_superiors(self) -> None:
+        sister = a_plan(job=a_job(nodes=(), node_index=1, most_nodes=2), request=a_request(vms_per_node=2))
+        mother = a_plan(job=a_job(nodes=("n1", "n2")), request=a_request(vms_per_node=2))
+        assert element(text(sister), "peers") == element(text(mother), "peers")
+
+    def test_what_the_site_names_becomes_rules_before_any_other(self) -> None:
+        rules = text(guest_net_allow="10.0.0.7:27000-27009 10.9.8.7/16", guest_net_deny="192.168.0.0/16:80")
+        assert "ip daddr 10.0.0.7/32 meta l4proto { tcp, udp } th dport 27000-27009 accept\n" in rules
+        assert "ip saddr 10.0.0.7/32 meta l4proto { tcp, udp } th sport 27000-27009 accept\n" in rules
+        assert "ip daddr 10.9.0.0/16 accept\n" in rules
+        deny = "ip daddr 192.168.0.0/16 meta l4proto { tcp, udp } th dport 80 drop\n"
+        assert rules.index("10.9.0.0/16 accept") < rules.index("@services accept") < rules.index(deny)
+
+    def test_names_are_asked_for_in_the_subnet_unless_the_site_says_where(self) -> None:
+        assert "th dport 53" in text() and "th sport 53" in text()
+        told = text(name_server="10.0.0.9")
+        assert "th dport 53" not in told and "th sport 53" not in told
+
+
+class TestServers:
+    def test_they_are_those_of_the_configuration_each_once(self) -> None:
+        site = a_site(
+            vm_nfs_home="nfs1:/home", vm_nfs_ws="nfs1:/ws", vm_nfs_opt="nfs2:/opt", vm_nfs_opt_options="ro,port=20049",
+            name_server="10.0.0.9 10.0.0.10", ntp_server_2="time.site.org",
+        )
+        assert netfilter.servers(site) == [
+            ("nfs1", 2049), ("nfs2", 20049), ("10.0.0.9", 53), ("10.0.0.10", 53), ("time.site.org", 123),
+        ]
+
+    def test_without_nfs_there_are_no_nfs_servers(self) -> None:
+        assert netfilter.servers(a_site(share="virtiofs")) == []
+
+    @pytest.mark.parametrize(("value", "is_good"), [
+        ("10.0.0.7", True), ("10.0.0.0/8:1-65535 10.1.2.3:80", True), ("0.0.0.0/0", True),
+        ("10.0.0.7:0", False), ("10.0.0.7:65536", False), ("10.0.0.0/33", False), ("10.0.0", False),
+        ("nfs1", False), ("10.0.0.7; flush ruleset", False), ("10.0.0.7:80,81", False), ("fd00::/8", False),
+    ])
+    def test_only_networks_and_ports_can_be_named(self, value: str, is_good: bool) -> None:
+        assert (FORMS["endpoints"][0].fullmatch(value) is not None) is is_good
+
+    def test_gateways_are_read_from_the_kernels_table(self, tmp_path: Path) -> None:
+        table = tmp_path / "route"
+        table.write_text(
+            "Iface Destination Gateway Flags RefCnt Use Metric Mask MTU Window IRTT\n"
+            "br0 00000000 FA00000A 0003 0 0 0 00000000 0 0 0\n"
+            "br0 0000000A 00000000 0001 0 0 0 00FFFFFF 0 0 0\n"
+        )
+        assert topology.gateways(table) == (IPv4Address("10.0.0.250"),)
+        assert topology.gateways(tmp_path / "absent") == ()
+
+
+class Scene:
+    """A node of fakes with a record of the job."""
+
+    def __init__(self, root: Path, *, around: Any = SURROUNDINGS, fails: bool = False, **site: Any) -> None:
+        self.filter = FakeFilter(fails=fails)
+        self.node = Node(
+            site=a_site(state_dir=str(root), **site), shape=a_shape(), hypervisor=FakeHypervisor(),
+            addresses=lambda guests, deadline: FakeAddresses(("10.0.0.77",)), transport=FakeTransport({}),
+            filter=self.filter, surroundings=lambda deadline: around, templates=root, announce="", qemu_ids=(0, 0),
+        )
+        self.record = self.node.state("7.srv")
+        self.record.create()
+
+    def table(self, key: str = "7.srv") -> str:
+        return netfilter.table(key, self.node.site)
+
+    def fence(self) -> None:
+        guestnet.fence(PLAN, node=self.node, state=self.record, deadline=soon())
+
+
+class TestForce:
+    def test_a_jobs_table_is_in_the_ledger_before_it_is_in_force(self, tmp_path: Path) -> None:
+        scene = Scene(tmp_path, fails=True)
+        with pytest.raises(CommandError):
+            scene.fence()
+        assert scene.record.held() == [Resource(kind=FILTER, name=scene.table())]
+        scene.filter.fails = False
+        scene.fence()
+        assert scene.filter.loaded == {scene.table(): [text(state_dir=str(tmp_path))]}
+
+    def test_a_site_without_a_filter_needs_none(self, tmp_path: Path) -> None:
+        scene = Scene(tmp_path, fails=True, network_filter=False)
+        scene.fence()
+        guestnet.pin(PLAN.vms[0], "fd00::2", node=scene.node, state=scene.record, deadline=soon())
+        assert scene.record.held() == []
+
+    def test_addresses_that_the_site_maps_are_pinned_at_once_and_need_no_subnet(self, tmp_path: Path) -> None:
+        scene = Scene(tmp_path, around=NOWHERE, custom_ip_mapping=True)
+        scene.fence()
+        ((rules,),) = scene.filter.loaded.values()
+        for vm in PLAN.vms:
+            assert element(rules, f"address-{vm.tap}") == {"10.0.0.77"}
+
+    def test_a_bridge_without_an_address_is_refused(self, tmp_path: Path) -> None:
+        scene = Scene(tmp_path, around=NOWHERE)
+        with pytest.raises(ConfigError, match="bridge br0 has no IPv4 address"):
+            scene.fence()
+        assert scene.record.held() == []
+
+    def test_nothing_is_pinned_for_a_job_that_is_being_torn_down(self, tmp_path: Path) -> None:
+        scene = Scene(tmp_path)
+        scene.fence()
+        with scene.record.closing(deadline=soon()):
+            pass
+        with pytest.raises(GenerationClosed):
+            guestnet.pin(PLAN.vms[0], "10.0.0.9", node=scene.node, state=scene.record, deadline=soon())
+        assert len(scene.filter.loaded[scene.table()]) == 1
+
+    def test_a_sweep_removes_the_tables_of_jobs_that_nobody_knows_and_no_others(self, tmp_path: Path) -> None:
+        jobs = tmp_path / "mom_priv" / "jobs"
+        jobs.mkdir(parents=True)
+        for known in ("7.srv", "9.srv"):
+            (jobs / f"{known}.JB").touch()
+        scene = Scene(tmp_path, torque_home=str(tmp_path))
+        scene.fence()
+        scene.filter.loaded |= {scene.table("8.srv"): [], scene.table("9.srv"): []}
+        assert lifecycle.sweep(scene.node, deadline=soon()) == ["8.srv"]
+        assert scene.filter.loaded.keys() == {scene.table(), scene.table("9.srv")}
+        assert scene.node.state("9.srv").held() == [Resource(kind=FILTER, name=scene.table("9.srv"))]
+
+
+    def test_tables_of_another_installation_are_nobodys_here(self, tmp_path: Path) -> None:
+        scene = Scene(tmp_path, torque_home=str(tmp_path))
+        others = {netfilter.table("8.srv", a_site(state_dir=place)): [""] for place in ("/run/vtorque", "/run/other")}
+        scene.filter.loaded |= others
+        assert lifecycle.sweep(scene.node, deadline=soon()) == ["7.srv"], "which no mom knows"
+        assert scene.filter.loaded == others
+
+
+class TestTeardown:
+    def test_rules_go_last_and_for_good(self, tmp_path: Path) -> None:
+        scene = Scene(tmp_path)
+        scene.fence()
+        with scene.record.taking(Resource(kind=DOMAIN, name="7.srv_1of1"), deadline=soon()):
+            pass
+        there: list[list[str]] = []
+
+        class Watching(FakeHypervisor):
+            def destroy(self, name: str, *, deadline: Deadline) -> bool:
+                there.append(scene.filter.tables(deadline=deadline))
+                return super().destroy(name, deadline=deadline)
+
+        teardown.release(scene.record, hypervisor=Watching(), rules=scene.filter, deadline=soon())
+        assert there == [[scene.table()]]
+        assert scene.filter.loaded == {} and not scene.record.exists
+
+    def test_a_guest_that_is_born_late_meets_its_rules(self, tmp_path: Path) -> None:
+        scene = Scene(tmp_path)
+        scene.fence()
+        with (
+            pytest.raises(KeyboardInterrupt),
+            scene.record.taking(Resource(kind=DOMAIN, name="7.srv_1of1"), deadline=soon()),
+        ):
+            raise KeyboardInterrupt
+        there: list[list[str]] = []
+
+        class Watching(FakeHypervisor):
+            def destroy(self, name: str, *, deadline: Deadline) -> bool:
+                there.append(scene.filter.tables(deadline=deadline))
+                return super().destroy(name, deadline=deadline)
+
+        teardown.release(scene.record, hypervisor=Watching(), rules=scene.filter, deadline=soon())
+        assert there == [[scene.table()], [scene.table()]]
+        assert scene.filter.loaded == {}
+
+    def test_a_guest_that_cannot_be_destroyed_keeps_its_rules(self, tmp_path: Path) -> None:
+        scene = Scene(tmp_path)
+        scene.fence()
+        with scene.record.taking(Resource(kind=DOMAIN, name="7.srv_1of1"), deadline=soon()):
+            pass
+        stubborn = FakeHypervisor(fail_at=1)
+        with pytest.raises(StateError, match=r"domain 7\.srv_1of1"):
+            teardown.release(scene.record, hypervisor=stubborn, rules=scene.filter, deadline=soon())
+        assert list(scene.filter.loaded) == [scene.table()]
+        teardown.release(scene.record, hypervisor=stubborn, rules=scene.filter, deadline=soon())
+        assert scene.filter.loaded == {} and not scene.record.exists
+
+    def test_a_table_that_cannot_be_removed_stays_held(self, tmp_path: Path) -> None:
+        class Stubborn(FakeFilter):
+            def remove(self, table: str, *, deadline: Deadline) -> None:
+                raise CommandError("nft refuses: told to fail")
+
+        scene = Scene(tmp_path)
+        scene.fence()
+        with pytest.raises(StateError, match=f"filter {scene.table()}: nft refuses"):
+            teardown.release(scene.record, hypervisor=FakeHypervisor(), rules=Stubborn(), deadline=soon())
+        assert JobState(tmp_path, "7.srv").held() == [Resource(kind=FILTER, name=scene.table())]
+        assert state.jobs(tmp_path) == ["7.srv"]
+
+    def test_a_table_without_a_ledger_is_found_by_its_name(self) -> None:
+        rules = FakeFilter()
+        rules.loaded = {"vtorque-7.srv": [], "vtorque-77.srv": []}
+        teardown.release_unrecorded(
+            "7.srv", hypervisor=FakeHypervisor(), rules=rules, table="vtorque-7.srv", directories=(), deadline=soon()
+        )
+        assert list(rules.loaded) == ["vtorque-77.srv"]
+
+
+def test_a_subnet_of_the_bridge_is_what_its_address_says() -> None:
+    assert all(isinstance(each, IPv4Network) for each in topology.networks_on("lo"))
+    assert IPv4Network("127.0.0.0/8") in topology.networks_on("lo")
+    assert topology.networks_on("no-such-bridge") == ()

@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether this node can close the network to guests, as NETWORK_FILTER wants it."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from vtorque.backends.filter.nft import PROGRAM, Nft
+from vtorque.config import SiteConfig
+from vtorque.deadline import Deadline
+from vtorque.doctor_checks import Finding, error, ok, warning
+from vtorque.errors import CommandError, ConfigError
+
+# Whatever the rules of a guest are made of; a kernel that lacks one of it says so.
+_TRIAL = """\
+table bridge vtorque-doctor {
+set addresses { type ipv4_addr; flags interval; elements = { 10.0.0.0/8 } }
+set services { type ipv4_addr . inet_service; elements = { 10.0.0.1 . 2049 } }
+chain other {
+arp saddr ip @addresses drop
+udp sport 68 @th,288,48 0x525400000001 accept
+meta l4proto { tcp, udp } ip daddr . th dport @services accept
+}
+chain prerouting {
+type filter hook prerouting priority -300; policy accept;
+iifname vmap { vtg000000000000 : goto other }
+}
+chain forward { type filter hook forward priority -300; policy accept; }
+}
+"""
+
+
+def network_filter(
+    site: SiteConfig, *, deadline: Deadline, program: Path = PROGRAM, net: Path = Path("/sys/class/net")
+) -> Iterator[Finding]:
+    """nft is there, and the kernel takes rules of every kind that guests get; none is left.
+
+    The bridge learns nothing from LLDP, which no rule sees (br_handle_frame).
+    """
+    name = "filter"
+    if not site.network_filter:
+        yield warning(name, "guests' network is not filtered", "NETWORK_FILTER: true")
+        return
+    try:
+        Nft(program).check(_TRIAL, deadline=deadline)
+    except ConfigError as trouble:
+        yield error(name, trouble.brief, trouble.hint)
+    except CommandError as trouble:
+        hint = "a kernel with nf_tables in the bridge family (CONFIG_NF_TABLES_BRIDGE), or NETWORK_FILTER: false"
+        yield error(name, f"NETWORK_FILTER: {trouble.brief}", hint)
+    else:
+        learns = net / site.bridge / "bridge" / "no_linklocal_learn"
+        if learns.is_file() and learns.read_text().strip() == "0":
+            text = f"bridge {site.bridge} learns made-up senders from guests' LLDP, which comes before any rule"
+            yield warning(name, text, f"ip link set {site.bridge} type bridge no_linklocal_learn 1, for good")
+        else:
+            yield ok(name, "guests' network is filtered: nft and the kernel take the rules")
