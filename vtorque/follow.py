@@ -17,10 +17,18 @@ _FOREVER_SECONDS = 366 * 86400.0
 _LONGEST_PAUSE_SECONDS = 2.0
 # Torque reports 256 plus the signal for a job whose shell a signal killed.
 _SIGNAL_BASE = 256
-_UNKNOWN_JOB = 153
+_HISTORY = 35
+GONE = (153, _HISTORY)
+"""What qstat exits with when the server does not know the job (PBSE_UNKJOBID, 15001 & 255), or OpenPBS's only as
+history (PBSE_HISTJOBID, 15139 & 255)."""
+
+# Completed in Torque; finished, and finished as an element of an array, in OpenPBS.
+_OVER = frozenset("CFX")
 _FIELD = r"^[ \t]*{}[ \t]*=[ \t]*(.*)$"
 
 Show = Callable[[str, float], None]
+Ask = Callable[[str], tuple[int, bytes]]
+"""qstat's exit status for a job, and what `qstat -f` prints of it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +40,7 @@ class End:
 
 
 def until_done(
-    job: JobId, phases: Path, *, qstat: str, env: Mapping[str, str], show: Show
+    job: JobId, phases: Path, *, ask: Ask, show: Show
 ) -> End:
     """Show every phase as it begins, until the batch system says that the job is completed."""
     start = time.time()
@@ -42,29 +50,43 @@ def until_done(
         doing=f"follow job {job}", first=0.2, longest=_LONGEST_PAUSE_SECONDS
     ):
         seen = _show_new(phases, seen, start, show)
-        _, printed = proc.call([qstat, "-f", job], env=env)
+        _, printed = ask(job)
         text = printed.decode(errors="replace")
         now = _field("job_state", text)
         if now != state and now in ("Q", "H"):
             show("queued" if now == "Q" else "held", time.time() - start)
         state = now
-        if now in ("C", ""):
+        if not now or now in _OVER:
             break
     show("done", time.time() - start)
     return End(exit_status=_status(_field("exit_status", text)), comment=_field("comment", text))
 
 
-def is_over(job: str, *, qstat: str, env: Mapping[str, str]) -> bool:
-    """Whether the batch system knows nothing of the job, or that it is completed; CommandError when it is not there.
+def qstat(program: str, env: Mapping[str, str]) -> Ask:
+    """Questions for Torque's and OpenPBS's servers, and the local engine's."""
 
-    Torque's qstat exits with 153 for a job that it does not know (PBSE_UNKJOBID, 15001 & 255).
-    """
-    status, printed = proc.call([qstat, "-f", job], env=env)
+    def ask(job: str) -> tuple[int, bytes]:
+        status, printed = proc.call([program, "-f", job], env=env)
+        # To Torque's qstat -x is something else.
+        return proc.call([program, "-x", "-f", job], env=env) if status == _HISTORY else (status, printed)
+
+    return ask
+
+
+def is_over(job: str, *, ask: Ask) -> bool:
+    """Whether the batch system knows nothing of the job, or that it is completed; CommandError when it is not there."""
+    status, printed = ask(job)
     if status == 0:
-        return _field("job_state", printed.decode(errors="replace")) == "C"
-    if status == _UNKNOWN_JOB:
+        return says_over(printed)
+    if status in GONE:
         return True
     raise CommandError(f"qstat failed with exit status {status}: whether job {job} is over is not known")
+
+
+def says_over(printed: bytes) -> bool:
+    """Whether `qstat -f` shows a job that is completed, or an array of which all elements are."""
+    states = _all("job_state", printed.decode(errors="replace"))
+    return bool(states) and _OVER.issuperset(states)
 
 
 def _show_new(phases: Path, seen: int, start: float, show: Show) -> int:
@@ -79,8 +101,11 @@ def _show_new(phases: Path, seen: int, start: float, show: Show) -> int:
 
 
 def _field(name: str, text: str) -> str:
-    found = re.search(_FIELD.format(re.escape(name)), text, re.MULTILINE)
-    return found[1].strip() if found else ""
+    return next(iter(_all(name, text)), "")
+
+
+def _all(name: str, text: str) -> list[str]:
+    return [value.strip() for value in re.findall(_FIELD.format(re.escape(name)), text, re.MULTILINE | re.IGNORECASE)]
 
 
 def _status(text: str) -> int:

@@ -41,8 +41,9 @@ def write(
         raise RequestError(f"--generate: {target} is there already") from None
     wanted = dataclasses.replace(draft.resolved.request, public_key=public_key)
     decided = _plan(wanted, site, account, host)
+    program = "sbatch.sh" if draft.slurm else "qsub.sh"
     for name, data in {
-        "qsub.sh": f"#!/bin/sh\nexec {shlex.join(command)}\n".encode(errors="surrogateescape"),
+        program: f"#!/bin/sh\nexec {shlex.join(command)}\n".encode(errors="surrogateescape"),
         "wrapper.sh": wrapper,
         "script.sh": draft.script.text,
         "request.json": _json(dataclasses.asdict(wanted)),

@@ -11,23 +11,29 @@ from vtorque.errors import RequestError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Grammar:
-    """A qsub's options: letters with a value, and without; what `--` means; which one makes an array."""
+    """A qsub's options: letters with a value, and without; what `--` means; which ones make an array."""
 
     with_value: frozenset[str]
     flags: frozenset[str]
-    array: str
+    arrays: str
     command_after_dashes: bool = False
 
 
 # Torque's getopt strings of 4 to 6 taken together (qsub_functions.c, GETOPT_ARGS), OpenPBS's of 23
 # (qsub_sup.c) with -G of its manual: what a given qsub does not know it refuses itself.
 TORQUE = Grammar(
-    with_value=frozenset("aAbcCdDeFijJkKlLmMNopPqrStTuvwW"), flags=frozenset("EfhInVxXz"), array="t"
+    with_value=frozenset("aAbcCdDeFijJkKlLmMNopPqrStTuvwW"), flags=frozenset("EfhInVxXz"), arrays="t"
 )
 OPENPBS = Grammar(
-    with_value=frozenset("aAcCejJklmMNopPqrRSuvW"), flags=frozenset("fGhIVXz"), array="J",
+    with_value=frozenset("aAcCejJklmMNopPqrRSuvW"), flags=frozenset("fGhIVXz"), arrays="J",
     command_after_dashes=True,
 )
+# There is no qsub: whoever comes from either system finds its options.
+SLURM = Grammar(
+    with_value=TORQUE.with_value | OPENPBS.with_value, flags=TORQUE.flags | OPENPBS.flags, arrays="tJ"
+)
+GRAMMARS = {"torque": TORQUE, "local": TORQUE, "openpbs": OPENPBS, "slurm": SLURM}
+"""What qsub's options are with each batch system."""
 
 OURS = ("--wait", "--version", "--help", "--dry-run", "--explain")
 _GENERATE, _GENERATE_OLD = "--generate", "-gf"
@@ -102,6 +108,21 @@ def parse(words: Sequence[str], grammar: Grammar = TORQUE) -> CommandLine:
         hint = '-F "words" hands words to the script'
         raise UsageError(f"{operands[1][:80]!r} is one word too many", hint=hint)
     return line
+
+
+def takes_next(word: str) -> bool:
+    """Whether the next word is the value of this one, with any qsub."""
+    if word in ("-vm", _GENERATE):
+        return True
+    letters = word[1:] if word.startswith("-") and not word.startswith("--") else ""
+    first = next((place for place, letter in enumerate(letters) if letter in SLURM.with_value), None)
+    return first == len(letters) - 1 if first is not None else False
+
+
+def only_in_guests(line: CommandLine) -> UsageError:
+    """The refusal of an option of ours without -vm."""
+    option = min(line.ours, default=_GENERATE)
+    return UsageError(f"{option} is for jobs in guests", hint="like vsub -vm vcpus=4 job.sh")
 
 
 def header(script: bytes, *, prefix: str | None = None, grammar: Grammar = TORQUE) -> Header:

@@ -5,23 +5,15 @@ In Torque's words, `-l nodes=2:ppn=4+big:ppn=8,mem=16gb`, and in OpenPBS's,
 `-l select=2:ncpus=4:mem=8gb`.
 """
 
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from vtorque.errors import RequestError
 from vtorque.model import VmRequest
 from vtorque.options import SiteConfig
 from vtorque.overhead import qemu_memory_mib
+from vtorque.reslist import Options, chunks, mib, number, value
 from vtorque.resolve import Room
-
-_COUNT = re.compile(r"[0-9]{1,7}", re.ASCII)
-# A size of Torque or OpenPBS: bytes or words, with a prefix (pbs_ifl: decode_size).
-_SIZE = re.compile(r"([0-9]{1,15})([kmgtp]?)([bw]?)", re.ASCII | re.IGNORECASE)
-_SHIFT = {"": 0, "k": 10, "m": 20, "g": 30, "t": 40, "p": 50}
-_WORD_BYTES = 8
-
-Options = Sequence[tuple[str, str]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,15 +37,15 @@ class Fitted:
 
 def need(request: VmRequest, site: SiteConfig) -> Need:
     """Cores and MiB of one node; RequestError when the largest node of the site has not that much."""
-    number = request.vms_per_node
+    vms = request.vms_per_node
     iocm = request.iocm_max_cores if request.iocm else 0
-    guests = "the guest" if number == 1 else f"{number} guests"
-    cores = site.host_os_core_count + number * request.vcpus + iocm
-    memory = site.host_os_ram_mb + number * qemu_memory_mib(request.memory_mib, request.vcpus)
+    guests = "the guest" if vms == 1 else f"{vms} guests"
+    cores = site.host_os_core_count + vms * request.vcpus + iocm
+    memory = site.host_os_ram_mb + vms * qemu_memory_mib(request.memory_mib, request.vcpus)
     wanted = Need(
         cores=cores,
         memory_mib=memory,
-        why_cores=f"{number * request.vcpus} for {guests}, {site.host_os_core_count} for the host"
+        why_cores=f"{vms * request.vcpus} for {guests}, {site.host_os_core_count} for the host"
         + (f", {iocm} for IOcm" if iocm else ""),
         why_memory=f"{memory - site.host_os_ram_mb} MiB for {guests} with QEMU's own part, "
         f"{site.host_os_ram_mb} for the host",
@@ -76,16 +68,16 @@ def room(options: Options, site: SiteConfig, *, openpbs: bool) -> Room:
     cores: list[int] = []
     memory: list[int] = []
     name, cores_name = _names(options, openpbs=openpbs)
-    for _, parts in _chunks(value(options, name)):
-        if cores_name in parts:
-            cores.append(_number(parts[cores_name]))
-        if "mem" in parts:
-            memory.append(_mib(parts["mem"]))
+    for chunk in chunks(value(options, name)):
+        if cores_name in chunk.pairs:
+            cores.append(number(chunk.pairs[cores_name]))
+        if "mem" in chunk.pairs:
+            memory.append(mib(chunk.pairs["mem"]))
     whole = value(options, "mem")
     if whole and not memory:
-        memory = [_mib(whole) // max(1, count_nodes(options, openpbs=openpbs))]
+        memory = [mib(whole) // max(1, count_nodes(options, openpbs=openpbs))]
     if not cores and (ncpus := value(options, "ncpus")):
-        cores = [_number(ncpus)]
+        cores = [number(ncpus)]
     left = min(memory) - site.host_os_ram_mb if memory else None
     return Room(
         cores=min(cores) - site.host_os_core_count if cores else None,
@@ -95,19 +87,8 @@ def room(options: Options, site: SiteConfig, *, openpbs: bool) -> Room:
 
 def count_nodes(options: Options, *, openpbs: bool) -> int:
     """How many nodes -l asks for: `2:ppn=4+hostA` are three; one when nothing is said."""
-    chunks = value(options, _names(options, openpbs=openpbs)[0])
-    return sum(count for count, _ in _chunks(chunks)) if chunks else 1
-
-
-def value(options: Options, name: str) -> str:
-    """The value of a resource in -l, the last one given; empty when there is none."""
-    found = ""
-    for letter, text in options:
-        for entry in text.split(",") if letter == "l" else ():
-            key, _, amount = entry.partition("=")
-            if key.strip() == name:
-                found = amount.strip()
-    return found
+    spelled = value(options, _names(options, openpbs=openpbs)[0])
+    return sum(chunk.count for chunk in chunks(spelled)) if spelled else 1
 
 
 def fit(
@@ -133,7 +114,7 @@ def fit(
         needed = wanted.memory_mib * nodes
         if not total:
             fitted.added.append(f"mem={needed}mb")
-        elif _mib(total) < needed:
+        elif mib(total) < needed:
             _put(fitted, given, "mem", f"{needed}mb")
             fitted.notes.append(f"-l mem={total}: raised to {needed}mb ({wanted.why_memory}, on each node)")
     if exclusive and not openpbs and not value(both, "naccesspolicy"):
@@ -147,21 +128,21 @@ def _fit_chunks(
     """Every chunk of nodes= or select= has to be large enough."""
     # `#shared` and the like stand behind the last chunk and are for all of them.
     text, mark, properties = spelled.partition("#")
-    chunks = "+".join(
+    raised = "+".join(
         _fit_chunk(fitted, name, chunk, cores, wanted, chunk_memory=chunk_memory) for chunk in text.split("+")
     )
-    if f"{chunks}{mark}{properties}" != spelled:
-        _put(fitted, given, name, f"{chunks}{mark}{properties}")
+    if f"{raised}{mark}{properties}" != spelled:
+        _put(fitted, given, name, f"{raised}{mark}{properties}")
 
 
 def _fit_chunk(
     fitted: Fitted, name: str, chunk: str, cores: str, wanted: Need, *, chunk_memory: bool
 ) -> str:
     parts = chunk.split(":")
-    places = {part.partition("=")[0]: number for number, part in enumerate(parts) if "=" in part}
+    places = {part.partition("=")[0]: at for at, part in enumerate(parts) if "=" in part}
     checks: tuple[tuple[str, int, str, Callable[[str], int], str], ...] = (
-        (cores, wanted.cores, "", _number, wanted.why_cores),
-        ("mem", wanted.memory_mib, "mb", _mib, wanted.why_memory),
+        (cores, wanted.cores, "", number, wanted.why_cores),
+        ("mem", wanted.memory_mib, "mb", mib, wanted.why_memory),
     )
     for key, least, unit, read, why in checks:
         if key not in places:
@@ -174,7 +155,7 @@ def _fit_chunk(
 
 
 def _fit_total(fitted: Fitted, given: Options, name: str, asked: str, least: int, why: str) -> None:
-    if asked and _number(asked) < least:
+    if asked and number(asked) < least:
         fitted.notes.append(f"-l {name}={asked}: raised to {least} ({why})")
         _put(fitted, given, name, str(least))
 
@@ -188,36 +169,12 @@ def _names(options: Options, *, openpbs: bool) -> tuple[str, str]:
 
 def _put(fitted: Fitted, given: Options, name: str, amount: str) -> None:
     """Replace the resource where the command line has it last, or add it."""
-    for number in reversed(range(len(given))):
-        letter, text = given[number]
-        entries = fitted.changed.get(number, text).split(",")
+    for place in reversed(range(len(given))):
+        letter, text = given[place]
+        entries = fitted.changed.get(place, text).split(",")
         places = [at for at, entry in enumerate(entries) if entry.partition("=")[0].strip() == name]
         if letter == "l" and places:
             entries[places[-1]] = f"{name}={amount}"
-            fitted.changed[number] = ",".join(entries)
+            fitted.changed[place] = ",".join(entries)
             return
     fitted.added.append(f"{name}={amount}")
-
-
-def _chunks(text: str) -> list[tuple[int, dict[str, str]]]:
-    """`2:ppn=4+hostA` as counts and their `key=value` parts; a name counts as one."""
-    found = []
-    for chunk in text.partition("#")[0].split("+") if text else ():
-        head, *parts = chunk.split(":")
-        pairs = dict(part.partition("=")[::2] for part in (head, *parts) if "=" in part)
-        found.append((int(head) if _COUNT.fullmatch(head) else 1, pairs))
-    return found
-
-
-def _number(text: str) -> int:
-    """A whole number, or 0 for what qsub itself will complain of."""
-    return int(text) if _COUNT.fullmatch(text) else 0
-
-
-def _mib(text: str) -> int:
-    """MiB of a size, rounded down; 0 for what qsub itself will complain of."""
-    match = _SIZE.fullmatch(text)
-    if match is None:
-        return 0
-    number = int(match[1]) << _SHIFT[match[2].lower()]
-    return number * (_WORD_BYTES if match[3].lower() == "w" else 1) >> 20

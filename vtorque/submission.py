@@ -1,17 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """What vsub is going to submit: decided whole before anything is made."""
 
+import os
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
-from vtorque import limits, resolve, resources, submit, vmoptions
+from vtorque import limits, reslist, resolve, resources, sbatch, sbatchlines, submit, vmoptions
 from vtorque.errors import RequestError
 from vtorque.model import Account, Image
 from vtorque.options import SiteConfig
-from vtorque.qsub import OPENPBS, CommandLine, Grammar, Header
+from vtorque.qsub import OPENPBS, SLURM, CommandLine, Grammar, Header
+from vtorque.reslist import Options
 from vtorque.resolve import Resolved
+from vtorque.sbatch import Submit
+from vtorque.sbatchforms import Place
 from vtorque.vmoptions import COMMAND_LINE, Source
 
 STDIN = "STDIN"
@@ -21,6 +26,9 @@ STDIN = "STDIN"
 _NAME = re.compile(r"[A-Za-z0-9_.+][A-Za-z0-9_.+:@=-]{0,229}", re.ASCII)
 _RANGE = re.compile(r"([0-9]{1,7})(?:-([0-9]{1,7}))?(?::([0-9]{1,7}))?", re.ASCII)
 _MOST_ELEMENTS = 1 << 20
+
+# What qsub is told, or Slurm; and what the user is.
+_Told = tuple[tuple[str, ...], Submit | None, list[str]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,10 +42,14 @@ class Script:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Submission:
-    """Everything that is going to be handed over; `words` are qsub's, without request and wrapper."""
+    """Everything that is going to be handed over; `words` are qsub's, without request and wrapper.
+
+    `slurm` says the same where there is no qsub.
+    """
 
     resolved: Resolved
     words: tuple[str, ...]
+    slurm: Submit | None
     notes: tuple[str, ...]
     script: Script
     shell: str
@@ -45,6 +57,24 @@ class Submission:
     interactive: bool
     runs_script: bool
     x11: bool
+
+    def command(self, real: str, wrapper: Path, *, carried: Sequence[str]) -> list[str]:
+        """The command that submits the wrapper, with the options that carry the request."""
+        if self.slurm is not None:
+            return self.slurm.command(real, [str(wrapper)], carried=carried)
+        return [real, *self.words, *carried, str(wrapper)]
+
+    @property
+    def directives(self) -> bytes:
+        """The lines of the script's header that the batch system reads, byte for byte."""
+        if self.slurm is None:
+            return self.script.header.lines
+        return b"".join(line + b"\n" for line in sbatchlines.directives(self.script.text))
+
+    @property
+    def environ(self) -> Mapping[str, str]:
+        """Variables that the command needs besides those that are there."""
+        return {} if self.slurm is None else self.slurm.environ
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,18 +104,20 @@ def prepare(
         vmoptions.collect(_sources(line, script, around.account.home)),
         site,
         find_image=find_image,
-        room=resources.room(options, site, openpbs=around.grammar is OPENPBS),
+        room=resources.room(options, site, openpbs=_in_chunks(options, around.grammar)),
         directory=around.directory,
         request_id=request_id,
         public_key="",
         elements=_elements(options, around.grammar),
     )
     limits.check(resolved.request, site, [group.name for group in around.account.groups])
-    words, notes = _words(line, script, resolved, site, around.grammar)
+    tell = _slurm if around.grammar is SLURM else _words
+    words, slurm, notes = tell(line, script, resolved, site, around)
     lists = [value for letter, value in options if letter == "v"]
     return Submission(
         resolved=resolved,
         words=words,
+        slurm=slurm,
         notes=(*resolved.notes, *notes),
         script=script,
         shell=_shell(options, around.account.shell),
@@ -97,12 +129,12 @@ def prepare(
 
 
 def _words(
-    line: CommandLine, script: Script, resolved: Resolved, site: SiteConfig, grammar: Grammar
-) -> tuple[tuple[str, ...], list[str]]:
+    line: CommandLine, script: Script, resolved: Resolved, site: SiteConfig, around: Surroundings
+) -> _Told:
     """What qsub is told, with all the cores and memory that the guests need; and what to say of it."""
     fitted = resources.fit(
         line.options, script.header.options, resources.need(resolved.request, site),
-        openpbs=grammar is OPENPBS, exclusive=site.pbs_exclusive_node_alloc,
+        openpbs=around.grammar is OPENPBS, exclusive=site.pbs_exclusive_node_alloc,
     )
     words = line.with_values(fitted.changed)
     for entry in fitted.added:
@@ -110,7 +142,40 @@ def _words(
     if line.has("I") and not line.has("x"):
         # Torque runs the script of an interactive job only when told to, and ours is the way into the guest.
         words.append("-x")
-    return tuple(words), fitted.notes
+    return tuple(words), None, fitted.notes
+
+
+def _slurm(
+    line: CommandLine, script: Script, resolved: Resolved, site: SiteConfig, around: Surroundings
+) -> _Told:
+    """The same for sbatch: qsub's options with what the guests need, translated; and what to say of it."""
+    header = script.header.options
+    if reslist.value([*header, *line.options], "procs"):
+        raise RequestError("-l procs=: guests need whole shares of nodes", hint="like -l nodes=2:ppn=4")
+    lines = sbatchlines.directives(script.text)
+    sbatchlines.refuse_sizes(lines, around.environ)
+    fitted = resources.fit(
+        line.options, header, resources.need(resolved.request, site),
+        openpbs=_in_chunks([*header, *line.options], around.grammar), exclusive=False,
+    )
+    options = [
+        *header,
+        *((letter, fitted.changed.get(number, value)) for number, (letter, value) in enumerate(line.options)),
+        *(("l", entry) for entry in fitted.added),
+    ]
+    if site.pbs_exclusive_node_alloc and not reslist.value(options, "naccesspolicy"):
+        options.append(("l", "naccesspolicy=singlejob"))
+    place = Place(
+        user=around.account.name, home=str(around.account.home), directory=str(around.directory), now=datetime.now(),
+        is_directory=os.path.isdir,
+    )
+    said = sbatchlines.said(lines, around.environ)
+    return (), sbatch.translate(options, place=place, name=script.name, whole=True, said=said), fitted.notes
+
+
+def _in_chunks(options: Options, grammar: Grammar) -> bool:
+    """Whether cores are counted in OpenPBS's way; with Slurm the user may take either."""
+    return grammar is OPENPBS or (grammar is SLURM and bool(reslist.value(options, "select")))
 
 
 def _sources(line: CommandLine, script: Script, home: Path) -> list[Source]:
@@ -126,8 +191,8 @@ def _refuse(options: Sequence[tuple[str, str]], script: Script, grammar: Grammar
     letters = [letter for letter, _ in options]
     if "I" in letters and grammar is OPENPBS:
         raise RequestError("-I: interactive jobs in guests are not supported with OpenPBS by this version")
-    if "I" in letters and grammar.array in letters:
-        raise RequestError(f"-I and -{grammar.array} do not go together")
+    if "I" in letters and (array := next((letter for letter in letters if letter in grammar.arrays), "")):
+        raise RequestError(f"-I and -{array} do not go together")
     if not script.text.strip() and "I" not in letters:
         raise RequestError(f"the script {'on standard input' if script.name == STDIN else script.name} is empty")
     names = [value for letter, value in options if letter == "N"]
@@ -139,13 +204,13 @@ def _refuse(options: Sequence[tuple[str, str]], script: Script, grammar: Grammar
             "and no - in front", hint=hint,
         )
     carrier = "site" if grammar is OPENPBS else "other"
-    if resources.value(options, carrier):
+    if reslist.value(options, carrier):
         raise RequestError(f"-l {carrier}= is what carries the request for guests; leave it out")
 
 
 def _elements(options: Sequence[tuple[str, str]], grammar: Grammar) -> int:
     """How many jobs `-t 1-3,7%2` or `-J 1-9:2` makes; what qsub will refuse counts as one."""
-    texts = [value for letter, value in options if letter == grammar.array]
+    texts = [value for letter, value in options if letter in grammar.arrays]
     count = 0
     for part in texts[-1].partition("%")[0].split(",") if texts else ():
         match = _RANGE.fullmatch(part.strip())

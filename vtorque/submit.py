@@ -12,7 +12,9 @@ from pathlib import Path
 
 from vtorque import files, proc
 from vtorque.deadline import Deadline
+from vtorque.errors import RequestError
 
+_SCHEMA = 1
 _KEYGEN_SECONDS = 30.0
 _REQUEST_ID = re.compile(r"[0-9a-f]{16}", re.ASCII)
 
@@ -35,12 +37,16 @@ class JobFile:
 
     def text(self) -> bytes:
         """As it is kept, and read by the wrapper."""
-        return json.dumps({name: getattr(self, name) for name in self.__slots__}).encode()
+        return json.dumps({"schema": _SCHEMA, **{name: getattr(self, name) for name in self.__slots__}}).encode()
 
     @classmethod
     def parse(cls, data: bytes) -> "JobFile":
-        """What `text` made."""
+        """What `text` made. Raises RequestError when a newer version did."""
         fields = json.loads(data)
+        # The first version wrote none.
+        if (schema := fields.pop("schema", _SCHEMA)) != _SCHEMA:
+            text = f"the job was submitted by another version of vtorque, with schema {schema}"
+            raise RequestError(text, hint=f"this node's knows {_SCHEMA}; submit it again with this version's vsub")
         return cls(**{**fields, "exported": tuple(fields["exported"])})
 
 
@@ -122,8 +128,8 @@ def directories(home: Path) -> dict[Path, str]:
 def remove(path: Path, job: str) -> None:
     """Remove a job directory of the user's own, and the link to it."""
     shutil.rmtree(path)
-    if job:
-        path.with_name(job).unlink(missing_ok=True)
+    for name in (job, f"{job}.cancelled") if job else ():
+        path.with_name(name).unlink(missing_ok=True)
 
 
 def wrapper(template: bytes, *, directives: bytes, command: Sequence[str]) -> bytes:

@@ -199,7 +199,7 @@ WRONG = {
     "unknown option": (["-vm", "vcpus=1", "-Y"], 2, "-Y is not an option of qsub"),
     "-vm without a value": (["-vm"], 2, "needs a value"),
     "interactive array": (["-vm", "vcpus=1", "-I", "-t", "1-2"], 2, "-I and -t do not go together"),
-    "no disk": (["-vm", "disk=/x"], 2, "is not a file"),
+    "no disk": (["-vm", "disk=/x"], 2, "there is no such file"),
     "other": (["-vm", "vcpus=1", "-l", "other=mine"], 2, "carries the request"),
     "wait for an array": (["--wait", "-vm", "vcpus=1", "-t", "1-2"], 2, "--wait follows one batch job"),
     "wait without guests": (["--wait"], 2, "--wait is for jobs in guests"),
@@ -295,6 +295,8 @@ class TestKinds:
         front.run("-J", "1-9:2", "-P", "project", "-R", "e", "-f", "-vm", "vcpus=1", front.script(b"#!/bin/sh\necho\n"))
         assert front.argv()[-2].startswith(b"site=vt1.") and front.request().elements == 5
         assert b"select=1:ncpus=2:mem=3202mb" in b" ".join(front.argv())
+        second = (made(front) / "submit/job.sh").read_bytes().splitlines()[1]
+        assert second == b"#VTORQUE " + front.argv()[-2].removeprefix(b"site="), "classic scripts look there"
         done = front.run("-vm", "vcpus=1", "--", "/bin/echo", "a b", "-x")
         assert done.returncode == 0, done.stderr
         assert (made(front) / "script/STDIN").read_bytes() == b"#!/bin/sh\nexec /bin/echo 'a b' -x\n"

@@ -11,13 +11,13 @@ import socket
 import sys
 from pathlib import Path
 
-from vtorque import config, images, proc, qsub, request, submission, submit, topology
+from vtorque import config, images, proc, qsub, request, sbatch, submission, submit, topology
 from vtorque.backends import batch
 from vtorque.cli import PREFIX
 from vtorque.config import SiteConfig
 from vtorque.errors import RequestError, VtorqueError
 from vtorque.model import JobId
-from vtorque.qsub import CommandLine, Grammar, Header
+from vtorque.qsub import CommandLine, Header
 from vtorque.submission import Script, Submission, Surroundings
 from vtorque.submit import JobDirectory, JobFile
 
@@ -39,10 +39,11 @@ def real_qsub(site: SiteConfig) -> str:
     return site.pbs_qsub_on_fe if re.fullmatch(site.regex_fe, _host()) else site.pbs_qsub_on_nodes
 
 
-def run(line: CommandLine, name: str, text: bytes, head: Header, grammar: Grammar, real: str) -> int:
-    """Submit a job in guests, or show what would be submitted; the exit status."""
-    found = site(config.find(PREFIX))
-    if "--wait" in line.ours and (line.has("I") or line.has(grammar.array)):
+def run(line: CommandLine, name: str, text: bytes, head: Header, *, system: str, real: str) -> int:
+    """Submit a job in guests to the batch `system`, or show what would be submitted; the exit status."""
+    found = dataclasses.replace(site(config.find(PREFIX)), batch_system=system)
+    grammar = qsub.GRAMMARS[system]
+    if "--wait" in line.ours and (line.has("I") or any(map(line.has, grammar.arrays))):
         raise qsub.UsageError("--wait follows one batch job, not an interactive one or an array")
     around = Surroundings(
         account=topology.account(pwd.getpwuid(os.getuid()).pw_name, min_uid=0),
@@ -107,10 +108,13 @@ def _submit(draft: Submission, site: SiteConfig, line: CommandLine, real: str) -
     dialect = batch.by_name(site.batch_system)
     home = Path(pwd.getpwuid(os.getuid()).pw_dir)
     with submit.job_directory(home, wanted.request_id) as directory:
-        wrapper = _fill(directory, draft)
         encoded = request.encode(dataclasses.replace(wanted, public_key=directory.public_key))
-        command = [real, *draft.words, *dialect.submit_options(encoded), str(wrapper)]
-        status, printed = proc.call_through(command, env=os.environ, terminal=draft.interactive)
+        wrapper = _fill(directory, draft, dialect.script_comment(encoded))
+        command = draft.command(real, wrapper, carried=dialect.submit_options(encoded))
+        status, printed = proc.call_through(
+            command, env={**os.environ, **draft.environ}, terminal=draft.interactive,
+            shown=sbatch.job_id if draft.slurm else None,
+        )
         job = None
         with contextlib.suppress(VtorqueError):
             job = dialect.job_id_from(printed)
@@ -119,14 +123,22 @@ def _submit(draft: Submission, site: SiteConfig, line: CommandLine, real: str) -
             raise _OverError(status)
         if job is not None and directory.path.exists():
             directory.submitted(job)
+    if draft.slurm is None:
+        _tidy(home, real)
     if "--wait" not in line.ours or status != 0:
         return status
     if job is None:
         raise RequestError("--wait needs the job's id, which qsub did not print", hint="leave out -z")
-    return _follow(job, directory, real)
+    return _follow(job, directory, real, slurm=draft.slurm is not None)
 
 
-def _fill(directory: JobDirectory, draft: Submission) -> Path:
+def _tidy(home: Path, real: str) -> None:
+    from vtorque import leftovers
+
+    leftovers.tidy(home, qstat=str(Path(real).with_name("qstat")), env=os.environ)
+
+
+def _fill(directory: JobDirectory, draft: Submission, comment: bytes) -> Path:
     about = JobFile(
         script=draft.script.name if draft.runs_script else "",
         shell=draft.shell,
@@ -136,31 +148,33 @@ def _fill(directory: JobDirectory, draft: Submission) -> Path:
         elements=draft.resolved.request.elements,
     )
     directory.keep(about, draft.script.text, draft.resolved.scripts)
-    return directory.keep_wrapper(draft.script.name, _wrapper(draft))
+    return directory.keep_wrapper(draft.script.name, _wrapper(draft, comment))
 
 
-def _wrapper(draft: Submission) -> bytes:
+def _wrapper(draft: Submission, comment: bytes) -> bytes:
     template = (PREFIX / "templates" / "job-wrapper.sh").read_bytes()
     command = [str(PREFIX / "scripts" / "jobrun"), draft.resolved.request.request_id]
-    return submit.wrapper(template, directives=draft.script.header.lines, command=command)
+    return submit.wrapper(template, directives=comment + draft.directives, command=command)
 
 
 def _preview(draft: Submission, site: SiteConfig, real: str) -> tuple[list[str], bytes]:
     wanted = dataclasses.replace(draft.resolved.request, public_key=_NO_KEY)
     path = Path(pwd.getpwuid(os.getuid()).pw_dir, ".vtorque", wanted.request_id, "submit", draft.script.name)
-    carried = batch.by_name(site.batch_system).submit_options(request.encode(wanted))
-    return [real, *draft.words, *carried, str(path)], _wrapper(draft)
+    dialect, encoded = batch.by_name(site.batch_system), request.encode(wanted)
+    command = draft.command(real, path, carried=dialect.submit_options(encoded))
+    return [*sbatch.environ_words(draft.environ), *command], _wrapper(draft, dialect.script_comment(encoded))
 
 
-def _follow(job: JobId, directory: JobDirectory, real: str) -> int:
-    from vtorque import follow
+def _follow(job: JobId, directory: JobDirectory, real: str, *, slurm: bool) -> int:
+    from vtorque import follow, slurmjob
 
     def show(phase: str, seconds: float) -> None:
         sys.stderr.write(f"vtorque: {seconds:6.1f} s  {phase}\n")
         sys.stderr.flush()
 
-    qstat = str(Path(real).with_name("qstat"))
-    end = follow.until_done(job, directory.phases, qstat=qstat, env=os.environ, show=show)
+    program = str(Path(real).with_name("scontrol" if slurm else "qstat"))
+    ask = slurmjob.ask(program, os.environ) if slurm else follow.qstat(program, os.environ)
+    end = follow.until_done(job, directory.phases, ask=ask, show=show)
     if end.comment:
         sys.stderr.write(f"vtorque: {end.comment}\n")
     return end.exit_status

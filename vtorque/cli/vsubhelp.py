@@ -25,8 +25,9 @@ EXAMPLES = """\
 
 OPTIONS = {
     "-vm key=value,...": "what the job's guests are to be; makes it a job in guests",
+    "--batch NAME": "torque, openpbs, slurm or local, for this call; without it the site's own",
     "--wait": "show a line for each phase, exit with the job's exit status",
-    "--dry-run": "print the qsub command and the wrapper, submit nothing",
+    "--dry-run": "print the command that would submit, and the wrapper, submit nothing",
     "--explain": "print each value and where it comes from, submit nothing",
     "--generate DIR, -gf": "write all files of the job into DIR (vtorque-<script>), submit nothing",
     "--version": "print the version",
