@@ -11,6 +11,7 @@ from vtorque.model import Job, JobId, PelogKind, job_id
 _MEMBERS = {
     "torque": "vtorque.backends.batch.torque:Torque",
     "openpbs": "vtorque.backends.batch.openpbs:OpenPbs",
+    "slurm": "vtorque.backends.batch.slurm:Slurm",
     # The local engine obeys Torque's contract to the letter, so it is the same dialect.
     "local": "vtorque.backends.batch.torque:Torque",
 }
@@ -19,7 +20,12 @@ NAMES = tuple(_MEMBERS)
 
 
 class BatchSystem(Protocol):
-    """How one batch system speaks to its hooks, and how it wants to be spoken to."""
+    """How one batch system speaks to its hooks, and how it wants to be spoken to.
+
+    Where `failure_drains`, a hook that fails takes its node out of the cluster.
+    """
+
+    failure_drains: bool
 
     def parse_job(
         self, kind: PelogKind, arguments: Sequence[str], environ: Mapping[str, str], node_file: str
@@ -39,9 +45,26 @@ class BatchSystem(Protocol):
         """The qsub options that carry an encoded request."""
         ...
 
+    def script_comment(self, request: str) -> bytes:
+        """What the job's script has to carry of it besides, as lines below its first."""
+        ...
+
     def job_id_from(self, stdout: bytes) -> JobId:
         """The job id in what the submit command printed; CommandError when there is none."""
         ...
+
+    def job_environment(self, environ: Mapping[str, str]) -> dict[str, str]:
+        """The variables of the batch system that a job's script expects, from those of the job's own process."""
+        ...
+
+
+CORES = ("NCPUS", "OMP_NUM_THREADS")
+"""Variables in which a batch system counts cores; the host's, of which a guest has fewer."""
+
+
+def pbs_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """What the moms of both PBS set for a job themselves."""
+    return {name: value for name, value in environ.items() if name.startswith("PBS_") or name == "ENVIRONMENT"}
 
 
 def last_job_id(stdout: bytes) -> JobId:

@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from vtorque.backends.batch import last_job_id
+from vtorque.backends.batch import last_job_id, pbs_environment
 from vtorque.errors import Blame, StateError
 from vtorque.model import Job, JobId, PelogKind, job_id
 
@@ -27,6 +27,8 @@ _EPILOGUE_RESOURCES, _EPILOGUE_STATUS = 5, 9
 class Torque:
     """Torque 4 to 6, and the local engine, which obeys the same contract."""
 
+    failure_drains = False
+
     def parse_job(
         self, kind: PelogKind, arguments: Sequence[str], environ: Mapping[str, str], node_file: str
     ) -> Job:
@@ -40,6 +42,9 @@ class Torque:
         owner = arguments[_OWNER]
         if _USER.fullmatch(owner) is None:
             raise StateError(f"{kind}: {owner[:80]!r} is not a user name")
+        nodes = _nodes(node_file)
+        if kind is PelogKind.PROLOGUE and not nodes:
+            raise StateError("the node file names no node")
         resources = _at(arguments, _PROLOGUE_RESOURCES if kind.starts else _EPILOGUE_RESOURCES)
         script = _at(arguments, _PROLOGUE_SCRIPT) if kind.starts else ""
         status = "" if kind.starts else _at(arguments, _EPILOGUE_STATUS)
@@ -47,10 +52,12 @@ class Torque:
             id=job_id(arguments[_ID]),
             user=owner,
             node_index=int(environ.get("PBS_NODENUM") or 0),
-            nodes=_nodes(node_file),
+            nodes=nodes,
             request=_request(resources),
             spool_script=Path(script) if script.startswith("/") else None,
             exit_status=int(status) if re.fullmatch(r"-?[0-9]{1,4}", status) else None,
+            # All that a sister learns of it is the number of the job's slots.
+            most_nodes=int(environ.get("PBS_NP") or 0),
         )
 
     def exit_status(self, kind: PelogKind, blame: Blame | None) -> int:
@@ -72,9 +79,17 @@ class Torque:
         """`other` is the free text resource that a stock server takes and hands to every hook."""
         return ["-l", f"other={request}"]
 
+    def script_comment(self, request: str) -> bytes:
+        """A request rides in the resources alone."""
+        return b""
+
     def job_id_from(self, stdout: bytes) -> JobId:
         """The last word that qsub printed."""
         return last_job_id(stdout)
+
+    def job_environment(self, environ: Mapping[str, str]) -> dict[str, str]:
+        """Mom's own variables."""
+        return pbs_environment(environ)
 
 
 def _at(arguments: Sequence[str], place: int) -> str:
