@@ -7,22 +7,15 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from vtorque import bringup, discover, plan, published, run, state, teardown, topology
+from vtorque import bringup, discover, guestnet, netfilter, plan, published, run, state, teardown
 from vtorque.bringup import ABORTED, Demand
 from vtorque.deadline import Deadline
-from vtorque.errors import (
-    Blame,
-    GenerationClosed,
-    InternalError,
-    NodeBusy,
-    RequestError,
-    StateError,
-    VtorqueError,
-)
+from vtorque.errors import GenerationClosed, RequestError, VtorqueError
 from vtorque.guard import Orders
 from vtorque.model import Job
 from vtorque.node import Node
 from vtorque.state import JobState
+from vtorque.undo import is_wanted, known, undoing
 from vtorque.userside import UserSide
 
 log = logging.getLogger(__name__)
@@ -30,9 +23,6 @@ log = logging.getLogger(__name__)
 Launch = Callable[[Orders, int], None]
 """Starts a guard with her orders and the descriptor that marks her place."""
 
-_FIRST_PAUSE_SECONDS = 2.0
-_BUSY_PAUSE_SECONDS = 15.0
-_SISTERS_PAUSE_SECONDS = 1.0
 _SWEEP_SECONDS = 30.0
 # Between a sister's hook and the moment mom must know the job lies the mother superior's whole start.
 _START_MARGIN_SECONDS = 60.0
@@ -45,7 +35,7 @@ def prologue(job: Job, node: Node, launch: Launch, *, deadline: Deadline) -> Non
     raised, and with it the job is requeued, until it has happened too often.
     """
     record = node.state(job.key)
-    with _undoing(job, node, record, deadline):
+    with undoing(job, node, record, deadline):
         wanted = bringup.demand(job, node)
         with bringup.user_side(wanted) as side, _telling_sisters(job, side, deadline):
             _bring_up(wanted, node, record, side, launch, deadline=deadline.reserve(node.site.undo_reserve))
@@ -55,19 +45,51 @@ def prologue(job: Job, node: Node, launch: Launch, *, deadline: Deadline) -> Non
 def prologue_parallel(job: Job, node: Node, launch: Launch, *, deadline: Deadline) -> None:
     """Start a sister's guests and leave them to a guard: mom does nothing else meanwhile."""
     record = node.state(job.key)
-    with _undoing(job, node, record, deadline):
+    with undoing(job, node, record, deadline):
         wanted = bringup.demand(job, node)
         with bringup.user_side(wanted) as side, _telling_mother(job, node, side, deadline):
             for name in (published.name(job.node_index), published.lost_name(job.node_index), ABORTED):
                 side.forget(name, deadline=bringup.brief(deadline))
-            teardown.release(record, hypervisor=node.hypervisor, deadline=deadline)
+            teardown.release(record, hypervisor=node.hypervisor, rules=node.filter, deadline=deadline)
             with _place(job, node, deadline) as place:
                 record.create()
                 decided, started = bringup.start(
                     wanted, node, record, deadline=deadline.reserve(node.site.undo_reserve)
                 )
                 seconds = deadline.remaining + _START_MARGIN_SECONDS
-                launch(Orders(demand=wanted, plan=decided, started=started, start_seconds=seconds), place)
+                orders = Orders(
+                    demand=wanted, plan=decided, generation=record.generation, started=started, start_seconds=seconds
+                )
+                launch(orders, place)
+
+
+def muster(job: Job, node: Node, *, deadline: Deadline) -> None:
+    """On the mother superior, when all nodes have been through `prologue_parallel`, she too: await all
+    guests, leave the ready marker. Nothing is done where a marker is.
+
+    For OpenPBS, where her own first hook runs before her sisters' and must not wait for them.
+    """
+    record = node.state(job.key)
+    if any((record.path / name).exists() for name in (state.READY, state.FAILED)):
+        return
+    with undoing(job, node, record, deadline):
+        wanted = bringup.demand(job, node)
+        with (
+            bringup.user_side(wanted) as side, _telling_sisters(job, side, deadline),
+            _dismissing_guard(job, node, record, deadline),
+        ):
+            enough = deadline.reserve(node.site.undo_reserve)
+            peers = bringup.gather(wanted, side, deadline=enough.within(node.site.timeout), first=0)
+            bringup.reporter(wanted, side, enough)("ready")
+            with record.act(deadline=enough):
+                record.publish(state.READY, run.ready_marker(wanted, peers), group=wanted.account.group.gid)
+        state.forget_attempts(Path(node.site.state_dir), job.key)
+
+
+def refuse(job: Job, node: Node, reason: RequestError, *, deadline: Deadline) -> None:
+    """Start nothing, and let the job's wrapper say why."""
+    with undoing(job, node, node.state(job.key), deadline):
+        raise reason
 
 
 def epilogue(job: Job, node: Node, *, deadline: Deadline) -> None:
@@ -97,10 +119,14 @@ def forgotten(node: Node) -> list[str]:
 def sweep(node: Node, *, deadline: Deadline) -> list[str]:
     """Tear down the jobs that nobody will send an epilogue for; the keys of those that are gone."""
     swept = []
+    try:
+        guestnet.adopt(node, deadline=deadline)
+    except (VtorqueError, OSError):
+        log.exception("network rules without a job could not be looked for")
     for key in forgotten(node):
         log.warning("job %s is forgotten by mom, tearing it down", key)
         try:
-            teardown.release(node.state(key), hypervisor=node.hypervisor, deadline=deadline)
+            teardown.release(node.state(key), hypervisor=node.hypervisor, rules=node.filter, deadline=deadline)
             swept.append(key)
         except (VtorqueError, OSError):
             log.exception("job %s could not be torn down", key)
@@ -113,7 +139,7 @@ def _bring_up(
     job = wanted.job
     report = bringup.reporter(wanted, side, deadline)
     sweep(node, deadline=deadline.within(_SWEEP_SECONDS))
-    teardown.release(record, hypervisor=node.hypervisor, deadline=deadline)
+    teardown.release(record, hypervisor=node.hypervisor, rules=node.filter, deadline=deadline)
     record.create()
     report("planned")
     decided, started = bringup.start(wanted, node, record, deadline=deadline)
@@ -125,12 +151,13 @@ def _bring_up(
     peers += bringup.gather(wanted, side, deadline=deadline.within(node.site.timeout))
     report("ready")
     with record.act(deadline=deadline):
-        if not _is_wanted(job):
+        if not is_wanted(job):
             raise GenerationClosed(f"job {job.id} was deleted while its guests were being started")
         if len(peers) > 1:
             with _place(job, node, deadline) as place:
                 orders = Orders(
-                    demand=wanted, plan=decided, started=(), start_seconds=_START_MARGIN_SECONDS,
+                    demand=wanted, plan=decided, generation=record.generation, started=(),
+                    start_seconds=_START_MARGIN_SECONDS,
                     peers=tuple(sorted(peers, key=lambda peer: peer.rank)[1:]),
                 )
                 launch(orders, place)
@@ -152,6 +179,18 @@ def _place(job: Job, node: Node, deadline: Deadline) -> Iterator[int]:
 
 
 @contextlib.contextmanager
+def _dismissing_guard(job: Job, node: Node, record: JobState, deadline: Deadline) -> Iterator[None]:
+    """What a guard would still do for this generation she must not do to the marker that follows it."""
+    try:
+        yield
+    except BaseException:
+        teardown.release(record, hypervisor=node.hypervisor, rules=node.filter, deadline=deadline)
+        with _place(job, node, deadline):
+            pass
+        raise
+
+
+@contextlib.contextmanager
 def _telling_sisters(job: Job, side: UserSide, deadline: Deadline) -> Iterator[None]:
     """When there is going to be no job, nobody runs an epilogue on the sisters (mom_comm.c:3960-3984)."""
     try:
@@ -167,89 +206,34 @@ def _telling_mother(job: Job, node: Node, side: UserSide, deadline: Deadline) ->
     """Whoever waits for this sister's guests is told why they do not come."""
     try:
         yield
-    except VtorqueError as error:
-        text = published.failure_text(node.shape.name, error.one_line(), error.blame)
+    except Exception as error:
+        trouble = known(error)
+        text = published.failure_text(node.shape.name, trouble.one_line(), trouble.blame)
         side.replace(published.name(job.node_index), text, deadline=bringup.brief(deadline))
         raise
-
-
-@contextlib.contextmanager
-def _undoing(job: Job, node: Node, record: JobState, deadline: Deadline) -> Iterator[None]:
-    try:
-        yield
-    except VtorqueError as error:
-        _undo(job, node, record, error, deadline=deadline)
-    except OSError as error:
-        trouble = StateError(f"{error.filename or 'a file of root'}: {error.strerror}")
-        _undo(job, node, record, trouble, deadline=deadline)
-    except Exception as error:
-        log.exception("unforeseen")
-        _undo(job, node, record, InternalError(f"internal error: {error!r}"), deadline=deadline)
 
 
 def _give_back(steps: contextlib.ExitStack, job: Job, node: Node, deadline: Deadline) -> None:
     steps.callback(_release_unrecorded, job, node, deadline)
     steps.callback(
-        teardown.release, node.state(job.key), hypervisor=node.hypervisor, deadline=deadline
+        teardown.release, node.state(job.key), hypervisor=node.hypervisor, rules=node.filter, deadline=deadline
     )
-
-
-def _is_wanted(job: Job) -> bool:
-    """A deleted job's spool file is gone, and nobody tells its prologue (requests.c:2261-2285)."""
-    return job.spool_script is None or job.spool_script.exists()
-
-
-def _undo(
-    job: Job, node: Node, record: JobState, error: VtorqueError, *, deadline: Deadline
-) -> None:
-    """Give back what was begun; then say why, to the user or to the batch system."""
-    log.error("%s", error.one_line(), extra={"details": error.details})
-    teardown.release(record, hypervisor=node.hypervisor, deadline=deadline)
-    if isinstance(error, GenerationClosed) or not _is_wanted(job):
-        # Its epilogue has been here, and no other will come for what would be left now.
-        return
-    root = Path(node.site.state_dir)
-    if isinstance(error, NodeBusy):
-        # Another job has what this one needs, and will give it back: nobody's fault, however often.
-        # A sister has told her mother superior; failing would take her node out of the cluster.
-        if job.nodes:
-            deadline.pause(_BUSY_PAUSE_SECONDS)
-            raise error
-        return
-    if error.blame is not Blame.USER:
-        tries = _count_attempt(root, job, node.site.requeue_limit)
-        if tries < node.site.requeue_limit:
-            # Torque itself starts a requeued job again at once, 56 times in 15 s. A sister's mom waits meanwhile.
-            deadline.pause(_FIRST_PAUSE_SECONDS**tries if job.nodes else _SISTERS_PAUSE_SECONDS)
-            raise error
-    state.forget_attempts(root, job.key)
-    if not job.nodes:
-        # A sister has no wrapper: she has told the mother superior.
-        return
-    record.create()
-    record.publish(state.FAILED, run.failure_marker(error), group=topology.primary_group(job.user))
-
-
-def _count_attempt(root: Path, job: Job, limit: int) -> int:
-    """Failed starts so far; the limit when they cannot be counted, or the job would start for ever."""
-    try:
-        return state.attempt(root, job)
-    except OSError:
-        log.exception("cannot count the failed starts of job %s", job.id)
-        return limit
 
 
 def _release_unrecorded(job: Job, node: Node, deadline: Deadline) -> None:
     directories = (*plan.directories(node.site, job.key).values(), Path(node.site.state_dir) / "seeds")
     teardown.release_unrecorded(
-        job.key, hypervisor=node.hypervisor, directories=directories, deadline=deadline
+        job.key, hypervisor=node.hypervisor, rules=node.filter, table=netfilter.table(job.key, node.site),
+        directories=directories, deadline=deadline,
     )
 
 
 def _remove_job_directory(job: Job, node: Node, side: UserSide | None, deadline: Deadline) -> None:
     if side is not None:
         elements = bringup.demand(job, node).request.elements
-        side.remove(job.id, elements=elements, deadline=bringup.brief(deadline))
+        side.remove(
+            job.id, elements=elements, if_cancelled=job.may_run_again, deadline=bringup.brief(deadline)
+        )
 
 
 @contextlib.contextmanager
