@@ -36,6 +36,7 @@ _FORGOTTEN_SECONDS = 5.0
 class Orders:
     """What a guard is told: her node's part of the job.
 
+    `generation` is the one she guards: a job that is requeued may be back before she looks again.
     `started` are guests that she has to prove and publish first, none where a
     prologue has done so. Mom must know the job `start_seconds` from now. `peers`
     are the guests for a mother superior's guard to listen to: all but rank 0, to
@@ -44,6 +45,7 @@ class Orders:
 
     demand: Demand
     plan: JobPlan
+    generation: str
     started: tuple[Started, ...]
     start_seconds: float
     peers: tuple[Peer, ...] = ()
@@ -54,12 +56,12 @@ def watch(orders: Orders, node: Node) -> None:
     record = node.state(orders.demand.job.key)
     with bringup.user_side(orders.demand) as side:
         if orders.started and not _publish(orders, node, record, side):
-            _tear_down(record, node)
+            _tear_down(orders, record, node)
             return
         reason = _until_over(orders, node, record, side)
     if reason:
         log.warning("%s: tearing job %s down", reason, orders.demand.job.id)
-        _tear_down(record, node)
+        _tear_down(orders, record, node)
 
 
 def _publish(orders: Orders, node: Node, record: JobState, side: UserSide) -> bool:
@@ -88,7 +90,7 @@ def _until_over(orders: Orders, node: Node, record: JobState, side: UserSide) ->
     unknown_since: float | None = None
     lost = False
     silence = _Silence(orders, node)
-    while not record.closed:
+    while record.generation == orders.generation and not record.closed:
         time.sleep(_PAUSE_SECONDS)
         if node.knows(key):
             known, unknown_since = True, None
@@ -148,6 +150,8 @@ def _report_lost(orders: Orders, node: Node, side: UserSide) -> bool:
     return False
 
 
-def _tear_down(record: JobState, node: Node) -> None:
+def _tear_down(orders: Orders, record: JobState, node: Node) -> None:
+    if record.generation != orders.generation:
+        return
     with contextlib.suppress(VtorqueError, OSError), logs.step("tear down"):
-        teardown.release(record, hypervisor=node.hypervisor, deadline=Deadline(_TEARDOWN_SECONDS))
+        teardown.release(record, hypervisor=node.hypervisor, rules=node.filter, deadline=Deadline(_TEARDOWN_SECONDS))

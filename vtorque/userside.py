@@ -54,12 +54,14 @@ class UserSide:
         """Remove a file; whether there is none now."""
         return self._do({"do": "forget", "name": name}, deadline) is not None
 
-    def remove(self, job: str, *, elements: int, deadline: Deadline) -> bool:
+    def remove(self, job: str, *, elements: int, if_cancelled: bool, deadline: Deadline) -> bool:
         """Remove the job directory and the symbolic link to it by the job's id; whether it was done.
 
-        One of the `elements` of an array only notes that it has ended; the last one removes.
+        One of the `elements` of an array only notes that it has ended; the last one removes. With
+        `if_cancelled` nothing is done unless `epilogue.precancel` has noted that the job is not wanted any more.
         """
-        return self._do({"do": "remove", "job": job, "elements": elements}, deadline) is not None
+        order = {"do": "remove", "job": job, "elements": elements, "if_cancelled": if_cancelled}
+        return self._do(order, deadline) is not None
 
     def close(self) -> None:
         """Let the child go; one that hangs in the kernel is left to it."""
@@ -115,7 +117,8 @@ class _Clerk:
             os.close(home)
         try:
             if order["do"] == "remove":
-                self._remove(jobs, order["job"], order["elements"])
+                if _was_cancelled(jobs, order["job"]) or not order["if_cancelled"]:
+                    self._remove(jobs, order["job"], order["elements"])
                 return ""
             job = os.open(self._request_id, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=jobs)
         finally:
@@ -129,14 +132,13 @@ class _Clerk:
             os.close(job)
 
     def _remove(self, jobs: int, name: str, elements: int) -> None:
-        # `58[2].srv` is one of `58[].srv`, and the link has the array's name.
-        head, bracket, rest = name.partition("[")
-        link = f"{head}[{rest[rest.find(']'):]}" if bracket else name
         if elements > 1 and not self._was_last(jobs, name, elements):
             return
-        with contextlib.suppress(OSError):
-            if os.readlink(link, dir_fd=jobs) == self._request_id:
-                os.unlink(link, dir_fd=jobs)
+        # Of an array the link has the array's name, which Slurm's elements are not told.
+        for link in os.listdir(jobs):
+            with contextlib.suppress(OSError):
+                if os.readlink(link, dir_fd=jobs) == self._request_id:
+                    os.unlink(link, dir_fd=jobs)
         with contextlib.suppress(FileNotFoundError):
             shutil.rmtree(self._request_id, dir_fd=jobs)
 
@@ -153,6 +155,15 @@ class _Clerk:
             return len(os.listdir(ended)) >= elements  # noqa: PTH208
         finally:
             os.close(ended)
+
+
+def _was_cancelled(jobs: int, name: str) -> bool:
+    """Whether there was a note of it, which is gone now."""
+    try:
+        os.unlink(f"{name}.cancelled", dir_fd=jobs)
+    except OSError:
+        return False
+    return True
 
 
 def _append(job: int, order: Mapping[str, Any]) -> str:

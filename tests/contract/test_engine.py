@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The local engine as users meet it: a real one, real qsub, qstat, qdel and qrls, and real terminals."""
+"""The local engine as users meet it: a real one, real qsub, qstat, qdel, qrls and qrerun, and real terminals."""
 
 import contextlib
 import fcntl
@@ -638,6 +638,35 @@ def test_a_held_job_waits_for_qrls(engine: Engine) -> None:
     assert "job_state = H" in engine.run("qstat", "-f", job).stdout
     assert engine.run("qrls", job).returncode == 0
     assert engine.done(job)[0]["exit_status"] == 0
+
+
+def as_root(engine: Engine, *words: str) -> Run:
+    return subprocess.run(engine.command(*words), capture_output=True, text=True, env=environment(), timeout=PATIENCE)
+
+
+def test_a_job_that_is_rerun_starts_all_over_and_ends(engine: Engine) -> None:
+    for kind in ("prologue", "epilogue", "epilogue.precancel"):
+        engine.hook(kind)
+    job = engine.submit("-N", "again", script="#!/bin/sh\n[ -e up ] && echo again && exit 3\ntouch up\nsleep 1000\n")
+    until(lambda: (engine.work / "up").exists(), "it runs")
+    assert as_root(engine, "qrerun", job).returncode == 0
+    (ended,) = engine.done(job)
+    assert (ended["exit_status"], engine.read(f"again.o{job.partition('.')[0]}")) == (3, "again\n")
+    assert [each["argv"][10] for each in engine.seen("epilogue")] == ["271", "3"]
+    assert (len(engine.seen("prologue")), engine.seen("epilogue.precancel")) == (2, [])
+
+
+def test_qrerun_is_for_managers_and_for_jobs_that_run(engine: Engine) -> None:
+    job = engine.submit("-h")
+    assert as_root(engine, "qrerun", job).returncode == 170
+    engine.run("qrls", job)
+    engine.done(job)
+    assert as_root(engine, "qrerun", job).returncode == 170
+    running = engine.submit(script="#!/bin/sh\nsleep 1000\n")
+    engine.running(running)
+    assert engine.run("qrerun", running).returncode == 159
+    engine.run("qdel", running)
+    engine.done(running)
 
 
 @pytest.mark.parametrize("words", [

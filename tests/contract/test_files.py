@@ -81,7 +81,7 @@ def test_what_is_roots_stays_roots(side: UserSide, home: Path, tmp_path: Path) -
     (tmp_path / "tree").mkdir()
     (tmp_path / "tree" / "file").touch()
     (home / ".vtorque" / ID / "link").symlink_to(tmp_path / "tree")
-    assert side.remove("7.srv", elements=1, deadline=soon())
+    assert side.remove("7.srv", elements=1, if_cancelled=False, deadline=soon())
     assert (tmp_path / "tree" / "file").exists()
     assert not (home / ".vtorque" / ID).exists()
 
@@ -89,7 +89,7 @@ def test_what_is_roots_stays_roots(side: UserSide, home: Path, tmp_path: Path) -
 def test_the_link_by_job_id_goes_only_when_it_is_this_jobs(side: UserSide, home: Path) -> None:
     for name, target in (("7.srv", ID), ("8.srv", "another")):
         (home / ".vtorque" / name).symlink_to(target)
-    side.remove("8.srv", elements=1, deadline=soon())
+    side.remove("8.srv", elements=1, if_cancelled=False, deadline=soon())
     assert (home / ".vtorque" / "8.srv").is_symlink()
 
 

@@ -55,31 +55,23 @@ class Hook:
         self.child: proc.Child | None = None
         self._arguments: list[str] = []
         self._result: int | None = None
+        self._found = False
+        self._turn: int | None = None
         self._started = time.monotonic()
         self._limit = rules.hook_seconds(self._place.alarm_seconds())
 
     def start(self) -> None:
-        """Start it, unless there is none or mom would not run it."""
-        self._arguments = rules.arguments(
-            self.kind, self._job, script=self._place.inside / "jobs" / self._home.script(self._job.id).name,
-            sister=bool(self._sister),
-        )
-        try:
-            about = (self._place.mom_priv / self.kind).stat()
-        except FileNotFoundError:
-            # A dangling link is no hook either, and no hook is a success (prolog.c:413-464).
-            self._result = rules.SUCCESS
-            return
-        if not rules.allowed(self.kind, about):
-            self._result = rules.NOT_ALLOWED
-            return
-        try:
-            self.child = self._spawn()
-        except CommandError:
-            self._result = _NO_INTERPRETER
+        """Start it, unless there is none or mom would not run it; one in a main loop as soon as that is free."""
+        if self._rule.in_main_loop:
+            self._turn = self._place.turn(self._sister or self._job.hosts[0])
+            if self._turn is None:
+                return
+        self._begin()
 
     def poll(self) -> int | None:
         """The hook's result, or nothing while it runs; at its alarm its whole session is killed."""
+        if self._rule.in_main_loop and self._turn is None and self._result is None:
+            self.start()
         if self._result is None and self.child is not None:
             status = self.child.poll()
             if status is not None:
@@ -88,7 +80,54 @@ class Hook:
                 proc.kill_session(self.child.pid)
                 self.child.wait()
                 self._result = rules.TIMED_OUT
+        if self._result is not None and self._turn is not None:
+            os.close(self._turn)
+            self._turn = None
         return self._result
+
+    @property
+    def was_there(self) -> bool:
+        """Whether there was a file for it, be it one that mom would not run."""
+        return self._found
+
+    def _begin(self) -> None:
+        self._started = time.monotonic()
+        self._arguments = rules.arguments(
+            self.kind, self._job, script=self._place.inside / "jobs" / self._home.script(self._job.id).name,
+            sister=bool(self._sister),
+        )
+        path = self._path(self._place.mom_priv)
+        try:
+            about = path.stat() if path else None
+        except FileNotFoundError:
+            about = None
+        except OSError as error:
+            # The errno is the result, as it is: EPERM aborts a job (start_exec.c:3340-3372).
+            self._found, self._result = True, error.errno
+            return
+        if about is None:
+            # A dangling link is no hook either, and no hook is a success (prolog.c:413-464).
+            self._result = rules.SUCCESS
+            return
+        self._found = True
+        reduced = self._place.setting("reduce_prolog_checks") == "true"
+        if not rules.allowed(self.kind, about, user=self._job.uid, reduced=reduced):
+            self._result = rules.NOT_ALLOWED
+            return
+        try:
+            self.child = self._spawn()
+        except CommandError:
+            self._result = _NO_INTERPRETER
+
+    def _path(self, mom_priv: Path) -> Path | None:
+        """Where the hook is, or would be."""
+        if self.kind == "presetup":
+            said = self._place.setting("presetup_prologue")
+        elif self._rule.of_user:
+            said = self._job.resources.get(self.kind.removesuffix(".job"), "")
+        else:
+            return mom_priv / self.kind
+        return Path(self._job.directory, said) if said else None
 
     def record(self) -> HookRun:
         """What the history keeps of it."""
@@ -101,7 +140,7 @@ class Hook:
     def _spawn(self) -> proc.Child:
         inside = self._place.inside
         start = self._place.start(Start(
-            argv=[str(inside / self.kind), *self._arguments],
+            argv=[str(self._path(inside)), *self._arguments],
             cwd=Path(self._job.home) if self._rule.as_user else inside,
             identity=_identity(self._rule, self._job),
         ))
@@ -114,7 +153,7 @@ class Hook:
                     self._job,
                     node_number=self._node_number,
                     mother_superior=self._job.hosts[0],
-                    node_file=None if self._sister else self._home.node_file(self._job.id),
+                    node_file=None if self._sister or self.kind == "presetup" else self._home.node_file(self._job.id),
                 ),
                 umask=self._rule.umask,
                 before_exec=_before_exec(self._rule),

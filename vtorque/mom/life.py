@@ -5,35 +5,30 @@ Single-threaded: everything that may last is looked after in one loop, because
 Torque lets an epilogue run beside its own prologue.
 """
 
-import contextlib
 import os
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 from types import FrameType
 
-from vtorque import proc
-from vtorque.errors import CommandError
 from vtorque.mom import rules, terminal
 from vtorque.mom.delivery import deliver
 from vtorque.mom.hooks import Hook, HookRun, open_outputs
 from vtorque.mom.places import Places, here
-from vtorque.mom.rules import JOB_EXEC_FAIL1, JOB_EXEC_FAIL2, JOB_EXEC_OVERLIMIT_WT, JOB_EXEC_RETRY, Verdict
+from vtorque.mom.rules import JOB_EXEC_FAIL1, JOB_EXEC_FAIL2, JOB_EXEC_RETRY, Verdict
+from vtorque.mom.shell import Attendance, Shell, Wishes
+from vtorque.mom.shell import Timing as Timing
 from vtorque.mom.sisters import Sisters
 from vtorque.mom.spool import Home, JobRecord
 from vtorque.mom.terminal import Terminal
 
 _TICK_SECONDS = 0.02
+_STARTS = ("prologue", "prologue.user", "prologue.job")
+_ENDS = ("epilogue.job", "epilogue.user", "epilogue")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Timing:
-    """Torque's own pauses, in seconds; tests shorten them."""
-
-    kill_delay: float = 2.0
-    walltime_grace: float = 3.0
+class _TooLate(Exception):
+    """The start took longer than `$prologalarm` in all."""
 
 
 class Life:
@@ -45,15 +40,21 @@ class Life:
         self._home = home
         self.job = job
         self._timing = timing or Timing()
-        self._delete_at: float | None = None
+        self._wishes = Wishes()
+        self._start_ends = 0.0
         self._terminal: Terminal | None = None
+        self._left: list[Hook] = []
         self.history: list[HookRun] = []
         self._sisters = Sisters(home, job, place=place or here(home.mom_priv), note=self.history.append)
 
     def delete(self, number: int = 0, frame: FrameType | None = None) -> None:
         """What qdel does; also a signal handler."""
-        if self._delete_at is None:
-            self._delete_at = time.monotonic()
+        if self._wishes.delete_at is None:
+            self._wishes.delete_at = time.monotonic()
+
+    def rerun(self, number: int = 0, frame: FrameType | None = None) -> None:
+        """What qrerun does; also a signal handler."""
+        self._wishes.rerun = True
 
     def run(self) -> JobRecord:
         """Live until the job is completed; its final record."""
@@ -77,8 +78,7 @@ class Life:
             self._finish(0)
             return False
         if verdict is Verdict.RUN:
-            self._finish(self._script())
-            return False
+            return self._live()
         self._end_hooks(JOB_EXEC_FAIL2 if verdict is Verdict.ABORT else JOB_EXEC_RETRY)
         if self._deleted:
             self._finish(0)
@@ -86,8 +86,20 @@ class Life:
         if verdict is Verdict.ABORT:
             self._complete("the prologue aborted the job")
             return False
-        self.job = self._home.save(self.job, state="Q", comment="the prologue asked for another start")
-        return True
+        return self._requeue("the prologue asked for another start")
+
+    def _live(self) -> bool:
+        """The job itself, and its end; whether it is to be started anew."""
+        status = Shell(
+            self._home, self.job, line=self._terminal, wishes=self._wishes, timing=self._timing,
+            by=Attendance(pause=self._pause, precancel=self._precancel, started=self._has_session),
+        ).run()
+        if not self._wishes.rerun or self._deleted:
+            self._finish(status)
+            return False
+        self._wishes.rerun = False
+        self._end_hooks(status)
+        return self._requeue("qrerun asked for another start")
 
     def recover(self) -> JobRecord:
         """End the job of an engine that died."""
@@ -97,7 +109,7 @@ class Life:
 
     @property
     def _deleted(self) -> bool:
-        return self._delete_at is not None
+        return self._wishes.delete_at is not None
 
     def _prepare(self) -> None:
         job = self.job
@@ -108,7 +120,7 @@ class Life:
             for handle in set(open_outputs(self._home, job)):
                 os.close(handle)
         self.job = self._home.save(
-            job, state="R", exit_status=None,
+            job, state="R", exit_status=None, session=0,
             output_path=rules.output_path(job.output_path, job), error_path=rules.output_path(job.error_path, job),
         )
 
@@ -119,8 +131,11 @@ class Life:
             return False
         return True
 
+    def _has_session(self, session: int) -> None:
+        self.job = self._home.save(self.job, session=session)
+
     def _let_go(self) -> None:
-        while self._sisters.are_busy:
+        while self._left or self._sisters.are_busy:
             self._pause()
         if self._terminal is not None:
             self._terminal.close()
@@ -128,6 +143,9 @@ class Life:
     def _pause(self) -> None:
         """What every loop does while it waits: an interactive job's user is served meanwhile."""
         self._sisters.work()
+        for hook in [hook for hook in self._left if hook.poll() is not None]:
+            self._left.remove(hook)
+            self._note(hook)
         if self._terminal is None:
             time.sleep(_TICK_SECONDS)
         else:
@@ -135,126 +153,40 @@ class Life:
 
     def _start(self) -> Verdict:
         """All of the start within one `$prologalarm` (mom_main.c:5713-5726)."""
-        began = time.monotonic()
-        budget = self._home.here.alarm_seconds()
+        self._start_ends = time.monotonic() + self._home.here.alarm_seconds()
         again = Verdict.ABORT if self.job.interactive else Verdict.REQUEUE
-        if not self._sisters.join(self.job, pause=self._pause):
+        try:
+            self._until_done(self._hook("presetup"), pause=self._start_pause)
+            if not self._sisters.join(self.job, pause=self._start_pause):
+                return again
+            for kind in _STARTS:
+                if kind == _STARTS[0] and self._ended:
+                    break
+                result = self._until_done(self._hook(kind), pause=self._start_pause)
+                verdict = rules.verdict(result, interactive=self.job.interactive)
+                if verdict is not Verdict.RUN:
+                    return verdict
+        except _TooLate:
+            # Nobody stops what still runs: the epilogues and the next start begin beside it.
             return again
-        for kind in ("prologue", "prologue.user"):
-            hook = self._hook(kind)
-            if kind == "prologue" and self._deleted_meanwhile(hook):
-                return Verdict.RUN
-            verdict = rules.verdict(self._until_done(hook), interactive=self.job.interactive)
-            if verdict is not Verdict.RUN:
-                return verdict
-        return Verdict.RUN if time.monotonic() - began <= budget else again
+        return Verdict.RUN
 
-    def _deleted_meanwhile(self, prologue: Hook) -> bool:
-        """After qdel nobody tells the prologue: the epilogue runs beside it (requests.c:2261-2285)."""
-        while prologue.poll() is None:
-            if self._delete_at is not None and time.monotonic() >= self._delete_at + self._timing.kill_delay:
+    def _start_pause(self) -> None:
+        """A start goes on whatever the job is told, and ends when its time is over."""
+        self._pause()
+        if self._deleted and not self._wishes.warned:
+            self._wishes.warned = True
+            self._precancel()
+        if self._wishes.delete_at is not None and not self._ended:
+            # Nobody tells the prologue: the epilogue runs beside it (requests.c:2261-2285).
+            if time.monotonic() >= self._wishes.delete_at + self._timing.kill_delay:
                 self._home.script(self.job.id).unlink(missing_ok=True)
                 self._end_hooks(0)
-                self._until_done(prologue)
-                return True
-            self._pause()
-        return False
+        elif not self._ended and time.monotonic() > self._start_ends:
+            raise _TooLate
 
-    def _script(self) -> int:
-        if self._terminal is not None:
-            return self._session(self._terminal)
-        out, err = open_outputs(self._home, self.job)
-        try:
-            child = self._shell([], stdin=proc.PIPE, stdout=out, stderr=err)
-            assert child.stdin is not None
-            # The shell reads the script's path, not the script (start_exec.c:2683-2736).
-            with contextlib.suppress(BrokenPipeError), child.stdin as pipe:
-                pipe.write(f"{self._home.script(self.job.id)} {self.job.arguments}".rstrip().encode() + b"\n")
-            return self._until_ended(child, lambda text: os.write(err, text.encode()))
-        except CommandError as error:
-            os.write(err, f"PBS: {error}\n".encode())
-            return JOB_EXEC_FAIL2
-        finally:
-            for handle in {out, err}:
-                os.close(handle)
-
-    def _session(self, line: Terminal) -> int:
-        """An interactive job: its shell has the terminal, until it ends or the user is gone."""
-        if not line.connected:
-            return rules.job_exit_status(-signal.SIGHUP)
-        command = ["-c", self.job.command] if self.job.command else []
-        tty = line.slave
-        try:
-            child = self._shell(command, stdin=tty, stdout=tty, stderr=tty, before_exec=terminal.take_control)
-            return self._until_ended(child, line.say)
-        except CommandError as error:
-            line.say(f"PBS: {error}\n")
-            return JOB_EXEC_FAIL2
-        finally:
-            # qsub ends before the epilogue, as Torque's does.
-            line.close()
-
-    def _shell(
-        self,
-        more: list[str],
-        *,
-        stdin: int,
-        stdout: int,
-        stderr: int,
-        before_exec: Callable[[], None] | None = None,
-    ) -> proc.Child:
-        job = self.job
-        self._home.task(job.id).touch(mode=0o600)
-        shell = job.shell or job.login_shell
-        child = proc.spawn(
-            [f"-{Path(shell).name}", *more], executable=Path(shell), stdin=stdin, stdout=stdout, stderr=stderr,
-            env=rules.job_environment(
-                job, node_file=self._home.node_file(job.id), term=self._terminal.term if self._terminal else ""
-            ),
-            cwd=Path(job.work_directory or job.home), umask=0o077, before_exec=before_exec,
-            identity=proc.Identity(uid=job.uid, gid=job.gid, groups=job.groups),
-        )
-        self.job = self._home.save(job, session=child.pid)
-        return child
-
-    def _until_ended(self, child: proc.Child, say: Callable[[str], object]) -> int:
-        """Its exit status; what is left of its session then is killed."""
-        try:
-            return self._watch(child, say)
-        finally:
-            proc.kill_session(child.pid)
-
-    def _watch(self, child: proc.Child, say: Callable[[str], object]) -> int:
-        began = time.monotonic()
-        while child.poll() is None:
-            if self._deleted:
-                self._kill(child, self._timing.kill_delay)
-                break
-            if self._terminal is not None and not self._terminal.connected:
-                # The kernel sends HUP to a session whose terminal is gone.
-                self._terminal.hang_up()
-                self._end_session(child, signal.SIGHUP, self._timing.kill_delay)
-                break
-            used = time.monotonic() - began
-            if self.job.walltime and used > self.job.walltime:
-                say(f"=>> PBS: job killed: walltime {used:.0f} exceeded limit {self.job.walltime}\n")
-                self._kill(child, self._timing.walltime_grace)
-                return JOB_EXEC_OVERLIMIT_WT
-            self._pause()
-        return rules.job_exit_status(child.wait())
-
-    def _kill(self, child: proc.Child, patience: float) -> None:
+    def _precancel(self) -> None:
         self._until_done(self._hook("epilogue.precancel"))
-        self._end_session(child, signal.SIGTERM, patience)
-
-    def _end_session(self, child: proc.Child, number: signal.Signals, patience: float) -> None:
-        proc.kill_session(child.pid, number)
-        end = time.monotonic() + patience
-        while time.monotonic() < end and proc.session_members(child.pid):
-            child.poll()
-            self._pause()
-        proc.kill_session(child.pid)
-        child.wait()
 
     def _finish(self, status: int, *, comment: str = "") -> None:
         if not self._ended:
@@ -269,7 +201,7 @@ class Life:
     def _end_hooks(self, status: int) -> None:
         self.job = self._home.save(self.job, state="E", exit_status=status)
         self._sisters.end(self.job, pause=self._pause)
-        for kind in ("epilogue.user", "epilogue"):
+        for kind in _ENDS:
             self._until_done(self._hook(kind))
 
     def _hook(self, kind: str) -> Hook:
@@ -277,11 +209,25 @@ class Life:
         hook.start()
         return hook
 
-    def _until_done(self, hook: Hook) -> int:
-        while (result := hook.poll()) is None:
-            self._pause()
-        self.history.append(hook.record())
+    def _until_done(self, hook: Hook, *, pause: Callable[[], None] | None = None) -> int:
+        try:
+            while (result := hook.poll()) is None:
+                (pause or self._pause)()
+        except _TooLate:
+            if hook.child is not None:
+                self._left.append(hook)
+            raise
+        self._note(hook)
         return result
+
+    def _note(self, hook: Hook) -> None:
+        if hook.was_there:
+            self.history.append(hook.record())
+
+    def _requeue(self, comment: str) -> bool:
+        self._home.task(self.job.id).unlink(missing_ok=True)
+        self.job = self._home.save(self.job, state="Q", comment=comment)
+        return True
 
     def _complete(self, comment: str) -> None:
         job = self.job.id
@@ -293,7 +239,8 @@ class Life:
 def live(
     home: Home, job: JobRecord, *, place: Places, install: Callable[..., object], recover: bool = False
 ) -> JobRecord:
-    """Live a job's life as a process: TERM deletes the job. `install` is signal.signal."""
+    """Live a job's life as a process: TERM deletes the job, USR1 starts it anew. `install` is signal.signal."""
     life = Life(home, job, place=place)
     install(signal.SIGTERM, life.delete)
+    install(signal.SIGUSR1, life.rerun)
     return life.recover() if recover else life.run()

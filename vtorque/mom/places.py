@@ -2,6 +2,7 @@
 """The engine's hosts: where mom's files of each are, and how a process gets there."""
 
 import contextlib
+import fcntl
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -58,14 +59,31 @@ class Place:
 
     def alarm_seconds(self) -> int:
         """`$prologalarm` of mom's own config file."""
-        alarm = DEFAULT_ALARM_SECONDS
-        config = self.mom_priv / "config"
-        if config.exists():
-            for line in config.read_text().splitlines():
+        alarm = self.setting("prologalarm")
+        return int(alarm) if alarm.isdecimal() else DEFAULT_ALARM_SECONDS
+
+    def setting(self, name: str) -> str:
+        """What mom's own config file says last of `$name`, or nothing."""
+        said = ""
+        with contextlib.suppress(FileNotFoundError):
+            for line in (self.mom_priv / "config").read_text().splitlines():
                 words = line.split()
-                if len(words) == 2 and words[0] == "$prologalarm" and words[1].isdecimal():
-                    alarm = int(words[1])
-        return alarm
+                if len(words) == 2 and words[0] == f"${name}":
+                    said = words[1]
+        return said
+
+    def turn(self, host: str) -> int | None:
+        """A turn in the main loop of the host's mom, over when it is closed; nothing while it is another's.
+
+        Mothers superior fork for their hooks, sisters do not (mom_comm.c:8799-8842).
+        """
+        handle = os.open(self.mom_priv / f"loop.{host}", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(handle)
+            return None
+        return handle
 
 
 class NodePlace(Place):

@@ -42,45 +42,66 @@ class Output(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HookRule:
-    """How mom runs one kind of hook (prolog.c:676-1025)."""
+    """How mom runs one kind of hook (prolog.c:676-1025).
+
+    `of_user` is the user's own script. A hook that runs `in_main_loop` keeps
+    its host's mom from everything else.
+    """
 
     as_user: bool = False
+    of_user: bool = False
     with_users_groups: bool = False
     umask: int = 0o022
     output: Output = Output.NOWHERE
     signals_blocked: bool = False
+    in_main_loop: bool = False
 
 
 HOOKS = {
+    # Before anything else of the job, from its own place (start_exec.c:7267).
+    "presetup": HookRule(in_main_loop=True),
     "prologue": HookRule(with_users_groups=True, umask=0o077, output=Output.JOB),
     "prologue.user": HookRule(as_user=True, umask=0o077, output=Output.JOB),
-    "prologue.parallel": HookRule(),
-    "prologue.user.parallel": HookRule(as_user=True),
+    "prologue.job": HookRule(as_user=True, of_user=True, umask=0o077, output=Output.JOB),
+    "prologue.parallel": HookRule(in_main_loop=True),
+    "prologue.user.parallel": HookRule(as_user=True, in_main_loop=True),
     "epilogue": HookRule(with_users_groups=True, output=Output.JOB),
     "epilogue.user": HookRule(as_user=True, output=Output.JOB),
-    "epilogue.parallel": HookRule(output=Output.CLOSED, signals_blocked=True),
-    "epilogue.user.parallel": HookRule(as_user=True, output=Output.CLOSED, signals_blocked=True),
+    "epilogue.job": HookRule(as_user=True, of_user=True, output=Output.JOB),
+    "epilogue.parallel": HookRule(output=Output.CLOSED, signals_blocked=True, in_main_loop=True),
+    "epilogue.user.parallel": HookRule(
+        as_user=True, output=Output.CLOSED, signals_blocked=True, in_main_loop=True
+    ),
     # PE_EPILOGUSER: as the user, although it is no .user kind (mom_main.c:3558-3566).
-    "epilogue.precancel": HookRule(as_user=True, signals_blocked=True),
+    "epilogue.precancel": HookRule(as_user=True, signals_blocked=True, in_main_loop=True),
 }
 
 
-def allowed(kind: str, about: stat_result) -> bool:
-    """Whether mom runs a file as this kind of hook; links are followed (prolog.c:488-539)."""
+def allowed(kind: str, about: stat_result, *, user: int, reduced: bool = False) -> bool:
+    """Whether mom runs a file as this kind of hook; links are followed (prolog.c:488-539).
+
+    `reduced` is her `$reduce_prolog_checks`; `user` is the job's, to whom his own scripts have to belong.
+    """
     mode = about.st_mode
-    if not stat.S_ISREG(mode) or about.st_uid != 0:
+    if not stat.S_ISREG(mode):
+        return False
+    if reduced:
+        return bool(mode & 0o111)
+    rule = HOOKS[kind]
+    if about.st_uid != (user if rule.of_user else 0):
         return False
     if mode & 0o500 != 0o500 or mode & 0o022:
         return False
-    return not HOOKS[kind].as_user or mode & 0o005 == 0o005
+    return rule.of_user or not rule.as_user or mode & 0o005 == 0o005
 
 
 def arguments(kind: str, job: JobRecord, *, script: Path, sister: bool = False) -> list[str]:
     """argv[1] and on of a hook, empty strings for what is not set (prolog.c:580-663)."""
     resources = resource_list(job.resources)
     start = [job.id, job.owner, job.group, job.name]
-    if kind.startswith("prologue"):
-        return [*start, resources, job.queue, job.account, str(script)]
+    if not kind.startswith("epilogue"):
+        all_hosts = [",".join(dict.fromkeys(job.hosts))] if kind == "presetup" else []
+        return [*start, resources, job.queue, job.account, str(script), *all_hosts]
     session = "0" if sister else str(job.session)
     status = "0" if sister or job.exit_status is None else str(job.exit_status)
     return [*start, session, resources, "cput=00:00:00", job.queue, job.account, status, str(script)]

@@ -23,7 +23,7 @@ from vtorque.mom.spool import Home, JobRecord
 
 _REQUEST_LIMIT = 64 << 20
 _TICK_SECONDS = 0.1
-_NO_SUCH_JOB, _NOT_YOURS, _BAD_NODES, _BAD_VALUE = 153, 159, 190, 166
+_NO_SUCH_JOB, _NOT_YOURS, _BAD_NODES, _BAD_VALUE, _BAD_STATE = 153, 159, 190, 166, 170
 _PRIVATE = frozenset(("variables", "home", "terminal"))
 
 
@@ -112,6 +112,9 @@ class Server:
                 return {"status": 0}
             case "release":
                 self._release(order["job"], uid)
+                return {"status": 0}
+            case "rerun":
+                self._rerun(order["job"], uid)
                 return {"status": 0}
             case other:
                 raise ValueError(other)
@@ -210,6 +213,17 @@ class Server:
         for job in self._own(name, uid):
             if job.state == "H":
                 self._home.save(job, state="Q")
+
+    def _rerun(self, name: str, uid: int) -> None:
+        """Have running jobs ended and started anew; as in Torque that is for its managers (req_rerun.c)."""
+        jobs = self._find(name)
+        if uid != 0:
+            raise Refused(_NOT_YOURS, f"Unauthorized Request {name}")
+        running = [job for job in jobs if job.state == "R" and job.session and not job.interactive]
+        if not running:
+            raise Refused(_BAD_STATE, f"Request invalid for state of job {name}")
+        for job in running:
+            self._lives[job.id].send_signal(signal.SIGUSR1)
 
     def _advance(self) -> None:
         """Bury the dead, then start what fits, in the order of submission."""

@@ -44,11 +44,15 @@ class Sisters:
 
     def join(self, job: JobRecord, *, pause: Callable[[], None]) -> bool:
         """Whether all have joined; nobody waits for the others when one has failed."""
+        # Who is told to end it while she joins does so after her prologues.
+        self.have_joined = True
         orders = [sister.join(job) for sister in self._all]
         while any(order.result is None for order in orders) and not any(order.result for order in orders):
             pause()
-        self.have_joined = not any(order.result for order in orders)
-        return self.have_joined
+        if any(order.result for order in orders):
+            self.have_joined = False
+            return False
+        return True
 
     def end(self, job: JobRecord, *, pause: Callable[[], None]) -> None:
         """Wait until all that have joined have ended it."""
@@ -103,7 +107,8 @@ class Sister:
         if self._hook is not None:
             if (result := self._hook.poll()) is None:
                 return
-            self._note(self._hook.record())
+            if self._hook.was_there:
+                self._note(self._hook.record())
             self._hook = None
             self._ended(result)
         if self._orders and self._orders[0].kinds:
