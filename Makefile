@@ -5,13 +5,13 @@ TOOLS := .venv/bin
 
 # What vtorque itself runs on.
 RUNTIME := python3 python3-jinja2 python3-libvirt python3-paramiko python3-psutil \
-	python3-pycdlib python3-sh python3-yaml qemu-utils openssh-client iproute2
+	python3-pycdlib python3-sh python3-yaml qemu-utils openssh-client iproute2 nftables
 # What a cluster would have already, and what builds guest images.
 LAB := qemu-system-x86 libvirt-daemon-system libvirt-daemon-driver-qemu libvirt-clients \
 	dnsmasq-base nfs-ganesha nfs-ganesha-vfs mmdebstrap e2fsprogs fdisk grub-common \
 	grub-pc-bin busybox-static bash-static openssh-server cpio lz4 zstd xz-utils kmod procps
 TESTS := strace python3-pytest python3-pytest-xdist python3-hypothesis python3-venv python3-jsonschema python3-requests \
-	python3-configobj python3-jsonpatch python3-oauthlib
+	python3-configobj python3-jsonpatch python3-oauthlib slurm-wlm munge
 
 .DEFAULT_GOAL := help
 
@@ -56,6 +56,10 @@ e2e: ## Run the end-to-end tests: real guests
 .PHONY: test
 test: test-deps check ## Run everything, real guests included
 	$(PYTHON) -m pytest -n 2 --dist loadgroup
+
+.PHONY: bench
+bench: ## Measure what vtorque itself costs; STRICT=1 fails for times too
+	$(PYTHON) -m tests.bench $(if $(STRICT),--strict)
 
 .PHONY: manual
 manual: ## Write man pages and completion anew, from the parsers

@@ -14,15 +14,12 @@ import threading
 import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
 
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-
 with warnings.catch_warnings():
     # paramiko 2.12 still lists ciphers that the cryptography library calls weak; none is used here.
     warnings.simplefilter("ignore")
     import paramiko
 
-from vtorque.backends.transport import KeyPair, Sink, Terminal, XServer, reach
+from vtorque.backends.transport import KeyPair, Sink, Terminal, XServer, keys, reach
 from vtorque.deadline import Deadline
 from vtorque.errors import DeadlineExceeded, TransportError
 
@@ -58,16 +55,7 @@ class Ssh:
 
     def make_key(self) -> KeyPair:
         """A new ed25519 key, made in this process."""
-        key = Ed25519PrivateKey.generate()
-        private = key.private_bytes(
-            serialization.Encoding.PEM,
-            serialization.PrivateFormat.OpenSSH,
-            serialization.NoEncryption(),
-        )
-        public = key.public_key().public_bytes(
-            serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH
-        )
-        return KeyPair(private=private.decode(), public=public.decode())
+        return keys.make()
 
     def open(
         self, address: str, *, user: str, key: str, host_key: str, deadline: Deadline

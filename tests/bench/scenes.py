@@ -1,0 +1,225 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is measured for each budget."""
+
+import contextlib
+import json
+import resource
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
+
+from tests.bench import standin, trace
+from tests.bench.measure import Command, Series, interleaved, memory_mib, per_second, ratio
+from tests.bench.trace import Counts
+from tests.bench.world import GUESTS, JOB, World
+from tests.builders import KEY, a_job, a_plan, a_request, a_shape
+from vtorque import images, published, run, seed
+from vtorque.model import Guest, Peer
+
+NO_MORE: Mapping[str, str] = MappingProxyType({})
+_BARE = ["/usr/bin/python3", "-I", "-c", "pass"]
+_OLD_JOBS = 1000
+_SUBMITTING_SECONDS = 4.0
+_PATIENCE_SECONDS = 30.0
+
+
+def counts(here: World) -> tuple[dict[str, float], dict[str, Counts]]:
+    """The budgets that are counts, and all that was counted."""
+    found: dict[str, Counts] = {}
+
+    def note(name: str, command: Command, meanwhile: Callable[[], object] = lambda: None) -> Counts:
+        command.before()
+        found[name] = trace.count(command, home=here.home, meanwhile=meanwhile)
+        return found[name]
+
+    bare = note("python3 -I -c pass", Command(argv=_BARE, env=here.environ))
+    hooks = [note(f"{kind}, bare-metal job", here.hook(kind, plain=True)) for kind in ("prologue", "epilogue")]
+    plain, submitted = note("vsub", here.plain_vsub()), note("vsub -vm", here.vm_vsub())
+    here.old_submissions(_OLD_JOBS)
+    later = note(f"vsub -vm after {_OLD_JOBS} others", here.vm_vsub())
+    here.job_directory()
+    start = note("prologue, 1 guest", here.hook("prologue"))
+    wrapper = note("wrapper", here.wrapper())
+    end = note("epilogue, 1 guest", here.hook("epilogue"))
+    here.job_directory()
+    # Several guests have a guard, who stays until their job is over.
+    many = note(f"prologue, {GUESTS} guests", here.hook("prologue", guests=GUESTS), lambda: _end_when_ready(here))
+    return {
+        "hook.processes": max(each.processes for each in hooks),
+        "hook.home_files": sum(each.home_files for each in hooks),
+        "vsub_plain.processes": plain.processes,
+        "vsub_plain.third_party": len(set(plain.third_party) - set(bare.third_party)),
+        "vsub_vm.processes": submitted.processes,
+        "vsub_vm.old_jobs": max(0, later.calls - submitted.calls),
+        "start1.processes": start.processes,
+        "start1.home_files": start.home_files,
+        "start1.written": start.bytes_written / 1024,
+        "start16.more": (many.processes - start.processes) / (GUESTS - 1),
+        "epilogue16.alive": len(here.domains()),
+        "life.processes": submitted.processes + start.processes + wrapper.processes + end.processes,
+        "cluster.growth": _calls(1000) / _calls(100),
+    }, found
+
+
+def times(here: World, *, rounds: int) -> tuple[dict[str, float], dict[str, Series]]:
+    """The budgets that are times and memory, and every series."""
+    here.forget_submissions()
+    found = interleaved({
+        "sh -c :": Command(argv=["/bin/sh", "-c", ":"], env=here.environ),
+        "prologue, bare-metal job": here.hook("prologue", plain=True),
+        "epilogue, bare-metal job": here.hook("epilogue", plain=True),
+        "python3 -I -c pass": Command(argv=_BARE, env=here.environ),
+        "qsub": here.qsub(), "vsub": here.plain_vsub(), "vsub -vm": here.vm_vsub(),
+    }, rounds=2 * rounds)
+    two_at_once = per_second([here.vm_vsub()] * 2, seconds=_SUBMITTING_SECONDS)
+    here.job_directory()
+    found |= interleaved({
+        f"{kind}, {guests} guest{'s' * (guests > 1)}": _afresh(here, kind, guests)
+        for guests in (1, GUESTS) for kind in ("prologue", "epilogue")
+    }, rounds=rounds)
+    here.job_directory()
+    _call(here, "prologue")
+    found |= interleaved({"ssh host true": here.ssh(), "wrapper": here.wrapper()}, rounds=rounds)
+    _call(here, "epilogue")
+    shell, bare = found["sh -c :"], found["python3 -I -c pass"]
+    beyond = Series(cpu=[a - b for a, b in zip(found["vsub -vm"].cpu, found["qsub"].cpu, strict=True)])
+    return {
+        "hook.ratio": max(ratio(found[f"{kind}, bare-metal job"], shell) for kind in ("prologue", "epilogue")),
+        "vsub_plain.ratio": ratio(found["vsub"], bare) - ratio(found["qsub"], bare),
+        "vsub_vm.ratio": ratio(beyond, bare),
+        "submissions": two_at_once,
+        "start1.cpu": statistics.median(found["prologue, 1 guest"].cpu),
+        "start16.cpu": statistics.median(found[f"prologue, {GUESTS} guests"].cpu),
+        "reaction.ratio": statistics.median(found["wrapper"].wall) / statistics.median(found["ssh host true"].wall),
+        "epilogue1.cpu": statistics.median(found["epilogue, 1 guest"].cpu),
+        "epilogue16.cpu": statistics.median(found[f"epilogue, {GUESTS} guests"].cpu),
+        "disk.ms": _disk_ms(here, rounds),
+        "cluster.cpu": _cluster_cpu(),
+        **_memory(here),
+    }, found
+
+
+def phases(here: World, *, guests: int) -> list[tuple[str, float, float]]:
+    """Where the time of one start goes: name, begin and end in seconds since the hook was called."""
+    here.job_directory()
+    _call(here, "prologue", guests=guests, environ={standin.BEGUN: str(time.monotonic())})
+    _call(here, "epilogue", guests=guests)
+    return [(name, begin, end) for name, begin, end in json.loads((here.root / "spans.json").read_text())]
+
+
+def _afresh(here: World, kind: str, guests: int) -> Command:
+    command = here.hook(kind, guests=guests)
+    return Command(argv=command.argv, env=command.env, before=here.job_directory)
+
+
+def _end_when_ready(here: World) -> None:
+    _await((here.root / "run/jobs" / JOB / "ready").exists)
+    _call(here, "epilogue", guests=GUESTS)
+
+
+def _disk_ms(here: World, rounds: int) -> float:
+    image = images.find(here.root / "images", "a.qcow2")
+    contents = {"user-data": "x" * 30000, "meta-data": "x" * 100, "network-config": "x" * 100}
+    seconds = []
+    for _ in range(rounds + 1):
+        overlay = here.root / "overlay"
+        begun = time.monotonic()
+        images.make_overlay(image, overlay)
+        seed.iso(contents)
+        seconds.append(time.monotonic() - begun)
+        overlay.unlink()
+    return 1000 * statistics.median(seconds[1:])
+
+
+def _memory(here: World) -> dict[str, float]:
+    """What the three that wait for a whole boot, or a whole job, hold while they do."""
+    found, waiting = {}, here.root / "waiting"
+    (here.root / "silent").touch()
+    here.job_directory()
+    with _running(here.hook("prologue")) as child:
+        _await(waiting.exists)
+        found["memory.prologue"] = memory_mib(child.pid)
+    _call(here, "epilogue")
+    waiting.unlink()
+    _call(here, "prologue.parallel")
+    _await(waiting.exists)
+    found["memory.guard"] = memory_mib(int(waiting.read_text()))
+    _call(here, "epilogue.parallel")
+    (here.root / "silent").unlink()
+    here.job_directory()
+    about = here.home / ".vtorque" / a_request().request_id / "script/job.sh"
+    about.write_text(f"#!/bin/sh\ntouch {here.home}/running\nsleep 600\n")
+    _call(here, "prologue")
+    with _running(here.wrapper()) as child:
+        _await((here.home / "running").exists)
+        found["memory.wrapper"] = memory_mib(child.pid)
+    _call(here, "epilogue")
+    return found
+
+
+def _call(here: World, kind: str, *, guests: int = 1, environ: Mapping[str, str] = NO_MORE) -> None:
+    command = here.hook(kind, guests=guests)
+    subprocess.run(command.argv, env={**command.env, **environ}, check=True)
+
+
+@contextlib.contextmanager
+def _running(command: Command) -> Iterator[subprocess.Popen[bytes]]:
+    user = command.user
+    child = subprocess.Popen(command.argv, env=command.env, user=user, group=user, extra_groups=(), cwd="/")
+    try:
+        yield child
+    finally:
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+
+
+def _await(happened: Callable[[], bool]) -> None:
+    end = time.monotonic() + _PATIENCE_SECONDS
+    while not happened():
+        if time.monotonic() > end:
+            raise TimeoutError("what is waited for does not happen")
+        time.sleep(0.02)
+
+
+def _cluster_cpu() -> float:
+    begun = resource.getrusage(resource.RUSAGE_SELF)
+    _merge(1000)
+    ended = resource.getrusage(resource.RUSAGE_SELF)
+    return ended.ru_utime + ended.ru_stime - begun.ru_utime - begun.ru_stime
+
+
+def _calls(nodes: int) -> int:
+    """How many Python functions run when a job of so many nodes is planned and merged."""
+    count = 0
+
+    def note(frame: object, event: str, argument: object) -> None:
+        nonlocal count
+        count += event == "call"
+
+    sys.setprofile(note)
+    try:
+        _merge(nodes)
+    finally:
+        sys.setprofile(None)
+    return count
+
+
+def _merge(nodes: int) -> None:
+    """Every node plans its four guests and publishes them; the mother superior reads all that, and tells the guests."""
+    request = a_request(vcpus=1, memory_mib=128, vms_per_node=4)
+    shape, found = a_shape(), list[Peer]()
+    for index in range(nodes):
+        planned = a_plan(job=a_job(nodes=(), node_index=index), request=request, shape=shape)
+        guests = tuple(
+            Guest(vm=vm, address=f"10.{index >> 8}.{index & 255}.{vm.slot + 1}", host_key=KEY) for vm in planned.vms
+        )
+        text = published.guests_text(guests)
+        found += published.read(text, job=JOB, node_index=index, request=request)
+    marker = run.ready_marker(planned, found)
+    told = run.Guests(peers=tuple(found), vcpus=1, environment={"PBS_NODEFILE": "/n"})
+    run.order(environment={}, directory="/", shell="/bin/sh", command=[], files=run.furnishing(told, "key"))
+    json.dumps(marker)

@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Takes the place of `scripts/hook`: the real hooks, over guests that cost nothing.
+
+Domains are lines in a file, and every guest's address is the one sshd of the
+bench: what is left is our own cost, the SSH handshake of each guest included.
+"""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+BEGUN = "VTORQUE_BENCH_BEGUN"
+"""Variable with the monotonic time at which the hook was called, when its phases are wanted."""
+
+PHASES = (
+    ("read the configuration", "vtorque.cli.assembly", "site"),
+    ("become the user's side", "vtorque.bringup", "UserSide"),
+    ("sweep", "vtorque.lifecycle", "sweep"),
+    ("find and inspect the image", "vtorque.images", "find"),
+    ("plan", "vtorque.plan", "make"),
+    ("make keys", "vtorque.backends.transport.keys", "make"),
+    ("render", "vtorque.render", "guest"),
+    ("overlay", "vtorque.images", "make_overlay"),
+    ("seed", "vtorque.seed", "iso"),
+    ("start the guest", "tests.fakes.hypervisor", "FakeHypervisor.create"),
+    ("log in and prove it", "vtorque.discover", "_Search.attempt"),
+    ("publish the ready marker", "vtorque.state", "JobState.publish"),
+)
+
+
+def main(root: Path, argv: list[str]) -> int:
+    """Be `scripts/hook` of the installation in the world at `root`."""
+    before = time.monotonic()
+    spans = [("shell and interpreter", float(os.environ[BEGUN]), before)] if BEGUN in os.environ else []
+    from vtorque.cli import pelog
+
+    _stand_in(root)
+    if spans:
+        from vtorque import lifecycle as lifecycle
+
+        spans.append(("import", before, time.monotonic()))
+        _time_phases(spans)
+    status = pelog.main(argv)
+    if spans:
+        (root / "spans.json").write_text(json.dumps([(name, a - spans[0][1], b - spans[0][1]) for name, a, b in spans]))
+    return status
+
+
+def _stand_in(root: Path) -> None:
+    from tests.fakes.guest import FakeAddresses
+    from tests.fakes.hypervisor import FakeHypervisor, _Domain
+    from vtorque import topology
+    from vtorque.backends.transport import KeyPair
+    from vtorque.backends.transport.late import LateSsh
+    from vtorque.cli import assembly
+    from vtorque.shape import NodeShape
+
+    saved = root / "domains.json"
+    key = KeyPair(private=(root / "key").read_text(), public=(root / "key.pub").read_text())
+    shape = topology.node_shape
+
+    class Domains(FakeHypervisor):
+        def __init__(self, uri: str) -> None:
+            super().__init__()
+            if saved.exists():
+                self._domains = {name: _Domain(**each) for name, each in json.loads(saved.read_text()).items()}
+            self._loaded = set(self._domains)
+
+        def close(self) -> None:
+            about: dict[str, Any] = {name: {"uuid": each.uuid, "job": each.job} for name, each in self._domains.items()}
+            # A guard's is as old as she is.
+            if about.keys() != self._loaded:
+                saved.write_text(json.dumps(about))
+
+    class Farm(LateSsh):
+        def make_key(self) -> KeyPair:
+            super().make_key()
+            return key
+
+    class Addresses(FakeAddresses):
+        def candidates(self, vm: Any) -> tuple[str, ...]:
+            return () if (root / "silent").exists() else (f"127.0.1.{vm.slot + 1}",)
+
+        def wait(self, seconds: float) -> None:
+            (root / "waiting").write_text(str(os.getpid()))
+            time.sleep(seconds)
+
+    def large() -> NodeShape:
+        return replace(shape(), cpus=tuple(range(64)), cores=(), numa=(), memory_mib=1 << 18)
+
+    vars(topology).update(node_shape=large)
+    vars(assembly).update(Libvirt=Domains, LateSsh=Farm, _addresses=lambda *words: Addresses())
+
+
+def _time_phases(spans: list[tuple[str, float, float]]) -> None:
+    for label, module, name in PHASES:
+        owner: Any = sys.modules[module]
+        *outer, last = name.split(".")
+        for part in outer:
+            owner = getattr(owner, part)
+        setattr(owner, last, _timed(label, getattr(owner, last), spans))
+
+
+def _timed(label: str, work: Callable[..., Any], spans: list[tuple[str, float, float]]) -> Callable[..., Any]:
+    def timed(*words: Any, **named: Any) -> Any:
+        begun = time.monotonic()
+        try:
+            return work(*words, **named)
+        finally:
+            spans.append((label, begun, time.monotonic()))
+
+    return timed

@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`vsub` for jobs that certainly want no guests: qsub's place is taken before qsub's grammar is even loaded.
+
+Whatever is not certain is left to `vsub` itself, which knows the grammar.
+"""
+
+import contextlib
+import os
+import stat
+import sys
+
+from vtorque import sitefile
+from vtorque.cli import PREFIX
+from vtorque.errors import ConfigError
+
+QSUB = "/usr/bin/qsub"
+OPTIONS = ("BATCH_SYSTEM", "REGEX_FE", "PBS_QSUB_ON_FE", "PBS_QSUB_ON_NODES", "DISABLED_HOSTS_LIST")
+"""The settings that vsub has to know to become qsub."""
+
+_QSUBS = ("torque", "local", "openpbs")
+_LIMIT = 1 << 20
+_QUOTES = b"\"'\\"
+
+
+def main() -> int:
+    """Become qsub, or do what vsub does; the exit status."""
+    words = sys.argv[1:]
+    if is_plain(words) and (real := _real()):
+        # When that fails vsub is going to say why.
+        with contextlib.suppress(OSError):
+            os.execv(real, [real, *words])
+    from vtorque.cli import vsub
+
+    return vsub.main(words)
+
+
+def is_plain(words: list[str]) -> bool:
+    """Whether the last word is the job's script, and no other word and no line of it can be about guests."""
+    if not words or any(word.startswith(("--", "-gf")) or (word[:1] == "-" and "vm" in word) for word in words):
+        return False
+    # A word after an option may be the option's value; then the script comes from standard input.
+    if words[-1].startswith("-") or (len(words) > 1 and words[-2].startswith("-") and words[-2] != "-V"):
+        return False
+    return _says_nothing(words[-1]) and not any(_is_file(word) and not _says_nothing(word) for word in words[:-1])
+
+
+def _is_file(path: str) -> bool:
+    try:
+        return stat.S_ISREG(os.stat(path).st_mode)  # noqa: PTH116
+    except OSError:
+        return False
+
+
+def _says_nothing(path: str) -> bool:
+    """Whether it is a file of a sensible size that has no `vm` in it, whatever is quoted there."""
+    try:
+        with open(path, "rb") as file:  # noqa: PTH123
+            text = file.read(_LIMIT) if stat.S_ISREG(os.fstat(file.fileno()).st_mode) else b"vm"
+    except OSError:
+        return False
+    return len(text) < _LIMIT and b"vm" not in text.translate(None, _QUOTES).lower()
+
+
+def _real() -> str:
+    """The real qsub, when the site's configuration names it in plain lines."""
+    try:
+        found = sitefile.glance(sitefile.find(PREFIX), OPTIONS)
+    except ConfigError:
+        return ""
+    if found is None or {"REGEX_FE", "DISABLED_HOSTS_LIST"} & found.keys():
+        return ""
+    return found.get("PBS_QSUB_ON_FE", QSUB) if found.get("BATCH_SYSTEM", "torque") in _QSUBS else ""
