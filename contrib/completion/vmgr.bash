@@ -13,8 +13,8 @@ _vtorque_vmgr() {
     for each in "$@"; do
         case "${option:+value}$at $each" in
             value*) option='' ;;
-            ' show' | ' show config' | ' show images' | ' show image' | ' show suspended' | ' image' | ' image build' | ' image list' | ' image show' | ' image verify' | ' image pull' | ' image add' | ' image update' | ' image delete' | ' add' | ' update' | ' delete' | ' delete image' | ' delete suspended' | ' ps' | ' ssh' | ' console' | ' logs' | ' report' | ' config' | ' config check' | ' config import' | ' doctor' | ' sweep' | ' lab' | ' lab up' | ' lab down' | ' lab status' | ' lab exec' | ' lab shell' | ' lab demo') at+=" $each" ;;
-            ' show images --directory' | ' show image --directory' | ' show suspended --directory' | ' show suspended --job' | ' show suspended --user' | ' image build --directory' | ' image list --directory' | ' image show --directory' | ' image verify --directory' | ' image pull --directory' | ' image pull --sha256' | ' image pull --name' | ' image pull --distro' | ' image pull --arch' | ' image add --directory' | ' image add --url' | ' image add --kernel' | ' image add --initrd' | ' image add --cmdline' | ' image add --sha256' | ' image add --name' | ' image add --distro' | ' image add --arch' | ' image update --directory' | ' image delete --directory' | ' add --directory' | ' add --url' | ' add --kernel' | ' add --initrd' | ' add --cmdline' | ' add --sha256' | ' add --name' | ' add --distro' | ' add --arch' | ' update --directory' | ' delete image --directory' | ' delete suspended --directory' | ' logs --what' | ' logs --rank' | ' report -o' | ' report --output' | ' lab up --nodes') option=" $each" ;;
+            ' show' | ' show config' | ' show images' | ' show image' | ' show suspended' | ' image' | ' image build' | ' image list' | ' image show' | ' image verify' | ' image pull' | ' image add' | ' image update' | ' image delete' | ' add' | ' update' | ' delete' | ' delete image' | ' delete suspended' | ' ps' | ' ssh' | ' console' | ' logs' | ' report' | ' config' | ' config check' | ' config import' | ' doctor' | ' sweep' | ' install' | ' uninstall' | ' lab' | ' lab up' | ' lab down' | ' lab status' | ' lab exec' | ' lab shell' | ' lab demo') at+=" $each" ;;
+            ' show images --directory' | ' show image --directory' | ' show suspended --directory' | ' show suspended --job' | ' show suspended --user' | ' image build --directory' | ' image build --package' | ' image build --name' | ' image list --directory' | ' image show --directory' | ' image verify --directory' | ' image pull --directory' | ' image pull --sha256' | ' image pull --name' | ' image pull --distro' | ' image pull --arch' | ' image add --directory' | ' image add --url' | ' image add --kernel' | ' image add --initrd' | ' image add --cmdline' | ' image add --sha256' | ' image add --name' | ' image add --distro' | ' image add --arch' | ' image update --directory' | ' image delete --directory' | ' add --directory' | ' add --url' | ' add --kernel' | ' add --initrd' | ' add --cmdline' | ' add --sha256' | ' add --name' | ' add --distro' | ' add --arch' | ' update --directory' | ' delete image --directory' | ' delete suspended --directory' | ' logs --what' | ' logs --rank' | ' report -o' | ' report --output' | ' install --system' | ' install --root' | ' install -w' | ' uninstall --root' | ' uninstall -w' | ' lab up --nodes') option=" $each" ;;
             *' -'*) ;;
             *) place=$((place + 1)) ;;
         esac
@@ -32,7 +32,7 @@ _vtorque_vmgr() {
 _vtorque_place() {
     vt_kind='' vt_words=''
     case $1 in
-        ':0') vt_words='show image add update delete ps ssh console logs report config doctor sweep lab' ;;
+        ':0') vt_words='show image add update delete ps ssh console logs report config doctor sweep install uninstall lab' ;;
         ':-') vt_words='--version --help' ;;
         ' show:0') vt_words='config images image suspended' ;;
         ' show:-') vt_words=--help ;;
@@ -50,7 +50,9 @@ _vtorque_place() {
         ' image:-') vt_words=--help ;;
         ' image build:0') vt_words=debian-12 ;;
         ' image build --directory') vt_kind=directories ;;
-        ' image build:-') vt_words='--directory --force --help' ;;
+        ' image build --package') ;;
+        ' image build --name') ;;
+        ' image build:-') vt_words='--directory --package --name --force --help' ;;
         ' image list --directory') vt_kind=directories ;;
         ' image list:-') vt_words='--directory --json --help' ;;
         ' image show:0') vt_kind=images ;;
@@ -66,7 +68,7 @@ _vtorque_place() {
         ' image pull --name') ;;
         ' image pull --distro') vt_words='debian ubuntu redhat centos osv' ;;
         ' image pull --arch') vt_words=x86_64 ;;
-        ' image pull:-') vt_words='--directory --sha256 --name --distro --arch --help' ;;
+        ' image pull:-') vt_words='--directory --sha256 --name --distro --arch --untrusted --trusted --help' ;;
         ' image add:0') vt_kind=files ;;
         ' image add:'[0-9]*) ;;
         ' image add --directory') vt_kind=directories ;;
@@ -78,11 +80,11 @@ _vtorque_place() {
         ' image add --name') ;;
         ' image add --distro') vt_words='debian ubuntu redhat centos osv' ;;
         ' image add --arch') vt_words=x86_64 ;;
-        ' image add:-') vt_words='--directory --url --kernel --initrd --cmdline --sha256 --name --distro --arch --help' ;;
+        ' image add:-') vt_words='--directory --url --kernel --initrd --cmdline --sha256 --name --distro --arch --untrusted --trusted --help' ;;
         ' image update:0') vt_kind=images ;;
         ' image update:'[0-9]*) ;;
         ' image update --directory') vt_kind=directories ;;
-        ' image update:-') vt_words='--directory --help' ;;
+        ' image update:-') vt_words='--directory --untrusted --trusted --help' ;;
         ' image delete:0') vt_kind=images ;;
         ' image delete --directory') vt_kind=directories ;;
         ' image delete:-') vt_words='--directory --force --help' ;;
@@ -97,11 +99,11 @@ _vtorque_place() {
         ' add --name') ;;
         ' add --distro') vt_words='debian ubuntu redhat centos osv' ;;
         ' add --arch') vt_words=x86_64 ;;
-        ' add:-') vt_words='--directory --url --kernel --initrd --cmdline --sha256 --name --distro --arch --help' ;;
+        ' add:-') vt_words='--directory --url --kernel --initrd --cmdline --sha256 --name --distro --arch --untrusted --trusted --help' ;;
         ' update:0') vt_kind=images ;;
         ' update:'[0-9]*) ;;
         ' update --directory') vt_kind=directories ;;
-        ' update:-') vt_words='--directory --help' ;;
+        ' update:-') vt_words='--directory --untrusted --trusted --help' ;;
         ' delete:0') vt_words='image suspended' ;;
         ' delete:-') vt_words=--help ;;
         ' delete image:0') vt_kind=images ;;
@@ -131,6 +133,13 @@ _vtorque_place() {
         ' config import:-') vt_words=--help ;;
         ' doctor:-') vt_words='--json --nhc --help' ;;
         ' sweep:-') vt_words='--dry-run --help' ;;
+        ' install --system') vt_words='torque openpbs slurm' ;;
+        ' install --root') vt_kind=files ;;
+        ' install -w') ;;
+        ' install:-') vt_words='--system --front-end --classic --dry-run --force --root -w --help' ;;
+        ' uninstall --root') vt_kind=files ;;
+        ' uninstall -w') ;;
+        ' uninstall:-') vt_words='--dry-run --force --root -w --help' ;;
         ' lab:0') vt_words='up down status exec shell demo' ;;
         ' lab:-') vt_words=--help ;;
         ' lab up --nodes') ;;

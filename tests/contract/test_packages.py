@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Debian package and the Ansible role: they have what `vmgr install` needs, and name nothing that is not there."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.contract.test_install import a_node
+from vtorque.install import parts
+
+pytestmark = [
+    pytest.mark.runs,
+    pytest.mark.skipif(os.getuid() != 0, reason="what it installs is root's"),
+]
+
+ROOT = Path(__file__).resolve().parents[2]
+ROLE = ROOT / "contrib/ansible/roles/vtorque"
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("package")
+    done = subprocess.run([ROOT / "contrib/make-deb", directory], capture_output=True, text=True, check=True,
+                          cwd="/", env={"PATH": "/usr/bin:/bin"})
+    (path,) = directory.glob("*.deb")
+    assert done.stdout == f"{path}\n"
+    return path
+
+
+@pytest.fixture(scope="module")
+def root(package: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("root")
+    subprocess.run(["dpkg-deb", "-x", package, directory], check=True)
+    return directory
+
+
+def field(package: Path, name: str) -> str:
+    return subprocess.run(["dpkg-deb", "-f", package, name], capture_output=True, text=True, check=True).stdout.strip()
+
+
+def test_the_package_says_what_it_is_and_needs(package: Path) -> None:
+    from vtorque import __version__
+
+    assert (field(package, "Package"), field(package, "Architecture")) == ("vtorque", "all")
+    assert package.name == f"vtorque_{field(package, 'Version')}_all.deb"
+    assert field(package, "Version") == __version__
+    makefile = (ROOT / "Makefile").read_text()
+    runtime = makefile[makefile.index("RUNTIME :="):makefile.index("# What a cluster would have")]
+    needed = {word for word in runtime.split() if word.startswith("python3-")}
+    assert needed <= set(field(package, "Depends").replace(",", " ").split())
+
+
+def test_everything_in_it_is_roots_and_writable_by_nobody_else(package: Path) -> None:
+    said = subprocess.run(["dpkg-deb", "-c", package], capture_output=True, text=True, check=True).stdout
+    rows = [line.split() for line in said.splitlines()]
+    assert {row[1] for row in rows} == {"root/root"}
+    assert {row[0] for row in rows} <= {"drwxr-xr-x", "-rwxr-xr-x", "-rw-r--r--", "lrwxrwxrwx"}
+    assert not [row for row in rows if "__pycache__" in row[5] or "/tests/" in row[5]]
+
+
+def test_it_has_every_module_script_and_template_of_the_tree(root: Path) -> None:
+    tree = root / "usr/lib/vtorque"
+    for folder in ("vtorque", "scripts", "templates", "templates-vm"):
+        wanted = {path.relative_to(ROOT) for path in (ROOT / folder).rglob("*")
+                  if path.is_file() and "__pycache__" not in path.parts}
+        has = {path.relative_to(tree) for path in (tree / folder).rglob("*") if path.is_file()}
+        assert has == wanted
+        for name in wanted:
+            assert os.access(tree / name, os.X_OK) == os.access(ROOT / name, os.X_OK), name
+
+
+def test_it_has_all_that_an_installation_copies(root: Path) -> None:
+    linked = ("doc/man/", "contrib/completion/")
+    for name in parts.source_names():
+        assert (root / "usr/lib/vtorque" / name).is_file() == (not name.startswith(linked)), name
+    for name in ("man/man1/vsub.1.gz", "man/man5/vtorque.yaml.5.gz", "man/man8/vmgr.8.gz",
+                 "bash-completion/completions/vsub", "bash-completion/completions/vmgr",
+                 "zsh/vendor-completions/_vsub", "zsh/vendor-completions/_vmgr", "doc/vtorque/copyright"):
+        assert (root / "usr/share" / name).is_file(), name
+
+
+@pytest.mark.parametrize("system", parts.SYSTEMS)
+def test_a_node_with_the_package_is_installed_from_it_and_is_as_it_was_afterwards(
+    package: Path, tmp_path: Path, system: str
+) -> None:
+    node = a_node(tmp_path / "node", system)
+    subprocess.run(["dpkg-deb", "-x", package, node.root], check=True)
+    before = node.digest()
+    vmgr = [sys.executable, "-I", str(node.root / "usr/sbin/vmgr")]
+    done = subprocess.run([*vmgr, "install", "--system", system, "--root", node.root],
+                          capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "VTORQUE_DIR=/usr/lib/vtorque" in node.path("etc/profile.d/99-mikelangelo-hpc_stack.sh").read_text()
+    if system == "torque":
+        assert str((node.mom_priv / "prologue").readlink()) == "/usr/lib/vtorque/scripts/prologue"
+    subprocess.run([*vmgr, "uninstall", "--root", node.root], check=True, capture_output=True)
+    assert node.digest() == before
+
+
+def test_what_the_package_runs_is_plain_shell(package: Path, tmp_path: Path) -> None:
+    subprocess.run(["dpkg-deb", "-e", package, tmp_path / "control"], check=True)
+    for name in ("postinst", "prerm"):
+        path = tmp_path / "control" / name
+        assert os.access(path, os.X_OK)
+        subprocess.run(["/bin/sh", "-n", path], check=True)
+
+
+def documents() -> dict[str, Any]:
+    return {str(path.relative_to(ROLE)): yaml.safe_load(path.read_text()) for path in sorted(ROLE.rglob("*.yml"))}
+
+
+def tasks() -> list[dict[str, Any]]:
+    return [task for name, found in documents().items() if name.startswith(("tasks/", "handlers/")) for task in found]
+
+
+def test_the_role_is_yaml_and_each_task_has_a_name_and_one_action() -> None:
+    assert {"tasks/main.yml", "defaults/main.yml", "handlers/main.yml", "meta/main.yml"} <= documents().keys()
+    for task in tasks():
+        assert task["name"]
+        assert len([key for key in task if key.startswith("ansible.builtin.")]) == 1
+
+
+def test_the_roles_files_handlers_and_variables_are_there() -> None:
+    handlers = {task["name"] for task in documents()["handlers/main.yml"]}
+    for task in tasks():
+        if included := task.get("ansible.builtin.include_tasks"):
+            assert (ROLE / "tasks" / included).is_file()
+        assert task.get("notify") is None or task["notify"] in handlers
+    known = documents()["defaults/main.yml"].keys()
+    registered = {task["register"] for task in tasks() if "register" in task}
+    text = "".join(path.read_text() for path in ROLE.rglob("*.yml"))
+
+
+    assert set(re.findall(r"\bvtorque_\w+", text)) <= known | registered
+    assert all(f"`{name}`" in (ROLE / "README.md").read_text() for name in known)
+
+
+def test_the_roles_commands_are_those_of_the_package_and_its_words_those_of_vmgr(root: Path) -> None:
+    from vtorque.cli import vmgr
+
+    text = "".join(path.read_text() for path in ROLE.rglob("*.yml"))
+    assert "/usr/sbin/vmgr" in text and (root / "usr/sbin/vmgr").is_symlink() and (root / "usr/sbin/vmgr").exists()
+    for words in (["install", "--system", "torque", "--front-end", "--dry-run"], ["install", "--classic"],
+                  ["uninstall", "--dry-run"], ["doctor"], ["config", "check", "/x"]):
+        assert vmgr.parser().parse_args(words).act
