@@ -20,7 +20,7 @@ setup(
     install_requires=["jinja2", "libvirt-python", "paramiko", "psutil", "pycdlib", "pyyaml", "sh"],
     extras_require={"test": ["hypothesis", "pytest"], "check": ["mypy", "ruff"]},
     entry_points={
-        "console_scripts": ["vsub = vtorque.cli.vsub:main", "vmgr = vtorque.cli.vmgr:main"],
+        "console_scripts": ["vsub = vtorque.cli.plain:main", "vmgr = vtorque.cli.vmgr:main"],
     },
     data_files=[
         ("share/man/man1", ["doc/man/vsub.1"]),
@@ -30,7 +30,11 @@ setup(
         ("share/zsh/site-functions", ["contrib/completion/_vsub", "contrib/completion/_vmgr"]),
         *(
             (f"share/vtorque/{folder}", [str(path) for path in Path(folder).iterdir() if path.is_file()])
-            for folder in ("scripts", "scripts/local", "templates", "templates-vm", "contrib", "examples")
+            for folder in (
+                "scripts", "scripts/local", "scripts/slurm", "templates", "templates-vm", "contrib", "contrib/openpbs",
+                "contrib/tmpfiles.d", "contrib/logrotate.d", "contrib/cron.d", "contrib/systemd",
+                "examples",
+            )
         ),
     ],
 )

@@ -82,8 +82,9 @@ def _read(path: Path) -> Reservation:
     text = files.read(path, limit=_LIMIT)
     try:
         data: dict[str, Any] = json.loads(text)
-        if data.pop("schema") != _SCHEMA:
-            raise ValueError("another version wrote it")
+        if (schema := data.pop("schema")) != _SCHEMA:
+            says = f"{path} was written by another version of vtorque, with schema {schema!r}"
+            raise StateError(says, hint=f"this one knows {_SCHEMA}; end that job, then remove the file")
         shares = tuple(Share(**share) for share in data.pop("shares"))
         return Reservation(**{**data, "cpus": tuple(data["cpus"]), "shares": shares})
     except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -2,13 +2,15 @@
 """Start this node's guests of a job. What is taken is in the ledger before it exists."""
 
 import logging
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from vtorque import files, images, logs, render, seed, serving
+from vtorque import diskserving, files, guestnet, images, logs, render, seed, serving, sitescripts
 from vtorque.backends.transport import KeyPair
 from vtorque.deadline import Deadline
+from vtorque.diskserving import DISK
 from vtorque.errors import VtorqueError
 from vtorque.model import JobPlan, Resource, VmPlan
 from vtorque.node import Node
@@ -26,11 +28,13 @@ class Started:
     """A guest that was started, and what it has to prove before it is believed.
 
     `probe` is root's own key for this start; it exists in this process only.
+    With `ends_cleanly` it has something to write or to run at its end.
     """
 
     vm: VmPlan
     host_key: str
     probe: KeyPair
+    ends_cleanly: bool = False
 
 
 def start(plan: JobPlan, *, node: Node, state: JobState, deadline: Deadline) -> tuple[Started, ...]:
@@ -39,13 +43,16 @@ def start(plan: JobPlan, *, node: Node, state: JobState, deadline: Deadline) -> 
     Raises HypervisorError and others of blame NODE; then the ledger tells what
     was begun.
     """
+    guestnet.fence(plan, node=node, state=state, deadline=deadline)
     _directory(plan.vms[0].overlay.parent, state, deadline)
     files.directory(Path(node.site.state_dir, "seeds"), mode=0o711)
     probe = node.transport.make_key()
+    scripts = sitescripts.read(node.site.vm_scripts_dir)
 
     def one(vm: VmPlan) -> Started:
         with logs.about(job=plan.job.id, guest=vm.name), logs.step("start"):
-            return _start(plan, vm, probe, node=node, state=state, deadline=deadline)
+            own = sitescripts.of_rank(scripts, vm.rank)
+            return _start(plan, vm, probe, own, node=node, state=state, deadline=deadline)
 
     if len(plan.vms) == 1 or not node.site.parallel:
         return tuple(map(one, plan.vms))
@@ -62,16 +69,17 @@ def _directory(path: Path, state: JobState, deadline: Deadline) -> None:
 
 
 def _start(
-    plan: JobPlan, vm: VmPlan, probe: KeyPair, *, node: Node, state: JobState, deadline: Deadline
+    plan: JobPlan, vm: VmPlan, probe: KeyPair, scripts: Mapping[str, str],
+    *, node: Node, state: JobState, deadline: Deadline,
 ) -> Started:
     host = node.transport.make_key()
     keys = render.GuestKeys(host_private=host.private, host_public=host.public, probe_public=probe.public)
     rendered = render.guest(
-        plan, vm, site=node.site, keys=keys, announce=node.announce, templates=node.templates
+        plan, vm, site=node.site, keys=keys, announce=node.announce, templates=node.templates, scripts=scripts
     )
     uid, gid = plan.runs_as or node.qemu_ids
     with state.taking(Resource(kind=FILE, name=str(vm.overlay)), deadline=deadline):
-        images.make_overlay(plan.image, vm.overlay, size_mib=plan.request.disk_size_mib, deadline=deadline)
+        images.make_overlay(plan.image, vm.overlay, size_mib=plan.request.disk_size_mib)
         files.give(vm.overlay, uid=uid, gid=gid)
     with state.taking(Resource(kind=FILE, name=str(vm.seed)), deadline=deadline):
         contents = {
@@ -84,6 +92,7 @@ def _start(
     with state.taking(Resource(kind=FILE, name=str(vm.console)), deadline=deadline):
         pass
     _serve(plan, vm, owner=(uid, gid), state=state, deadline=deadline)
+    _serve_disk(plan, vm, owner=(uid, gid), state=state, deadline=deadline)
     with state.taking(Resource(kind=DOMAIN, name=vm.name), deadline=deadline):
         try:
             node.hypervisor.create(rendered.domain_xml, deadline=deadline)
@@ -91,7 +100,7 @@ def _start(
             for path in vm.share_sockets:
                 log.error("the server of %s said: %s", path, serving.said(_share_log(vm, path)))  # noqa: TRY400
             raise
-    return Started(vm=vm, host_key=host.public, probe=probe)
+    return Started(vm=vm, host_key=host.public, probe=probe, ends_cleanly=render.ends_cleanly(vm, scripts))
 
 
 def _serve(
@@ -104,6 +113,23 @@ def _serve(
             pass
         with state.taking(Resource(kind=SHARE, name=str(path)), deadline=deadline):
             serving.start(mount, path, account=plan.account, owner=owner, log=share_log, deadline=deadline)
+
+
+def _serve_disk(
+    plan: JobPlan, vm: VmPlan, *, owner: tuple[int, int], state: JobState, deadline: Deadline
+) -> None:
+    """Start the server of the user's own disk, if the guest has it."""
+    path = vm.disk_socket
+    if path is None:
+        return
+    disk_log = _share_log(vm, path)
+    with state.taking(Resource(kind=FILE, name=str(disk_log)), deadline=deadline):
+        pass
+    with state.taking(Resource(kind=DISK, name=str(path)), deadline=deadline):
+        diskserving.start(
+            plan.request, path, account=plan.account, owner=owner, holder=f"job {plan.job.id} on node {vm.node}",
+            log=disk_log, deadline=deadline,
+        )
 
 
 def _share_log(vm: VmPlan, path: Path) -> Path:

@@ -12,10 +12,11 @@ from pathlib import Path
 from vtorque import admission, boot, imagecache, images, limits, plan, published, request, submit, topology
 from vtorque.boot import Started
 from vtorque.deadline import Deadline
-from vtorque.errors import GuestError, RequestError
+from vtorque.errors import Blame, NodeBusy, RequestError
 from vtorque.model import Account, Image, Job, JobPlan, Peer, VmRequest
 from vtorque.node import Node
 from vtorque.proc import Identity
+from vtorque.published import NodeFailed
 from vtorque.state import JobState
 from vtorque.userside import UserSide
 
@@ -24,6 +25,7 @@ ABORTED = "aborted"
 
 _USER_SIDE_SECONDS = 5.0
 _LONGEST_PAUSE_SECONDS = 1.0
+_BUSY_PAUSE_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,21 +76,37 @@ def brief(deadline: Deadline) -> Deadline:
 def start(
     wanted: Demand, node: Node, record: JobState, *, deadline: Deadline
 ) -> tuple[JobPlan, tuple[Started, ...]]:
-    """Plan this node's guests and start them. What is taken is in the ledger."""
+    """Plan this node's guests and start them. What is taken is in the ledger.
+
+    A node that is busy is waited for where failing would drain it, as long as there
+    is time for its guests to boot.
+    """
+    while True:
+        try:
+            return _start(wanted, node, record, deadline=deadline)
+        except NodeBusy:
+            if not node.failing_drains or deadline.reserve(node.site.timeout).expired:
+                raise
+        deadline.pause(_BUSY_PAUSE_SECONDS)
+
+
+def _start(
+    wanted: Demand, node: Node, record: JobState, *, deadline: Deadline
+) -> tuple[JobPlan, tuple[Started, ...]]:
     with _image(wanted, node, deadline) as image:
         decided = _decide(wanted, image, node, record, deadline)
-        record.save_plan(json.dumps(asdict(decided), default=str, indent=1))
+        record.save_plan(asdict(decided))
         return decided, boot.start(decided, node=node, state=record, deadline=deadline)
 
 
-def gather(wanted: Demand, side: UserSide, *, deadline: Deadline) -> list[Peer]:
-    """The guests of all sisters, as soon as each has published hers.
+def gather(wanted: Demand, side: UserSide, *, deadline: Deadline, first: int = 1) -> list[Peer]:
+    """The guests of all sisters, or of all nodes from the `first` on, as soon as each has published hers.
 
-    Raises GuestError that names the nodes whose guests did not come, NodeFailed
-    when one says why, StateError when one says nonsense.
+    Raises NodeFailed that names the nodes whose guests did not come, or says of
+    one why; StateError when one says nonsense.
     """
     job = wanted.job
-    missing = dict(enumerate(job.nodes[1:], 1))
+    missing = dict(enumerate(job.nodes[first:], first))
     found: list[Peer] = []
     pause = 0.05
     while True:
@@ -101,7 +119,7 @@ def gather(wanted: Demand, side: UserSide, *, deadline: Deadline) -> list[Peer]:
             return found
         if deadline.expired or not side.usable:
             why = "in time" if deadline.expired else f"that the home of {job.user} can tell of"
-            raise GuestError(f"no guests from node {', '.join(missing.values())} {why}")
+            raise NodeFailed(f"no guests from node {', '.join(missing.values())} {why}", Blame.NODE)
         deadline.within(pause).pause(pause)
         pause = min(_LONGEST_PAUSE_SECONDS, 2 * pause)
 

@@ -7,12 +7,20 @@ from pathlib import Path
 
 from vtorque import proc
 from vtorque.deadline import Deadline
+from vtorque.errors import StateError
 
 
 def original(hook: Path) -> Path | None:
-    """The hook that ours was put in place of, when there is one that can be run."""
+    """The hook that ours was put in place of, when there is one: a link that dangles is none to mom (prolog.c:413-464).
+
+    Raises StateError when it cannot be run, for which mom would fail every job (prolog.c:488-539).
+    """
     path = hook.with_name(f"{hook.name}.orig")
-    return path if os.access(path, os.X_OK) else None
+    if not path.exists():
+        return None
+    if not path.is_file() or not os.access(path, os.X_OK):
+        raise StateError(f"{path} is not executable", hint=f"chmod 755 {path}")
+    return path
 
 
 def run(

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from vtorque import files, logs
+from vtorque import files, guestnet, logs
 from vtorque.backends.transport import Session
 from vtorque.boot import Started
 from vtorque.deadline import Deadline
@@ -15,12 +15,14 @@ from vtorque.errors import (
     DeadlineExceeded,
     GuestError,
     HypervisorError,
+    RequestError,
     TransportError,
     VtorqueError,
 )
-from vtorque.model import Guest, Job, VmPlan
+from vtorque.model import Guest, Job, Resource, VmPlan
 from vtorque.node import Node
 from vtorque.state import JobState
+from vtorque.teardown import SHUTDOWN
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +39,8 @@ def guests(
     """Wait until every guest is proven and says that it is ready.
 
     Raises, naming the guest: AddressError, TransportError, GuestError,
-    HypervisorError when it stopped, GenerationClosed when the job was deleted.
+    HypervisorError when it stopped, RequestError when it refuses what the user
+    brought, GenerationClosed when the job was deleted.
     """
     limit = deadline.within(node.site.timeout)
 
@@ -116,6 +119,10 @@ def _await(guest: Started, *, user: str, node: Node, guests: int, state: JobStat
                     _check_alive(vm, node, deadline)
                 found = search.attempt(book.candidates(vm))
                 if found is not None:
+                    guestnet.pin(vm, found.address, node=node, state=state, deadline=deadline)
+                    if guest.ends_cleanly:
+                        with state.taking(Resource(kind=SHUTDOWN, name=vm.name), deadline=deadline):
+                            pass
                     return found
                 book.wait(min(_WAIT_SECONDS, deadline.remaining))
         except DeadlineExceeded as error:
@@ -134,8 +141,11 @@ def _await_setup(vm: VmPlan, session: Session, deadline: Deadline) -> None:
     except DeadlineExceeded:
         raise GuestError(f"guest {vm.hostname} did not finish its set-up", details=_console(vm)) from None
     word, _, rest = said.decode(errors="backslashreplace").strip().partition(" ")
+    if word == "refused:":
+        raise RequestError(rest)
     if word != "ready":
-        raise GuestError(f"guest {vm.hostname}: {rest or 'did not say how its set-up ended'}")
+        reason = rest or "did not say how its set-up ended"
+        raise GuestError(f"guest {vm.hostname}: {reason}", details=_console(vm))
     if rest.lower() != str(vm.uuid):
         raise GuestError(f"guest {vm.hostname} has the DMI UUID {rest[:40]!r}, not {vm.uuid}")
 

@@ -3,7 +3,6 @@
 
 import contextlib
 import queue
-import re
 import shutil
 import socket
 import threading
@@ -15,12 +14,13 @@ from functools import partial
 from pathlib import Path
 
 from vtorque import doctor_checks as checks
-from vtorque import proc, topology
+from vtorque import doctor_network, doctor_openpbs, doctor_slurm, proc, topology
 from vtorque.backends.hypervisor.libvirt import Libvirt
 from vtorque.config import SiteConfig
 from vtorque.deadline import Deadline
 from vtorque.doctor_checks import Finding, Level, error, ok, warning
 from vtorque.errors import CommandError, ConfigError, DeadlineExceeded, VtorqueError
+from vtorque.shares import server_of
 
 __all__ = ["Finding", "Level", "examine", "exit_status", "nhc"]
 
@@ -32,7 +32,6 @@ _SLOW_SECONDS = 5.0
 _CLEAN_UP_SECONDS = 5.0
 _CONNECT_SECONDS = 3.0
 _TOOL_SECONDS = 5.0
-_NFS_PORT = 2049
 _DIRECTORY_OF_LIBVIRT = Path("/var/lib/libvirt/qemu")
 _FIRST_YEAR = 2024
 # Mom reads 1024 bytes of what the script prints (check_state(), mom_server.c), and "message=" comes before it.
@@ -44,13 +43,11 @@ _DOMAIN = """\
 """
 _VIRSH = Path("/usr/bin/virsh")
 _COMMANDS = ((Path("/usr/bin/qemu-img"), "qemu-utils"), (Path("/usr/bin/ssh-keygen"), "openssh-client"))
-_PORT = re.compile(r"(?:^|,)port=([0-9]{1,5})(?:,|$)", re.ASCII)
 
 
 def examine(site: SiteConfig, *, prefix: Path, deadline: Deadline) -> list[Finding]:
     """What all checks found, in a fixed order. Never raises: a check that fails or hangs is an error."""
     within = deadline.reserve(_GRACE_SECONDS)
-    mom_priv = Path(site.torque_home) / "mom_priv"
     every: list[tuple[str, Check]] = [
         ("accelerator", lambda: checks.accelerator(site, device=checks.kvm_of_libvirt())),
         ("libvirt", partial(libvirt, site, deadline=within)),
@@ -58,16 +55,24 @@ def examine(site: SiteConfig, *, prefix: Path, deadline: Deadline) -> list[Findi
         ("qemu-user", partial(qemu_user, site)),
         ("commands", commands),
         ("bridge", partial(checks.bridge, site.bridge)),
+        ("filter", partial(doctor_network.network_filter, site, deadline=within)),
         ("nfs", partial(shares, site, deadline=within)),
         ("images", partial(checks.catalogue, Path(site.vm_img_dir), site.img_default)),
         ("disk", partial(checks.disk_space, Path(site.disk_dir))),
         ("state", partial(checks.state_directory, Path(site.state_dir))),
         ("clock", partial(clock, deadline=within)),
-        ("hooks", partial(checks.hooks, mom_priv, prefix / "scripts")),
-        ("time", partial(checks.hook_time, site, mom_priv)),
+        *_of_hooks(site, prefix / "scripts"),
         ("room", lambda: checks.room(site, topology.node_shape())),
     ]
     return conclude(every, deadline=deadline)
+
+
+def _of_hooks(site: SiteConfig, scripts: Path) -> list[tuple[str, Check]]:
+    mom_priv = Path(site.torque_home) / "mom_priv"
+    own = {"slurm": doctor_slurm, "openpbs": doctor_openpbs}.get(site.batch_system)
+    if own is not None:
+        return [("hooks", partial(own.hooks, site, scripts)), ("time", partial(own.hook_time, site))]
+    return [("hooks", partial(checks.hooks, mom_priv, scripts)), ("time", partial(checks.hook_time, site, mom_priv))]
 
 
 def exit_status(findings: Iterable[Finding]) -> int:
@@ -201,12 +206,6 @@ def shares(site: SiteConfig, *, deadline: Deadline) -> Iterator[Finding]:
         yield reachable(server, port, users=", ".join(users), deadline=deadline)
     if not wanted:
         yield ok("nfs", "no share is configured")
-
-
-def server_of(share: str, options: str) -> tuple[str, int]:
-    """Server and port of `server:/export`, with its mount options."""
-    port = _PORT.search(options)
-    return share.partition(":/")[0].strip("[]"), int(port[1]) if port else _NFS_PORT
 
 
 def reachable(server: str, port: int, *, users: str, deadline: Deadline) -> Finding:

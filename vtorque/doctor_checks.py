@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -33,7 +33,7 @@ _KVM_GET_API_VERSION, _KVM_CREATE_VM, _KVM_API = 0xAE00, 0xAE01, 12
 _MOM_CONFIG_LIMIT = 64 * 1024
 # What Torque takes off, and what a hook keeps for its own end.
 _ALARM_MARGIN_SECONDS = 15
-_REMOTE = frozenset(
+REMOTE = frozenset(
     ("nfs", "nfs4", "cifs", "smb3", "ceph", "lustre", "beegfs", "gpfs", "9p", "afs", "autofs", "fuse.sshfs")
 )
 _OCTAL = re.compile(r"\\([0-7]{3})")
@@ -198,14 +198,16 @@ def filesystem(path: Path, mounts: str) -> str:
     return kind
 
 
-def hooks(mom_priv: Path, scripts: Path, *, mounts: Path = MOUNTS) -> Iterator[Finding]:
+def hooks(
+    mom_priv: Path, scripts: Path, *, mounts: Path = MOUNTS, kinds: Collection[PelogKind] = tuple(PelogKind)
+) -> Iterator[Finding]:
     """Mom's hooks lead to ours in `scripts`, and are such that Torque runs them (prolog.c:413-539)."""
     if not mom_priv.is_dir():
         yield error("hooks", f"there is no {mom_priv}", "set TORQUE_HOME")
         return
     table = mounts.read_text()
-    bad = [found for kind in PelogKind if (found := _hook(mom_priv / kind, scripts / kind, table))]
-    yield from dict.fromkeys(bad) or [ok("hooks", f"{len(PelogKind)} in {mom_priv} lead to {scripts}")]
+    bad = [found for kind in kinds if (found := _hook(mom_priv / kind, scripts / kind, table))]
+    yield from dict.fromkeys(bad) or [ok("hooks", f"{len(kinds)} in {mom_priv} lead to {scripts}")]
 
 
 def hook_time(site: SiteConfig, mom_priv: Path) -> Iterator[Finding]:
@@ -280,7 +282,7 @@ def _hook(path: Path, script: Path, mounts: str) -> Finding | None:
     if target != script.resolve():
         hint = f"mv {path} {path}.orig; {link}" if not path.is_symlink() else link
         return warning("hooks", f"{path} is {target}, not {script}", hint)
-    if (kind := filesystem(target, mounts)) in _REMOTE:
+    if (kind := filesystem(target, mounts)) in REMOTE:
         text = f"{target} is on {kind}: while that is not mounted, Torque takes {path} for success"
         return warning("hooks", text, "install vtorque on a local disk")
     return None

@@ -15,7 +15,7 @@ from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from vtorque import files, imageheader, imagepull, plan, proc
+from vtorque import files, imageheader, plan, proc
 from vtorque.deadline import Deadline
 from vtorque.errors import CommandError, ConfigError, DeadlineExceeded, ImageError, RequestError
 from vtorque.model import Image
@@ -177,6 +177,8 @@ class Cache:
             except ImageError:
                 _forget(target)
                 raise
+
+        from vtorque import imagepull  # 20 ms, for what is fetched over HTTP
 
         try:
             imagepull.pull(image.url, target, sha256=image.sha256, progress=watch, deadline=deadline)

@@ -50,7 +50,10 @@ def check(request: VmRequest, site: SiteConfig, groups: Collection[str]) -> None
 
     A user of several groups that have limits gets the most generous of each.
     """
-    everybody = {"vcpus": site.max_vcpus, "ram": site.max_ram, "vms_per_node": site.max_vms_per_node}
+    if request.disk and not site.disk_allowed:
+        raise RequestError("-vm disk=: this cluster allows no disks of users")
+    everybody = {"vcpus": site.max_vcpus, "ram": site.max_ram, "vms_per_node": site.max_vms_per_node,
+                 "disk_size": site.max_disk_size}
     _require(request, {key: most for key, most in everybody.items() if most}, "this cluster")
     own = [limit for limit in map(parse, site.group_limits) if limit.name in groups]
     if own:
@@ -71,6 +74,8 @@ def described(site: SiteConfig) -> Iterator[str]:
                        ("disk_size", site.max_disk_size and units.size(site.max_disk_size))):
         if most:
             yield f"{name} at most {most}"
+    if not site.disk_allowed:
+        yield "no disk"
     yield from (f"group {text}" for text in site.group_limits)
     yield from (f"image {text}" for text in site.image_limits)
 
@@ -89,6 +94,8 @@ def _require(request: VmRequest, most: Mapping[str, int], who: str) -> None:
         unit = " MiB" if key in _SIZES else ""
         if value > limit:
             raise RequestError(f"-vm {key}={value}{unit}: {who} allows at most {limit}{unit}")
+        if key == "disk_size" and request.disk_new_mib > limit:
+            raise RequestError(f"-vm disk=: a new one of {request.disk_new_mib} MiB: {who} allows at most {limit} MiB")
 
 
 def _amount(key: str, value: str) -> int:

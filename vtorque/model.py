@@ -14,6 +14,9 @@ from vtorque.shape import NodeShape as NodeShape
 JobId = NewType("JobId", str)
 
 JOB_EXEC_RETRY = -3
+_SIGNALLED = 256
+# Mom gave up (-1, -2) or the job went over a limit (-10 to -12): the server does not start it again.
+_FINAL = frozenset((-1, -2, -10, -11, -12))
 
 # `1234.server`, `58[2].server`, or the bare number when the server's
 # display_job_server_suffix is off (Torque: req_quejob.c:470-512).
@@ -50,7 +53,7 @@ def job_key(job: JobId) -> str:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
     """What the batch system says of a job on this node. `nodes` is empty on a sister: only the
-    mother superior is told all of them.
+    mother superior is told all of them. `most_nodes` is the most that there can be, 0 when nobody tells.
 
     `exit_status` is known to epilogues: the job's own, 256 plus a signal, or
     one of mom's negative codes.
@@ -63,11 +66,21 @@ class Job:
     request: str
     spool_script: Path | None = None
     exit_status: int | None = None
+    most_nodes: int = 0
 
     @property
     def will_be_retried(self) -> bool:
         """Whether this epilogue ends a start that is made again: JOB_EXEC_RETRY (pbs_job.h:1274-1287)."""
         return self.exit_status == JOB_EXEC_RETRY
+
+    @property
+    def may_run_again(self) -> bool:
+        """Whether the server may yet start it anew: nothing tells a `qrerun` from a `qdel`, both kill the job's shell.
+
+        Negative are mom's own codes, of which some end a job for good.
+        """
+        status = self.exit_status
+        return status is not None and (status >= _SIGNALLED or (status < 0 and status not in _FINAL))
 
     @property
     def key(self) -> str:
@@ -82,7 +95,8 @@ class VmRequest:
     `request_id` names the job's directory below `~/.vtorque`; `public_key` is
     the OpenSSH text of the job's own ed25519 key. `pinning` is true, false,
     auto, or the host CPUs of each vCPU, guest by guest: `0,2;1,3`. A
-    `disk_size_mib` of 0 is the image's own. `vm_prologue` and `vm_epilogue` say
+    `disk_size_mib` of 0 is the image's own. `disk` is made with `disk_new_mib`
+    when it is not there, and has to be there when that is 0. `vm_prologue` and `vm_epilogue` say
     that the job directory holds such a script. `metadata` is JSON, checked.
     `elements` counts those of a job array.
     """
@@ -98,6 +112,7 @@ class VmRequest:
     pinning: str = "true"
     fs_type: str = "sharedfs"
     disk: str = ""
+    disk_new_mib: int = 0
     disk_size_mib: int = 0
     metadata: str = ""
     vm_prologue: bool = False
@@ -180,12 +195,13 @@ class GuestCell:
 class VmPlan:
     """One guest, decided.
 
-    `cpus` holds the host CPU of each vCPU when each has one of its own, and
+    `tap` is the node's own end of its network. `cpus` holds the host CPU of each vCPU when each has one of its own, and
     `floating` those between which each may float; both are empty when
     nothing is pinned. `numa_nodes` is where its memory comes from, empty for
     anywhere. `page_kib` is the size of its huge pages, 0 for none. `threads` are
     those of a core that the guest sees. `share_sockets` are where the host's
-    servers of its shares listen, if they are processes of their own.
+    servers of its shares listen, if they are processes of their own, and
+    `disk_socket` that of the user's own disk, if the guest has it.
     """
 
     rank: int
@@ -195,6 +211,7 @@ class VmPlan:
     name: str
     uuid: UUID
     mac: str
+    tap: str
     hostname: str
     vcpus: int
     memory_mib: int
@@ -211,6 +228,7 @@ class VmPlan:
     sockets: int = 1
     threads: int = 1
     share_sockets: tuple[Path, ...] = ()
+    disk_socket: Path | None = None
 
     @property
     def pins(self) -> tuple[tuple[int, ...], ...]:

@@ -1,17 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the verbs work with on one node: its settings, its shape, and its four backends."""
+"""What the verbs work with on one node: its settings, its shape, and its five backends."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from vtorque import slurmstarts
+from vtorque.backends import batch
 from vtorque.backends.address import AddressBook
+from vtorque.backends.filter import Filter
 from vtorque.backends.hypervisor import Hypervisor
 from vtorque.backends.transport import Transport
 from vtorque.config import SiteConfig
 from vtorque.deadline import Deadline
 from vtorque.model import NodeShape
+from vtorque.netfilter import Surroundings
 from vtorque.state import JobState
+
+_ELEMENT = re.compile(r"^([0-9]+)-([0-9]*)", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,7 +26,8 @@ class Node:
     """One node, as the hooks of one job see it.
 
     `addresses` opens a book of its own for every caller, who says how many
-    guests the job has here and how long he will ask; `announce` is the node's
+    guests the job has here and how long he will ask; `surroundings` looks at
+    the node's network, which may have changed; `announce` is the node's
     address on the guests' bridge; `qemu_ids` are the numeric user and
     group that guests run as.
     """
@@ -29,14 +37,25 @@ class Node:
     hypervisor: Hypervisor
     addresses: Callable[[int, Deadline], AddressBook]
     transport: Transport
+    filter: Filter
+    surroundings: Callable[[Deadline], Surroundings]
     templates: Path
     announce: str
     qemu_ids: tuple[int, int]
 
+    @property
+    def failing_drains(self) -> bool:
+        """Whether a hook that fails takes this node out of the cluster."""
+        return batch.by_name(self.site.batch_system).failure_drains
+
     def knows(self, key: str) -> bool:
         """Whether mom still knows the job: she keeps its script and her record of it while she does."""
+        if self.site.batch_system == "slurm":
+            return slurmstarts.knows(Path(self.site.state_dir), key)
         jobs = Path(self.site.torque_home) / "mom_priv" / "jobs"
-        return any((jobs / f"{key}.{ending}").exists() for ending in ("SC", "JB"))
+        # OpenPBS leaves the brackets of an array's element in its files' names (start_exec.c).
+        names = (key, _ELEMENT.sub(r"\1[\2]", key))
+        return any((jobs / f"{name}.{ending}").exists() for name in names for ending in ("SC", "JB"))
 
     def state(self, key: str) -> JobState:
         """The node's record of a job, which need not exist."""

@@ -85,6 +85,8 @@ def all_jobs(root: Path, *, owner: int = 0) -> list[Recorded]:
     for key in state.jobs(root):
         path = root / "jobs" / key
         plan = _json(path / "plan.json", owner) or {}
+        if plan.get("schema", 1) != state.SCHEMA:
+            plan = {}
         ready, failed = (_marker(path / name, owner) for name in (state.READY, state.FAILED))
         given = plan.get("job", {}).get("id") or (ready or {}).get("job") or key
         found.append(Recorded(id=JobId(given), user=plan.get("account", {}).get("name"), path=path, directory=None,

@@ -9,6 +9,8 @@ INERT = "inert"
 
 _OCTET = r"(?:25[0-5]|2[0-4][0-9]|1?[0-9]?[0-9])"
 _ADDRESS = rf"(?:{_OCTET}(?:\.{_OCTET}){{3}}|(?=[^ ]*[0-9A-Fa-f])(?:[0-9A-Fa-f]{{0,4}}:){{2,7}}[0-9A-Fa-f]{{0,4}})"
+_PORT = r"(?:[1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])"
+_ENDPOINT = rf"{_OCTET}(?:\.{_OCTET}){{3}}(?:/(?:[12]?[0-9]|3[0-2]))?(?::{_PORT}(?:-{_PORT})?)?"
 _NAME = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,62}[A-Za-z0-9])?(?:\.[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?){0,9}"
 
 FORMS = {
@@ -39,6 +41,10 @@ FORMS = {
     "domain": (re.compile(_NAME, re.ASCII), "the name of a domain"),
     "domains": (re.compile(rf"{_NAME}(?: {_NAME}){{0,5}}", re.ASCII), "1 to 6 names of domains, blanks between them"),
     "host": (re.compile(rf"{_NAME}|{_ADDRESS}", re.ASCII), "the name or IP address of a host"),
+    "endpoints": (
+        re.compile(rf"{_ENDPOINT}(?: {_ENDPOINT}){{0,63}}", re.ASCII),
+        "networks like 10.1.0.0/16, with a port :80 or ports :80-90 perhaps, blanks between them",
+    ),
     "image": (
         re.compile(r"[A-Za-z0-9](?=.{0,127}\Z)[A-Za-z0-9._+-]*\.(?:qcow2|img)(?:@[0-9]{1,6})?", re.ASCII),
         "the name of a .qcow2 or .img file in the catalogue",

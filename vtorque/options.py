@@ -28,10 +28,13 @@ _PACKAGES = "at every boot, which takes minutes of TIMEOUT"
 class SiteConfig:
     """What a site decided. Attributes are the options' names in lower case."""
 
-    batch_system: str = option("torque", "batch system of this cluster", choices=("torque", "openpbs", "local"))
+    batch_system: str = option(
+        "torque", "batch system of this cluster", choices=("torque", "openpbs", "slurm", "local")
+    )
     torque_home: str = option("/var/spool/torque", "mom's and server's directory", kind="path")
-    pbs_qsub_on_fe: str = option("/usr/bin/qsub", "the real qsub on front ends", kind="path")
-    pbs_qsub_on_nodes: str = option("/usr/bin/qsub", "the real qsub on nodes", kind="path")
+    slurm_conf: str = option("/etc/slurm/slurm.conf", "Slurm's configuration, for vmgr doctor", kind="path")
+    pbs_qsub_on_fe: str = option("/usr/bin/qsub", "the real qsub on front ends; with Slurm sbatch", kind="path")
+    pbs_qsub_on_nodes: str = option("/usr/bin/qsub", "the real qsub on nodes; with Slurm sbatch", kind="path")
     regex_fe: str = option(".*", "which short host names are front ends", kind="hosts")
     disabled_hosts_list: str = option("", "short host names on which vsub refuses to work", kind="regex")
 
@@ -86,6 +89,12 @@ class SiteConfig:
         "", "root's script: called with node, guests on it, number (from 1), it prints that guest's IP within 10 s",
         kind="path",
     )
+
+    network_filter: bool = option(True, "drop what guests must not send or get, with nft (IPv4 only)")
+    guest_net_allow: str = option(
+        "", "what guests may reach all the same, NET or NET:PORT or NET:LOW-HIGH", kind="endpoints"
+    )
+    guest_net_deny: str = option("", "what guests may not reach either, in the same form", kind="endpoints")
 
     host_os_core_count: int = option(
         1, "cores of a node that guests do not get", unit="cores", low=0, high=4096
@@ -159,7 +168,10 @@ class SiteConfig:
     max_vcpus: int = option(0, "most vCPUs a guest may have, 0 for no limit", unit="vCPUs", low=0, high=1024)
     max_ram: int = option(0, "most memory a guest may have, 0 for no limit", kind="size", unit="MiB")
     max_vms_per_node: int = option(0, "most guests on a node, 0 for no limit", unit="guests", low=0, high=256)
-    max_disk_size: int = option(0, "most that disk_size= may ask for, 0 for no limit", kind="size", unit="MiB")
+    max_disk_size: int = option(
+        0, "most that disk_size= and a new disk= may ask for, 0 for no limit", kind="size", unit="MiB"
+    )
+    disk_allowed: bool = option(True, "whether jobs may bring a disk of their user's own, disk=")
     group_limits: tuple[str, ...] = option(
         (), f"limits of user groups, each \"GROUP {_LIMITED}\"", kind="limits"
     )
@@ -197,6 +209,7 @@ class SiteConfig:
     disk_dir: str = option("/var/lib/vtorque/disks", "guests' overlays, on a local disk", kind="path")
     log_dir: str = option("/var/log/vtorque", "root's log", kind="path")
     template_dir: str = option("/etc/vtorque/templates-vm", "the site's own templates, first", kind="path")
+    vm_scripts_dir: str = option("", "root's own scripts for every guest, empty for none", kind="path")
 
 
 ALIASES = {"VM_IMAGE_DIR": "VM_IMG_DIR", "IMAGE_POOL_DIR": "VM_IMG_DIR"}
@@ -214,6 +227,7 @@ EXAMPLES = {
     "MAX_RAM": '128G',
     "MAX_VMS_PER_NODE": '8',
     "MAX_DISK_SIZE": '100G',
+    "VM_SCRIPTS_DIR": '/etc/vtorque/scripts-vm',
     "RAMDISK_LIMIT": '16G',
     "IMAGE_CACHE_LIMIT": '200G',
     "GROUP_LIMITS": '["students max_vcpus=4 max_ram=8G"]',
@@ -221,6 +235,8 @@ EXAMPLES = {
     "CUSTOM_IP_MAPPING": 'true',
     "IP_TO_MAC_SCRIPT": '/etc/vtorque/ip-mapping.sh',
     "VM_NFS_HOME": 'nfs1:/export/home',
+    "GUEST_NET_ALLOW": '10.0.0.7:27000-27009',
+    "GUEST_NET_DENY": '192.168.0.0/16',
     "NAME_SERVER": '10.0.0.53 10.0.0.54',
     "DOMAIN": 'cluster.example.org',
     "SEARCH_DOMAIN": 'cluster.example.org example.org',

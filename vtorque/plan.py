@@ -5,7 +5,7 @@ import hashlib
 import uuid
 from pathlib import Path
 
-from vtorque import numa, shares, units
+from vtorque import datadisk, numa, shares, units
 from vtorque.config import SiteConfig
 from vtorque.errors import ConfigError, NodeBusy, RequestError
 from vtorque.model import Account, Image, Job, JobPlan, NodeShape, VmPlan, VmRequest
@@ -13,6 +13,8 @@ from vtorque.overhead import qemu_memory_mib
 
 _NAMESPACE = uuid.UUID("6f1d0f5e-4b0a-5d0c-9a37-76746f727175")
 _MAC_BYTES = 6
+# With its three letters as long as a name may be: the kernel's IFNAMSIZ is 16, with the final NUL.
+_TAP_DIGITS = 12
 
 
 def make(
@@ -64,11 +66,18 @@ def guest_hostname(node: str, slot: int) -> str:
     return f"v{node.partition('.')[0]}-{slot + 1}"
 
 
+def guest_mac(prefix: str, job_id: str, rank: int) -> str:
+    """The site's prefix, filled up from a digest of job and rank."""
+    octets = bytes.fromhex(prefix.replace(":", ""))
+    digest = hashlib.sha256(f"{job_id}/{rank}".encode()).digest()
+    return (octets + digest)[:_MAC_BYTES].hex(":")
+
+
 def _check(job: Job, request: VmRequest, image: Image, site: SiteConfig, shape: NodeShape) -> None:
     if request.arch != image.arch:
         raise RequestError(f"image {image.name} is for {image.arch}, not {request.arch}")
-    if request.disk:
-        raise RequestError("-vm disk=: not supported by this version")
+    if request.disk and request.distro == "osv":
+        raise RequestError("-vm disk=: OSv guests have no place for it")
     _check_mapping(request, site, shape)
     _check_cores(request, site, shape)
     _check_memory(request, site, shape)
@@ -182,14 +191,8 @@ def _guests(request: VmRequest) -> str:
 
 
 def _vm(
-    job: Job,
-    request: VmRequest,
-    site: SiteConfig,
-    *,
-    slot: int,
-    node_name: str,
-    place: numa.Place,
-    host: tuple[int, ...],
+    job: Job, request: VmRequest, site: SiteConfig, *,
+    slot: int, node_name: str, place: numa.Place, host: tuple[int, ...],
 ) -> VmPlan:
     rank = job.node_index * request.vms_per_node + slot
     # The manual's name: it counts on the node, since a sister does not know how many there are in all.
@@ -203,7 +206,8 @@ def _vm(
         node=node_name,
         name=name,
         uuid=guest_uuid(job.id, rank),
-        mac=_mac(site.mac_prefix, job, rank),
+        mac=guest_mac(site.mac_prefix, job.id, rank),
+        tap=_tap(job.id, rank),
         hostname=guest_hostname(node_name, slot),
         vcpus=request.vcpus,
         memory_mib=request.memory_mib,
@@ -220,11 +224,10 @@ def _vm(
         sockets=place.sockets,
         threads=place.threads,
         share_sockets=shares.sockets(name, site),
+        disk_socket=datadisk.socket(request, name, rank, site),
     )
 
 
-def _mac(prefix: str, job: Job, rank: int) -> str:
-    """The site's prefix, filled up from a digest of job and rank."""
-    octets = bytes.fromhex(prefix.replace(":", ""))
-    digest = hashlib.sha256(f"{job.id}/{rank}".encode()).digest()
-    return (octets + digest)[:_MAC_BYTES].hex(":")
+def _tap(job_id: str, rank: int) -> str:
+    """A name that libvirt leaves alone, as it does not begin like its own (virNetDevGenerateName)."""
+    return f"vtg{hashlib.sha256(f'tap/{job_id}/{rank}'.encode()).hexdigest()[:_TAP_DIGITS]}"

@@ -131,9 +131,12 @@ def call(argv: Sequence[str], *, env: Mapping[str, str]) -> tuple[int, bytes]:
     return done.returncode if done.returncode >= 0 else 128 - done.returncode, done.stdout
 
 
-def call_through(argv: Sequence[str], *, env: Mapping[str, str], terminal: bool) -> tuple[int, bytes]:
+def call_through(
+    argv: Sequence[str], *, env: Mapping[str, str], terminal: bool, shown: Callable[[bytes], bytes] | None = None
+) -> tuple[int, bytes]:
     """Run a command in the user's own place, and pass its output on as it comes; status and output.
 
+    `shown` makes of a piece of output what is to be seen of it.
     With `terminal` its standard output is ours, and nothing of it is seen. What
     would end us is left to the command, so that somebody is there to clean up
     after it: a terminal's Ctrl-C reaches it anyway, TERM and HUP are passed on.
@@ -151,7 +154,7 @@ def call_through(argv: Sequence[str], *, env: Mapping[str, str], terminal: bool)
             with child.stdout:
                 while data := os.read(child.stdout.fileno(), 1 << 16):
                     printed += data
-                    write_all(1, data)
+                    write_all(1, shown(data) if shown else data)
         status = child.wait()
     finally:
         for number, handler in before.items():

@@ -9,13 +9,14 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from vtorque import files, published, render
+from vtorque.backends.batch import CORES
 from vtorque.backends.transport import Session, Sink, Terminal, XServer
 from vtorque.deadline import Deadline
 from vtorque.errors import Blame, StateError, TransportError, VtorqueError
-from vtorque.model import JobPlan, Peer
+from vtorque.model import Job, Peer, VmRequest
 from vtorque.state import FAILED, READY
 
 _SCHEMA = 1
@@ -54,17 +55,27 @@ class NotStarted(VtorqueError):
         self.status = status
 
 
-def ready_marker(plan: JobPlan, peers: Sequence[Peer]) -> dict[str, object]:
+class Asked(Protocol):
+    """A job and what it asks for: a plan, or the demand that plans are made of."""
+
+    @property
+    def job(self) -> Job: ...
+
+    @property
+    def request(self) -> VmRequest: ...
+
+
+def ready_marker(asked: Asked, peers: Sequence[Peer]) -> dict[str, object]:
     """What root leaves when all guests are proven: without it the wrapper runs nothing.
 
     A hook that was killed by a signal counts as a success in Torque
     (prolog.c:1317-1323), so this file is the only evidence there is.
     """
-    request = plan.request
-    node_file = render.node_file_path(plan)
+    request = asked.request
+    node_file = render.node_file_path(asked.job.id)
     return {
         "schema": _SCHEMA,
-        "job": plan.job.id,
+        "job": asked.job.id,
         "boot_id": _boot_id(),
         "vcpus": request.vcpus,
         "guests": [published.as_json(peer) for peer in peers],
@@ -122,17 +133,17 @@ def furnishing(guests: Guests, key: str) -> dict[str, str]:
     }
 
 
-def job_environment(environ: Mapping[str, str], exported: Collection[str], guests: Guests) -> dict[str, str]:
-    """The variables that go along: the batch system's own, and those the user exported with -v or -V.
+def job_environment(
+    environ: Mapping[str, str], batch: Mapping[str, str], exported: Collection[str], guests: Guests
+) -> dict[str, str]:
+    """The variables that go along: the `batch` system's own, and those the user exported with -v or -V.
 
     The display is the node's; the guest's sshd makes one of its own.
     """
-    chosen = {
-        name: value
-        for name, value in environ.items()
-        if (name.startswith("PBS_") or name == "ENVIRONMENT" or name in exported) and name not in _NODES_OWN
-    }
-    return {**chosen, **guests.environment}
+    chosen = {name: value for name, value in environ.items() if name in exported and name not in _NODES_OWN}
+    counted = {name: int(batch[name]) for name in CORES if batch.get(name, "").isdecimal()}
+    fitting = {name: str(min(count, guests.vcpus)) for name, count in counted.items()}
+    return {**chosen, **batch, **fitting, **guests.environment}
 
 
 def order(
@@ -193,7 +204,8 @@ def _marker(path: Path, owner: int) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     if data.get("schema") != _SCHEMA:
-        raise StateError(f"{path} was written by another version of vtorque")
+        text = f"{path} was written by another version of vtorque, with schema {data.get('schema')}"
+        raise StateError(text, hint=f"this one knows {_SCHEMA}; submit the job again")
     marker: dict[str, Any] = data
     return marker
 

@@ -2,6 +2,7 @@
 """Guests' shares: which a job gets, and how a domain document says so. Pure."""
 
 import functools
+import re
 from pathlib import Path, PurePosixPath
 from typing import Any
 from xml.etree.ElementTree import Element
@@ -13,6 +14,8 @@ from vtorque.model import Account, Image, JobPlan, Mount, VmPlan, VmRequest
 _WORKSPACE, _OPT = PurePosixPath("/workspace"), PurePosixPath("/opt")
 # The directory of the share that is each user's own.
 _HOME = "~"
+_NFS_PORT = 2049
+_PORT = re.compile(r"(?:^|,)port=([0-9]{1,5})(?:,|$)", re.ASCII)
 _USER_MARKS = ("[username]", "__USER_NAME__", "%u")
 # What is a program with somebody else's rights on the host is none in the guest. Without cache=mmap
 # nothing can be mapped for writing.
@@ -44,6 +47,12 @@ def mounts(account: Account, request: VmRequest, image: Image, site: SiteConfig)
             hint="SHARE: virtiofs, or mount options with sec=krb5p",
         )
     return exports
+
+
+def server_of(share: str, options: str) -> tuple[str, int]:
+    """Server and port of `server:/export`, with its mount options."""
+    port = _PORT.search(options)
+    return share.partition(":/")[0].strip("[]"), int(port[1]) if port else _NFS_PORT
 
 
 def sockets(name: str, site: SiteConfig) -> tuple[Path, ...]:

@@ -11,24 +11,24 @@ from pathlib import Path
 
 from vtorque.errors import ConfigError
 
-_SYSTEM = Path("/etc/vtorque/vtorque.yaml")
+_SYSTEM = "etc/vtorque/vtorque.yaml"
 _LIMIT = 256 * 1024
 # What YAML and we read the same way: a key at the beginning of a line, a plain word, a comment.
 _PLAIN = re.compile(r"([A-Z_0-9]+):[ \t]+([A-Za-z0-9./][A-Za-z0-9._/+-]*)[ \t]*(?:[ \t]#.*)?", re.ASCII)
 
 
-def find(prefix: Path) -> Path:
-    """The configuration that belongs to the program at `prefix`, else the system's own.
+def find(prefix: Path, *, root: Path = Path("/")) -> Path:
+    """The configuration that belongs to the program at `prefix`, else that of the system below `root`.
 
     Raises ConfigError when there is neither.
     """
-    own = prefix / "etc" / "vtorque.yaml"
-    for path in (own, _SYSTEM):
+    own, system = prefix / "etc" / "vtorque.yaml", root / _SYSTEM
+    for path in (own, system):
         if path.is_file():
             return path
     raise ConfigError(
-        f"there is no configuration: neither {own} nor {_SYSTEM}",
-        hint=f"copy {prefix}/contrib/vtorque.yaml to {_SYSTEM} and adapt it",
+        f"there is no configuration: neither {own} nor {system}",
+        hint=f"copy {prefix}/contrib/vtorque.yaml to {system} and adapt it",
     )
 
 

@@ -9,13 +9,16 @@ import contextlib
 import fcntl
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from vtorque import files
 from vtorque.deadline import Deadline
 from vtorque.errors import GenerationClosed, StateError
 from vtorque.model import Job, Resource
+
+SCHEMA = 1
+"""Of the ledger, the plan and the count of failed starts; where there is none it is 1, which was the first."""
 
 READY = "ready"
 FAILED = "failed"
@@ -25,6 +28,9 @@ _LOCK = "lock"
 _CLOSED = "closed"
 _PLAN = "plan.json"
 _LIMIT = 1 << 20
+# To a version that knows of no schemas: something is given back that was never taken.
+_FIRST_LINE = json.dumps(["back", "schema", str(SCHEMA)]).encode() + b"\n"
+_VERBS = ("take", "did", "back")
 
 
 class JobState:
@@ -49,7 +55,7 @@ class JobState:
         # The wrapper has to reach the marker by its name.
         self.path.chmod(0o711)
         files.write_new(self.path / _LOCK, b"", mode=0o600)
-        files.write_new(self.path / _LEDGER, b"", mode=0o600)
+        files.write_new(self.path / _LEDGER, _FIRST_LINE, mode=0o600)
 
     @property
     def exists(self) -> bool:
@@ -61,12 +67,23 @@ class JobState:
         """Whether no act may begin any more: the generation is being ended, or gone."""
         return not self.exists or (self.path / _CLOSED).exists()
 
+    @property
+    def generation(self) -> str:
+        """What tells this generation from those before and after it; empty when there is none."""
+        with contextlib.suppress(FileNotFoundError):
+            # Nobody writes to it, and inode numbers alone come back.
+            about = (self.path / _LOCK).stat()
+            return f"{about.st_ino} {about.st_mtime_ns}"
+        return ""
+
     @contextlib.contextmanager
     def act(self, *, deadline: Deadline) -> Iterator[None]:
         """Do something for the job while its generation is open; GenerationClosed when it is not."""
         with self._locked(fcntl.LOCK_SH, deadline):
             if (self.path / _CLOSED).exists():
                 raise GenerationClosed(f"job {self.key} was deleted while its guests were being started")
+            if (schema := self._read()[1]) > SCHEMA:
+                raise StateError(f"job {self.key} was begun by a newer version of vtorque", hint=_schemas(schema))
             yield
 
     @contextlib.contextmanager
@@ -89,18 +106,19 @@ class JobState:
 
     def held(self) -> list[Resource]:
         """What was taken and not given back, newest first."""
-        return [Resource(kind=kind, name=name) for kind, name in reversed(self._entries())]
+        return [Resource(kind=kind, name=name) for kind, name in reversed(self._read()[0])]
 
     def certain(self, resource: Resource) -> bool:
         """Whether taking this was seen to succeed, rather than cut short."""
-        return self._entries().get((resource.kind, resource.name), False)
+        return self._read()[0].get((resource.kind, resource.name), False)
 
     def given_back(self, resource: Resource) -> None:
         """Forget a resource that is known to be gone."""
         self._note("back", resource)
 
-    def save_plan(self, text: str) -> None:
-        """Keep the plan for whoever tears it down or looks at it."""
+    def save_plan(self, plan: Mapping[str, object]) -> None:
+        """Keep the plan for whoever looks at it."""
+        text = json.dumps({"schema": SCHEMA, **plan}, default=str, indent=1)
         files.write_new(self.path / _PLAN, text.encode(), mode=0o600)
 
     def publish(self, name: str, data: dict[str, object], *, group: int) -> None:
@@ -112,6 +130,10 @@ class JobState:
         """Forget the job; StateError while something is still held."""
         if held := self.held():
             raise StateError(f"job {self.key} still holds {held[0].kind} {held[0].name}")
+        _, schema, strange = self._read()
+        if strange:
+            text = f"job {self.key} may hold more: {strange} lines of its ledger are a newer version's"
+            raise StateError(text, hint=f"{_schemas(schema)}; look, then rm -r {self.path}")
         # The lock goes first: whoever waits for it then finds the generation gone.
         (self.path / _LOCK).unlink(missing_ok=True)
         with contextlib.suppress(FileNotFoundError):
@@ -147,21 +169,35 @@ class JobState:
         finally:
             os.close(handle)
 
-    def _entries(self) -> dict[tuple[str, str], bool]:
-        """What is held, oldest first, and whether it was seen to be done."""
+    def _read(self) -> tuple[dict[tuple[str, str], bool], int, int]:
+        """What is held, oldest first, and whether it was seen to be done; the schema, and how many lines are strange.
+
+        A teardown does what it can with a newer version's ledger.
+        """
+        held: dict[tuple[str, str], bool] = {}
+        schema, strange = 1, 0
         try:
             text = files.read(self.path / _LEDGER, limit=_LIMIT)
         except FileNotFoundError:
-            return {}
-        held: dict[tuple[str, str], bool] = {}
+            return held, schema, strange
         # A last line without its newline was cut short: what it announces never began.
         for line in text.split(b"\n")[:-1]:
-            verb, kind, name = json.loads(line)
-            if verb == "back":
+            try:
+                verb, kind, name = json.loads(line)
+                if verb not in _VERBS:
+                    raise ValueError(verb)
+            except (ValueError, TypeError):
+                if schema <= SCHEMA:
+                    raise StateError(f"the ledger of job {self.key} is damaged: {line[:80]!r}") from None
+                strange += 1
+                continue
+            if (verb, kind) == ("back", "schema"):
+                schema = int(name)
+            elif verb == "back":
                 held.pop((kind, name), None)
             else:
                 held[kind, name] = verb == "did"
-        return held
+        return held, schema, strange
 
 
 def jobs(root: Path) -> list[str]:
@@ -202,9 +238,11 @@ def attempt(root: Path, job: Job) -> int:
     path = root / "attempts" / job.key
     files.directory(path.parent, mode=0o700)
     count = 1
-    with contextlib.suppress(FileNotFoundError, ValueError):
-        count = int(files.read(path, limit=16)) + 1
-    files.replace(path, str(count).encode(), mode=0o600)
+    with contextlib.suppress(FileNotFoundError, ValueError, TypeError, KeyError):
+        # The first version wrote a bare number.
+        before = json.loads(files.read(path, limit=_LIMIT))
+        count = (before if isinstance(before, int) else int(before["count"])) + 1
+    files.replace(path, json.dumps({"schema": SCHEMA, "count": count}).encode(), mode=0o600)
     return count
 
 
@@ -212,3 +250,7 @@ def forget_attempts(root: Path, key: str) -> None:
     """Start counting anew: the job started, or will not be tried again."""
     with contextlib.suppress(FileNotFoundError):
         (root / "attempts" / key).unlink()
+
+
+def _schemas(found: int) -> str:
+    return f"it wrote schema {found}, this one knows {SCHEMA}"

@@ -4,10 +4,11 @@
 import contextlib
 import glob
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from vtorque import admission, logs, serving
+from vtorque import admission, diskserving, logs, netfilter, serving
+from vtorque.backends.filter import Filter
 from vtorque.backends.hypervisor import Hypervisor
 from vtorque.deadline import Deadline
 from vtorque.errors import GenerationClosed, StateError, VtorqueError
@@ -19,9 +20,16 @@ log = logging.getLogger(__name__)
 DOMAIN = "domain"
 FILE = "file"
 DIRECTORY = "directory"
+SHUTDOWN = "shutdown"
+"""A guest that has something to write or to run before it is destroyed; its name is the domain's."""
+
+_SHUTDOWN_SECONDS = 60.0
+# The first time there may have been nobody yet to see it.
+_PRESS_AGAIN_SECONDS = 5.0
+_LOOK_SECONDS = 0.2
 
 
-def release(state: JobState, *, hypervisor: Hypervisor, deadline: Deadline) -> None:
+def release(state: JobState, *, hypervisor: Hypervisor, rules: Filter, deadline: Deadline) -> None:
     """Close the generation and give back all it holds, newest first; forget it when nothing is left.
 
     Everything is tried; raises StateError naming what could not be given back,
@@ -31,26 +39,31 @@ def release(state: JobState, *, hypervisor: Hypervisor, deadline: Deadline) -> N
         return
     try:
         with state.closing(deadline=deadline):
-            _release_held(state, hypervisor, deadline)
+            _release_held(state, hypervisor, rules, deadline)
     except GenerationClosed:
         # Removed meanwhile, or by somebody who was killed when only the lock was gone.
         if state.exists:
-            _release_held(state, hypervisor, deadline)
+            _release_held(state, hypervisor, rules, deadline)
 
 
-def _release_held(state: JobState, hypervisor: Hypervisor, deadline: Deadline) -> None:
+def _release_held(state: JobState, hypervisor: Hypervisor, rules: Filter, deadline: Deadline) -> None:
     held = state.held()
     if any(resource.kind == DOMAIN and not state.certain(resource) for resource in held):
         # libvirtd goes on with a start whose caller was killed. It lists a domain before it opens
         # the files: once these are gone, a late one is either found or cannot start any more.
-        for resource in held:
+        # Its rules must be there as long.
+        for resource in (each for each in held if each.kind != netfilter.FILTER):
             with contextlib.suppress(VtorqueError, OSError):
-                _give_back(resource, hypervisor, deadline)
-    stuck = []
+                _give_back(resource, hypervisor, rules, deadline)
+    _shut_down([each.name for each in held if each.kind == SHUTDOWN], hypervisor, deadline)
+    stuck: list[str] = []
     for resource in held:
+        if resource.kind == netfilter.FILTER and stuck:
+            # A guest that is still there keeps its rules.
+            continue
         try:
             with logs.about(guest=resource.name if resource.kind == DOMAIN else ""):
-                _give_back(resource, hypervisor, deadline)
+                _give_back(resource, hypervisor, rules, deadline)
                 log.info("gave back %s %s", resource.kind, resource.name)
             state.given_back(resource)
         except (VtorqueError, OSError) as error:
@@ -63,9 +76,9 @@ def _release_held(state: JobState, hypervisor: Hypervisor, deadline: Deadline) -
 
 
 def release_unrecorded(
-    key: str, *, hypervisor: Hypervisor, directories: Collection[Path], deadline: Deadline
+    key: str, *, hypervisor: Hypervisor, rules: Filter, table: str, directories: Collection[Path], deadline: Deadline
 ) -> None:
-    """Find the job's domains by their tag, and its files by their names, when no ledger tells of them.
+    """Find the job's domains by their tag, its `table` and its files by their names, when no ledger tells of them.
 
     `directories` hold nothing but files that are named `<key>_...`.
     """
@@ -79,13 +92,33 @@ def release_unrecorded(
             if path.is_socket():
                 serving.end(path, deadline=deadline)
             path.unlink(missing_ok=True)
+    if table in rules.tables(deadline=deadline):
+        log.warning("table %s was in no ledger", table)
+        rules.remove(table, deadline=deadline)
     own = [directory for directory in directories if directory.name == key]
     for directory in own:
         with contextlib.suppress(FileNotFoundError):
             directory.rmdir()
 
 
-def _give_back(resource: Resource, hypervisor: Hypervisor, deadline: Deadline) -> None:
+def _shut_down(names: Sequence[str], hypervisor: Hypervisor, deadline: Deadline) -> None:
+    """Let guests end by themselves, all at once; what has not after half of the time there is will be destroyed."""
+    limit = deadline.within(min(_SHUTDOWN_SECONDS, deadline.remaining / 2))
+    running = names
+    try:
+        while running:
+            limit.require(f"shutting down {', '.join(running)}")
+            for name in running:
+                hypervisor.shutdown(name, deadline=limit)
+            again = limit.within(_PRESS_AGAIN_SECONDS)
+            while running and not again.expired:
+                running = [name for name in running if hypervisor.is_running(name, deadline=limit)]
+                again.pause(_LOOK_SECONDS if running else 0)
+    except VtorqueError as error:
+        log.warning("not shut down cleanly: %s", error.brief)
+
+
+def _give_back(resource: Resource, hypervisor: Hypervisor, rules: Filter, deadline: Deadline) -> None:
     path = Path(resource.name)
     match resource.kind:
         case "domain":
@@ -97,6 +130,13 @@ def _give_back(resource: Resource, hypervisor: Hypervisor, deadline: Deadline) -
                 part.unlink(missing_ok=True)
         case serving.SHARE:
             serving.end(path, deadline=deadline)
+        case diskserving.DISK:
+            diskserving.end(path, deadline=deadline)
+        case netfilter.FILTER:
+            rules.remove(resource.name, deadline=deadline)
+        case "shutdown":
+            # Done for all together, before; and the domain goes either way.
+            pass
         case "directory":
             with contextlib.suppress(FileNotFoundError):
                 path.rmdir()

@@ -1,12 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """What this node has, and who its users are."""
 
+import fcntl
 import grp
 import os
 import pwd
 import re
 import socket
+import struct
+import sys
 from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
 from vtorque import units
@@ -17,6 +21,9 @@ from vtorque.shape import HugePages, NumaNode
 # Names go into a guest's passwd and group files, which know no quoting.
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}", re.ASCII)
 
+_ROUTE_GATEWAY = 2
+# netdevice(7).
+_SIOCGIFADDR = 0x8915
 # Where Torque keeps a job's CPUs: with its cpusets, and with its cgroups.
 _CPUSETS = (
     "dev/cpuset/torque/{job}/cpus", "dev/cpuset/torque/{job}/cpuset.cpus",
@@ -29,13 +36,11 @@ def node_shape(system: Path = Path("/sys/devices/system")) -> NodeShape:
 
     Where the kernel does not say, in a container perhaps, cores and NUMA nodes stay unknown.
     """
-    import psutil  # vsub asks for accounts only, and must not wait for it
-
     cpus = tuple(sorted(os.sched_getaffinity(0)))
     return NodeShape(
         name=socket.gethostname(),
         cpus=cpus,
-        memory_mib=psutil.virtual_memory().total >> 20,
+        memory_mib=_memory_mib(Path("/proc/meminfo")),
         cores=_cores(system, cpus),
         numa=_numa(system, cpus),
     )
@@ -78,7 +83,7 @@ def _numa(system: Path, cpus: tuple[int, ...]) -> tuple[NumaNode, ...]:
 
 
 def _memory_mib(meminfo: Path) -> int:
-    """MemTotal of a NUMA node: `Node 0 MemTotal:  16384 kB`."""
+    """MemTotal of the node, or of a NUMA node: `Node 0 MemTotal:  16384 kB`."""
     found = re.search(r"MemTotal:\s+([0-9]+) kB", _text(meminfo), re.ASCII)
     return int(found[1]) >> 10 if found else 0
 
@@ -154,10 +159,39 @@ def user_ids(user: str) -> tuple[int, int]:
 
 def address_on(interface: str) -> str:
     """The node's first IPv4 address on an interface, or nothing."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
+        try:
+            answer = fcntl.ioctl(asking, _SIOCGIFADDR, struct.pack("256s", os.fsencode(interface)[:15]))
+        except OSError:
+            return ""
+    return socket.inet_ntoa(answer[20:24])
+
+
+def networks_on(interface: str) -> tuple[IPv4Network, ...]:
+    """The IPv4 subnets that the node has addresses of on an interface."""
     import psutil
 
-    addresses = psutil.net_if_addrs().get(interface, [])
-    return next((each.address for each in addresses if each.family is socket.AF_INET), "")
+    return tuple(
+        IPv4Network(f"{each.address}/{each.netmask}", strict=False)
+        for each in psutil.net_if_addrs().get(interface, []) if each.family is socket.AF_INET and each.netmask
+    )
+
+
+def own_addresses() -> tuple[IPv4Address, ...]:
+    """The node's IPv4 addresses on all its interfaces."""
+    import psutil
+
+    found = {
+        IPv4Address(each.address)
+        for addresses in psutil.net_if_addrs().values() for each in addresses if each.family is socket.AF_INET
+    }
+    return tuple(sorted(found))
+
+
+def gateways(table: Path = Path("/proc/net/route")) -> tuple[IPv4Address, ...]:
+    """The routers that the node sends through: numbers in the host's byte order (net/ipv4/fib_trie.c)."""
+    found = {int(line.split()[_ROUTE_GATEWAY], 16) for line in _text(table).splitlines()[1:]} - {0}
+    return tuple(sorted(IPv4Address(number.to_bytes(4, sys.byteorder)) for number in found))
 
 
 def _group(gid: int) -> Group:

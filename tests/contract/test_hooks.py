@@ -138,11 +138,6 @@ def test_a_site_prologue_that_aborts_aborts(site: Site, other: str) -> None:
     assert not (site.root / "run/jobs").exists() or not list((site.root / "run/jobs").iterdir())
 
 
-def test_an_original_that_cannot_be_run_is_no_original(site: Site) -> None:
-    site.original("prologue", "#!/bin/sh\nexit 1\n", mode=0o644)
-    assert site.run().exit_status == 0
-
-
 REFUSALS: dict[str, tuple[Callable[[Site], str], int, str]] = {
     "garbage": (lambda site: "vt1.garbage", 65, "the request is damaged"),
     "cut short": (lambda site: request.encode(a_request())[:60], 65, "the request"),

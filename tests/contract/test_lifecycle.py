@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests.builders import KEY, a_job, a_request, a_shape, a_site
+from tests.fakes.filter import SURROUNDINGS, FakeFilter
 from tests.fakes.guest import FakeAddresses, FakeSession, FakeTransport
 from tests.fakes.hypervisor import FakeHypervisor
 from vtorque import images, lifecycle, plan, request, topology
@@ -46,6 +47,7 @@ class Scene:
         self.request = a_request(image="a.qcow2", vcpus=1, memory_mib=64)
         self.job = a_job(user=USER, request=request.encode(self.request), spool_script=script)
         self.hypervisor = FakeHypervisor(fail_at=fail_at)
+        self.filter = FakeFilter()
         said = says or f"ready {plan.guest_uuid(self.job.id, 0)}\n".encode()
         self.node = Node(
             site=a_site(**{
@@ -55,6 +57,7 @@ class Scene:
             shape=a_shape(), hypervisor=self.hypervisor,
             addresses=lambda guests, deadline: FakeAddresses(("10.0.0.1",)),
             transport=FakeTransport({"10.0.0.1": lambda: FakeSession(said)}), templates=TEMPLATES,
+            filter=self.filter, surroundings=lambda deadline: SURROUNDINGS,
             announce="10.0.0.254", qemu_ids=(0, 0),
         )
         self.state = self.node.state(self.job.key)
@@ -78,7 +81,7 @@ class Scene:
         files = [
             str(path) for place in ("run", "disks") for path in (self.root / place).rglob("*") if not path.is_dir()
         ]
-        return files + list(self.hypervisor._domains)
+        return files + list(self.hypervisor._domains) + list(self.filter.loaded)
 
 
 @pytest.fixture

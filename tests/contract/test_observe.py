@@ -92,7 +92,7 @@ class Scene:
 
     def _record(self) -> None:
         self.state.create()
-        self.state.save_plan(json.dumps(asdict(self.plan), default=str))
+        self.state.save_plan(asdict(self.plan))
         with self.state.taking(Resource(kind="domain", name=self.plan.vms[0].name), deadline=Deadline(5)):
             pass
         guest = Guest(vm=self.plan.vms[0], address="127.0.0.1", host_key=KEY)

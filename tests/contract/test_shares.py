@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.contract.test_lifecycle import Scene
+from tests.fakes.filter import FakeFilter
 from tests.fakes.hypervisor import FakeHypervisor
 from vtorque import proc, serving, teardown, topology
 from vtorque.deadline import Deadline
@@ -210,10 +211,12 @@ def test_teardown_ends_servers_with_and_without_a_ledger(root: Path, recorded: b
         ):
             share.start()
             raise KeyboardInterrupt
-        teardown.release(state, hypervisor=hypervisor, deadline=Deadline(10))
+        teardown.release(state, hypervisor=hypervisor, rules=FakeFilter(), deadline=Deadline(10))
     else:
         share.start()
-        teardown.release_unrecorded("7.srv", hypervisor=hypervisor, directories=[root], deadline=Deadline(10))
+        teardown.release_unrecorded(
+            "7.srv", hypervisor=hypervisor, rules=FakeFilter(), table="", directories=[root], deadline=Deadline(10)
+        )
     assert serving.serving(share.path) == []
     assert not share.path.exists()
 

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from tests.builders import KEY, a_job, a_request, a_shape, a_site
+from tests.fakes.filter import SURROUNDINGS, FakeFilter
 from tests.fakes.guest import FakeAddresses, FakeSession, FakeTransport
 from tests.fakes.hypervisor import FakeHypervisor
 from vtorque import guard, images, lifecycle, plan, published, request, state
@@ -42,6 +43,7 @@ class Sister:
         self.name = f"n{index + 1}"
         self.root = cluster.root / self.name
         self.hypervisor = FakeHypervisor()
+        self.filter = FakeFilter()
         self.job: Job = replace(
             cluster.job, node_index=index, nodes=cluster.nodes if index == 0 else (),
             spool_script=cluster.script if index == 0 else None,
@@ -56,6 +58,7 @@ class Sister:
             shape=a_shape(name=self.name), hypervisor=self.hypervisor,
             addresses=lambda guests, deadline: FakeAddresses(("10.0.0.1",)),
             transport=FakeTransport({"10.0.0.1": lambda: FakeSession(self.said())}), templates=TEMPLATES,
+            filter=self.filter, surroundings=lambda deadline: SURROUNDINGS,
             announce="", qemu_ids=(0, 0),
         )
         (self.root / "mom_priv/jobs").mkdir(parents=True)

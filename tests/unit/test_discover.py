@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from tests.builders import KEY, a_job, a_plan, a_shape, a_site
+from tests.fakes.filter import SURROUNDINGS, FakeFilter
 from tests.fakes.guest import FakeAddresses, FakeSession, FakeTransport
 from tests.fakes.hypervisor import FakeHypervisor
-from vtorque import discover
+from vtorque import discover, netfilter
 from vtorque.backends.transport import KeyPair
 from vtorque.boot import Started
 from vtorque.deadline import Deadline
@@ -21,11 +22,13 @@ from vtorque.errors import (
     GenerationClosed,
     GuestError,
     HypervisorError,
+    RequestError,
     TransportError,
 )
-from vtorque.model import VmPlan
+from vtorque.model import Resource, VmPlan
 from vtorque.node import Node
 from vtorque.state import JobState
+from vtorque.teardown import SHUTDOWN
 
 PLAN = a_plan()
 VM = PLAN.vms[0]
@@ -79,13 +82,16 @@ class Scene:
         self.hypervisor.create(f"<domain><name>{VM.name}</name>{tag}</domain>", deadline=Deadline(9))
         self.addresses = FakeAddresses(*looks)
         self.transport = FakeTransport(machines)
+        self.filter = FakeFilter()
         self.state = JobState(root, "7.srv")
         self.state.create()
         self.node = Node(
             site=a_site(state_dir=str(root)), shape=a_shape(), hypervisor=self.hypervisor,
             addresses=lambda guests, deadline: self.addresses, transport=self.transport, templates=root,
+            filter=self.filter, surroundings=lambda deadline: SURROUNDINGS,
             announce="", qemu_ids=(0, 0),
         )
+        self.filter.loaded[netfilter.table("7.srv", self.node.site)] = []
 
     def find(self, seconds: float = 0.05, clock: Clock | None = None) -> Any:
         deadline = Deadline(seconds, clock=lambda: clock.now, sleep=clock.sleep) if clock else Deadline(seconds)
@@ -140,10 +146,10 @@ def test_when_the_job_is_deleted_nobody_waits_any_longer(tmp_path: Path) -> None
         scene.find(seconds=600)
 
 
-@pytest.mark.parametrize("order", [("10.0.0.1", "fd00::2"), ("fd00::2", "10.0.0.1")])
+@pytest.mark.parametrize("order", [("10.0.0.1", "10.0.0.2"), ("10.0.0.2", "10.0.0.1")])
 def test_of_two_that_claim_to_be_the_guest_the_proven_one_wins(tmp_path: Path, order: tuple[str, ...]) -> None:
-    machines = {"10.0.0.1": impostor("10.0.0.1"), "fd00::2": lambda: FakeSession(READY)}
-    assert Scene(tmp_path, order, machines=machines).find(seconds=30).address == "fd00::2"
+    machines = {"10.0.0.1": impostor("10.0.0.1"), "10.0.0.2": lambda: FakeSession(READY)}
+    assert Scene(tmp_path, order, machines=machines).find(seconds=30).address == "10.0.0.2"
 
 
 def test_a_stale_address_is_told_with_the_key_that_was_found_there(tmp_path: Path) -> None:
@@ -211,6 +217,27 @@ def test_a_source_that_is_broken_ends_the_wait_at_once(tmp_path: Path) -> None:
     with pytest.raises(AddressError, match="exit status 3: no such node"):
         scene.find(seconds=600)
     assert scene.addresses.closed
+
+
+@pytest.mark.parametrize("ends_cleanly", [True, False])
+def test_a_guest_that_has_something_to_do_at_its_end_is_noted_once_it_is_proven(
+    tmp_path: Path, ends_cleanly: bool
+) -> None:
+    scene = Scene(tmp_path, ("10.0.0.1",), machines={"10.0.0.1": lambda: FakeSession(READY)})
+    started = Started(vm=VM, host_key=KEY, probe=KeyPair(private="p", public="q"), ends_cleanly=ends_cleanly)
+    assert scene.state.held() == []
+    discover.guests(
+        [started], job=a_job(), user="ann", node=scene.node, state=scene.state, deadline=Deadline(60)
+    )
+    noted = [Resource(kind=SHUTDOWN, name=VM.name)]
+    assert [each for each in scene.state.held() if each.kind == SHUTDOWN] == (noted if ends_cleanly else [])
+
+
+def test_what_the_user_brought_and_the_guest_refuses_is_his_fault(tmp_path: Path) -> None:
+    says = FakeSession(b"refused: -vm disk=/home/ann/a.img: holds no file system\n")
+    scene = Scene(tmp_path, ("10.0.0.1",), machines={"10.0.0.1": lambda: says})
+    with pytest.raises(RequestError, match=r"^-vm disk=/home/ann/a.img: holds no file system$"):
+        scene.find(seconds=30)
 
 
 def test_a_book_is_told_how_many_guests_there_are(tmp_path: Path) -> None:

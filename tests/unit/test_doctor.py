@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.builders import a_shape, a_site
-from vtorque import doctor, doctor_checks
+from vtorque import doctor, doctor_checks, shares
 from vtorque.deadline import Deadline
 from vtorque.doctor import Finding, Level
 from vtorque.doctor_checks import error, ok, warning
@@ -190,7 +190,7 @@ def test_something_has_to_be_left_for_guests(changes: dict[str, int], levels: li
     ("[fd00::1]:/home", "mountport=7", ("fd00::1", 2049)),
 ])
 def test_a_share_names_its_server(share: str, options: str, expected: tuple[str, int]) -> None:
-    assert doctor.server_of(share, options) == expected
+    assert shares.server_of(share, options) == expected
 
 
 @pytest.mark.parametrize(("now", "synchronised", "level"), [

@@ -56,7 +56,8 @@ def test_no_limit_is_no_limit() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "a b", "a max_x=1", "a max_vcpus=x", "a max_ram=1X", "a max_disk_size=x", "a groups=", "a groups=a,,b", "a/b max_vcpus=1"]
+    "text", ["", "a b", "a max_x=1", "a max_vcpus=x", "a max_ram=1X", "a max_disk_size=x", "a groups=", "a groups=a,,b",
+             "a/b max_vcpus=1"],
 )
 def test_a_limit_that_cannot_be_read_is_an_error_of_the_configuration(text: str) -> None:
     with pytest.raises(ValueError, match=r"is not|not a"):

@@ -129,7 +129,7 @@ def test_a_second_start_is_refused_while_the_first_is_recorded(record: JobState)
 
 
 def test_removal_leaves_nothing(record: JobState, tmp_path: Path) -> None:
-    record.save_plan("{}")
+    record.save_plan({})
     with record.closing(deadline=soon()):
         record.remove()
     assert list((tmp_path / "jobs").iterdir()) == []
@@ -148,3 +148,16 @@ def test_failed_starts_are_counted_until_forgotten(tmp_path: Path) -> None:
     assert [attempt(tmp_path, job) for _ in range(3)] == [1, 2, 3]
     forget_attempts(tmp_path, job.key)
     assert attempt(tmp_path, job) == 1
+
+
+def test_a_start_right_after_a_teardown_is_another_generation(tmp_path: Path) -> None:
+    """Her job may be back before a guard looks again: she must not take it for hers, and keep her place for ever."""
+    record = JobState(tmp_path, "7.srv")
+    assert record.generation == ""
+    record.create()
+    first = record.generation
+    assert first == JobState(tmp_path, "7.srv").generation != ""
+    record.remove()
+    assert record.generation == ""
+    record.create()
+    assert record.generation not in ("", first)

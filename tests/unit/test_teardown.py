@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.fakes.filter import FakeFilter
 from tests.fakes.hypervisor import FakeHypervisor
 from vtorque.deadline import Deadline
 from vtorque.errors import HypervisorError, StateError
 from vtorque.model import Resource
 from vtorque.state import JobState
-from vtorque.teardown import DIRECTORY, DOMAIN, FILE, release, release_unrecorded
+from vtorque.teardown import DIRECTORY, DOMAIN, FILE, SHUTDOWN, release, release_unrecorded
 
 XML = """<domain><name>{}</name><uuid>{}</uuid><metadata>
 <v:vtorque xmlns:v='https://vtorque.org/xmlns/domain/1' job='{}'/></metadata>
@@ -53,7 +54,7 @@ def take_all(record: JobState, hypervisor: FakeHypervisor, disks: Path) -> None:
 def test_everything_is_given_back_and_forgotten(record: JobState, tmp_path: Path) -> None:
     hypervisor = FakeHypervisor()
     take_all(record, hypervisor, tmp_path / "disks")
-    release(record, hypervisor=hypervisor, deadline=soon())
+    release(record, hypervisor=hypervisor, rules=FakeFilter(), deadline=soon())
     assert hypervisor.domains(deadline=soon()) == {}
     assert not (tmp_path / "disks").exists()
     assert not record.exists
@@ -62,8 +63,8 @@ def test_everything_is_given_back_and_forgotten(record: JobState, tmp_path: Path
 def test_it_may_be_said_twice_and_of_a_job_that_never_was(record: JobState, tmp_path: Path) -> None:
     hypervisor = FakeHypervisor()
     for _ in range(2):
-        release(record, hypervisor=hypervisor, deadline=soon())
-    release(JobState(tmp_path, "8.srv"), hypervisor=hypervisor, deadline=soon())
+        release(record, hypervisor=hypervisor, rules=FakeFilter(), deadline=soon())
+    release(JobState(tmp_path, "8.srv"), hypervisor=hypervisor, rules=FakeFilter(), deadline=soon())
     assert not record.exists
 
 
@@ -74,10 +75,10 @@ def test_what_could_not_be_given_back_stays_held_for_the_next_try(record: JobSta
     hypervisor.fail_at = len(hypervisor.calls) + call
     if call == 1:
         with pytest.raises(StateError, match=r"could not give back domain 7\.srv_1of1"):
-            release(record, hypervisor=hypervisor, deadline=soon())
+            release(record, hypervisor=hypervisor, rules=FakeFilter(), deadline=soon())
         assert record.held() == [Resource(kind=DOMAIN, name="7.srv_1of1")]
         assert not (tmp_path / "disks/overlay").exists(), "one failure must not keep the others"
-    release(record, hypervisor=hypervisor, deadline=soon())
+    release(record, hypervisor=hypervisor, rules=FakeFilter(), deadline=soon())
     assert not record.exists and not (tmp_path / "disks").exists()
     assert "7.srv_1of1" not in hypervisor._domains
 
@@ -100,7 +101,7 @@ def test_a_domain_that_appears_late_is_destroyed_or_cannot_start(record: JobStat
         overlay.touch()
     with pytest.raises(KeyboardInterrupt), record.taking(Resource(kind=DOMAIN, name="g"), deadline=soon()):
         raise KeyboardInterrupt
-    release(record, hypervisor=hypervisor, deadline=soon())
+    release(record, hypervisor=hypervisor, rules=FakeFilter(), deadline=soon())
     with contextlib.suppress(HypervisorError):
         started(hypervisor, "g", disk=str(overlay))
     assert hypervisor.domains(deadline=soon()) == {}
@@ -111,7 +112,7 @@ def test_a_domain_that_was_seen_to_exist_and_is_gone_is_believed_gone(record: Jo
     hypervisor = FakeHypervisor()
     with record.taking(Resource(kind=DOMAIN, name="g"), deadline=soon()):
         pass
-    release(record, hypervisor=hypervisor, deadline=soon())
+    release(record, hypervisor=hypervisor, rules=FakeFilter(), deadline=soon())
     assert hypervisor.calls.count("destroy") == 1
 
 
@@ -124,7 +125,37 @@ def test_without_a_ledger_things_are_found_by_tag_and_name(tmp_path: Path) -> No
         directory.mkdir()
     for path in (disks / "7.srv_1of1.qcow2", seeds / "7.srv_1of1.iso", seeds / "77.srv_1of1.iso"):
         path.touch()
-    release_unrecorded("7.srv", hypervisor=hypervisor, directories=(disks, seeds), deadline=soon())
+    release_unrecorded(
+        "7.srv", hypervisor=hypervisor, rules=FakeFilter(), table="", directories=(disks, seeds), deadline=soon()
+    )
     assert hypervisor.domains(deadline=soon()) == {"8.srv_1of1": "8.srv"}
     assert [path.name for path in seeds.iterdir()] == ["77.srv_1of1.iso"]
     assert not disks.exists()
+
+
+@pytest.mark.parametrize(("obeys", "presses"), [(1, 1), (3, 3), (1000, 6)])
+def test_a_guest_may_shut_down_before_it_is_destroyed_but_not_for_longer_than_half_of_the_time(
+    record: JobState, obeys: int, presses: int
+) -> None:
+    hypervisor = FakeHypervisor()
+    hypervisor.obeys = obeys
+    for kind in (DOMAIN, SHUTDOWN):
+        with record.taking(Resource(kind=kind, name="g"), deadline=soon()):
+            if kind == DOMAIN:
+                started(hypervisor, "g")
+    deadline = soon()
+    release(record, hypervisor=hypervisor, rules=FakeFilter(), deadline=deadline)
+    assert hypervisor.calls.count("shutdown") == presses
+    assert hypervisor.calls.index("destroy") > hypervisor.calls.index("is_running")
+    assert deadline.remaining >= 30 and not record.exists
+
+
+def test_a_hypervisor_that_presses_no_button_still_destroys(record: JobState) -> None:
+    hypervisor = FakeHypervisor()
+    for kind in (DOMAIN, SHUTDOWN):
+        with record.taking(Resource(kind=kind, name="g"), deadline=soon()):
+            if kind == DOMAIN:
+                started(hypervisor, "g")
+    hypervisor.fail_at = len(hypervisor.calls) + 1
+    release(record, hypervisor=hypervisor, rules=FakeFilter(), deadline=soon())
+    assert hypervisor.calls == ["create", "shutdown", "destroy"]

@@ -62,6 +62,12 @@ def test_nodes_are_in_the_order_of_the_node_file() -> None:
         parse(PelogKind.PROLOGUE, PROLOGUE, "n1\n-oProxyCommand=x\n")
 
 
+def test_a_sister_knows_how_many_nodes_there_can_be_at_most() -> None:
+    told = parse(PelogKind.PROLOGUE_PARALLEL, PROLOGUE, "", PBS_NODENUM="1", PBS_NP="12")
+    assert (told.nodes, told.node_index, told.most_nodes) == ((), 1, 12)
+    assert parse(PelogKind.PROLOGUE_PARALLEL, PROLOGUE, "", PBS_NODENUM="1").most_nodes == 0
+
+
 @pytest.mark.parametrize(
     ("blame", "status"), [(None, 0), (Blame.USER, 0), (Blame.NODE, 3), (Blame.BUG, 3)]
 )

@@ -6,13 +6,14 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from vtorque import config, files, topology
+from vtorque import config, files, guestnet, topology
 from vtorque.backends.address import AddressBook
 from vtorque.backends.address.arp import ArpTable
 from vtorque.backends.address.mapping import MappingScript
 from vtorque.backends.address.neighbour import Neighbours
+from vtorque.backends.filter.nft import Nft
 from vtorque.backends.hypervisor.libvirt import Libvirt
-from vtorque.backends.transport.ssh import Ssh
+from vtorque.backends.transport.late import LateSsh
 from vtorque.config import SiteConfig
 from vtorque.deadline import Deadline
 from vtorque.node import Node
@@ -51,7 +52,9 @@ def node(site: SiteConfig, prefix: Path) -> Iterator[Node]:
             shape=topology.node_shape(),
             hypervisor=hypervisor,
             addresses=partial(_addresses, site),
-            transport=Ssh(),
+            transport=LateSsh(),
+            filter=Nft(),
+            surroundings=lambda deadline: guestnet.look(site, deadline=deadline),
             templates=prefix / "templates-vm",
             announce=topology.address_on(site.bridge),
             qemu_ids=topology.user_ids(site.qemu_user),

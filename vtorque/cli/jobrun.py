@@ -18,6 +18,7 @@ from types import FrameType
 from typing import Any
 
 from vtorque import config, display, files, proc, published, run, submit
+from vtorque.backends import batch
 from vtorque.backends.transport import Session, Terminal
 from vtorque.backends.transport.ssh import Ssh
 from vtorque.cli import PREFIX
@@ -66,10 +67,14 @@ class _Bridge:
         self._directory = Path(pwd.getpwuid(os.getuid()).pw_dir, ".vtorque", request_id)
         self._arguments = arguments
         self._site: SiteConfig = config.load(config.find(PREFIX), trusted_owner=0)
-        self._job = job_id(os.environ.get("PBS_JOBID", ""))
+        self._batch = batch.by_name(self._site.batch_system).job_environment(os.environ)
+        self._job = job_id(self._batch.get("PBS_JOBID", ""))
         self._guests: Guests = run.proven(Path(self._site.state_dir) / "jobs" / job_key(self._job), self._job)
-        self._about = JobFile.parse(files.read(self._directory / "job.json", limit=_JOB_FILE_LIMIT))
-        self._key = files.read(self._directory / "key", limit=_JOB_FILE_LIMIT, owner=os.getuid()).decode()
+        try:
+            self._about = JobFile.parse(files.read(self._directory / "job.json", limit=_JOB_FILE_LIMIT))
+            self._key = files.read(self._directory / "key", limit=_JOB_FILE_LIMIT, owner=os.getuid()).decode()
+        except FileNotFoundError as error:
+            raise RequestError(f"{error.filename} is gone", hint="submit the job again") from None
         self._lost = ""
 
     def run(self) -> int:
@@ -142,7 +147,7 @@ class _Bridge:
         return 0
 
     def _order(self, command: Sequence[str], peer: Peer) -> bytes:
-        environment = run.job_environment(os.environ, self._about.exported, self._guests)
+        environment = run.job_environment(os.environ, self._batch, self._about.exported, self._guests)
         return run.order(
             environment={**environment, "VTORQUE_RANK": str(peer.rank)},
             directory=os.getcwd(),  # noqa: PTH109

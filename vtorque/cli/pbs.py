@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""qsub, qstat, qdel, qrls and pbs_mom of the local engine."""
+"""qsub, qstat, qdel, qrls, qrerun and pbs_mom of the local engine."""
 
 import json
 import signal
@@ -19,7 +19,9 @@ from vtorque.mom.spool import Home
 
 def main(name: str, argv: Sequence[str]) -> int:
     """Run the command of that name; its exit status, as Torque's: 2 for usage, PBSE of the engine, else 1."""
-    commands = {"qsub": pbssub.run, "qstat": _qstat, "qdel": _qdel, "qrls": _qrls, "pbs_mom": _pbs_mom}
+    commands = {
+        "qsub": pbssub.run, "qstat": _qstat, "qdel": _qdel, "qrls": _qrls, "qrerun": _qrerun, "pbs_mom": _pbs_mom,
+    }
     try:
         return commands[name](argv)
     except Answer as answer:
@@ -70,6 +72,10 @@ def _qdel(argv: Sequence[str]) -> int:
 
 def _qrls(argv: Sequence[str]) -> int:
     return _each("qrls", "release", argv)
+
+
+def _qrerun(argv: Sequence[str]) -> int:
+    return _each("qrerun", "rerun", argv)
 
 
 def _each(command: str, order: str, argv: Sequence[str]) -> int:

@@ -1,26 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
 """Root's hooks behind the shims in `scripts/`: the one place that owns their exit status.
 
-An uncaught exception would exit 1, and Torque would abort the user's job.
+An uncaught exception would exit 1, and Torque would abort the user's job, Slurm drain the node.
 """
 
 import contextlib
 import logging
 import os
-import pickle
 import signal
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from vtorque import chain, logs, proc
+from vtorque import chain, logs, orders, proc, slurmconf, slurmstarts
 from vtorque.backends import batch
+from vtorque.backends.batch import openpbs, slurm
 from vtorque.cli import PREFIX
 from vtorque.deadline import Deadline
-from vtorque.errors import Blame, StateError, VtorqueError
-from vtorque.model import PelogKind
+from vtorque.errors import Blame, ConfigError, StateError, VtorqueError
+from vtorque.model import JOB_EXEC_RETRY, Job, PelogKind
 
 log = logging.getLogger(__name__)
 
@@ -29,34 +29,49 @@ _MOM_CONFIG_LIMIT = 1 << 20
 _MARGIN_SECONDS = 5.0
 _UMASK = 0o077
 _GUARD = "guard"
+_LOADER = ("LD_PRELOAD", "LD_LIBRARY_PATH", "LD_AUDIT")
+_SLURM_HOOKS = ("slurm-prolog", "slurm-epilog")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call:
-    """How mom called a hook: kept as it was for the site's own, and to learn the job from."""
+    """How mom or slurmd called a hook: kept as it was for the site's own, and to learn the job from.
 
+    `system` is whose hook it is. OpenPBS tells its own nothing of the job's
+    resources: the shim has found the `request` elsewhere.
+    """
+
+    system: str
     kind: PelogKind
     hook: Path
     arguments: tuple[str, ...]
     environ: Mapping[str, str]
     directory: Path
     umask: int
+    request: str = ""
 
 
 def main(argv: Sequence[str]) -> int:
-    """`argv` is the kind of hook, the path mom called, and mom's own arguments; or `guard`."""
+    """`argv` is the kind of hook, the path mom or slurmd called, and mom's own arguments; or `guard`."""
     if argv[0] == _GUARD:
         return _guard()
     started = time.monotonic()
+    environ = dict(os.environ)
+    of_slurm = argv[0] in _SLURM_HOOKS
+    request = environ.pop(openpbs.CLASSIC_REQUEST, "")
+    # The shim has put these away from our own interpreter.
+    environ |= {name: value for name in _LOADER if (value := environ.pop(f"VTORQUE_{name}", ""))}
     call = Call(
-        kind=PelogKind(argv[0]),
+        system="slurm" if of_slurm else "openpbs" if request else "torque",
+        kind=slurm.kind_of(argv[0], environ) if of_slurm else PelogKind(argv[0]),
         hook=Path(argv[1]),
         arguments=tuple(argv[2:]),
-        environ=dict(os.environ),
+        environ=environ,
         directory=Path.cwd(),
         umask=os.umask(_UMASK),
+        request=request,
     )
-    _be_orderly()
+    be_orderly()
     # Until there is a log file: Python would print warnings and worse to the job's stderr.
     logs.setup(None)
     deadline = Deadline(_hook_seconds(call) - _MARGIN_SECONDS - (time.monotonic() - started))
@@ -66,7 +81,7 @@ def main(argv: Sequence[str]) -> int:
     return _original(call, deadline) or _own_part(call, deadline)
 
 
-def _be_orderly() -> None:
+def be_orderly() -> None:
     """Undo what mom hands down: closed or foreign descriptors, blocked signals, her environment.
 
     On a sister, epilogues start with 1 and 2 closed and TERM and CHLD blocked
@@ -85,27 +100,36 @@ def _be_orderly() -> None:
 
 
 def _hook_seconds(call: Call) -> float:
-    text = ""
-    with contextlib.suppress(OSError), (call.hook.parent / "config").open() as file:
-        text = file.read(_MOM_CONFIG_LIMIT)
-    return batch.by_name("torque").hook_seconds(text)
+    return batch.by_name(call.system).hook_seconds(_configuration(call))
+
+
+def _configuration(call: Call) -> str:
+    """The text of mom's or slurmd's own configuration, nothing when it cannot be read."""
+    with contextlib.suppress(OSError):
+        if call.system == "slurm":
+            return slurmconf.read(slurmconf.find(Path(call.environ.get("SLURM_CONF", slurmconf.CACHED))))
+        with (call.hook.parent / "config").open() as file:
+            return file.read(_MOM_CONFIG_LIMIT)
+    return ""
 
 
 def _original(call: Call, deadline: Deadline) -> int:
     """The site's own hook, with mom's own arguments; it runs even when our configuration is broken."""
-    path = chain.original(call.hook)
-    if path is None:
-        return 0
     try:
+        path = chain.original(call.hook)
+        if path is None:
+            return 0
         status = chain.run(
             path, call.arguments,
             environ=call.environ, directory=call.directory, umask=call.umask, deadline=deadline,
         )
     except VtorqueError as error:
         _say(error.one_line())
-        return batch.by_name("torque").exit_status(call.kind, error.blame)
-    # Mom takes a hook's death by signal for success; what replaced her only child must do the same.
-    return max(status, 0)
+        return batch.by_name(call.system).exit_status(call.kind, error.blame)
+    if status < 0:
+        _say(f"{path} was killed by signal {-status}")
+    # What replaced the only hook must end as it did: mom takes death by signal for success, slurmd does not.
+    return max(status, 0) if call.system == "torque" else abs(status)
 
 
 def _own_part(call: Call, deadline: Deadline) -> int:
@@ -125,7 +149,7 @@ def _own_part(call: Call, deadline: Deadline) -> int:
             # Whatever it is, it must not become the exit status 1 that aborts the job.
             _report(call, error)
             blame = error.blame if isinstance(error, VtorqueError) else Blame.BUG
-            return batch.by_name("torque").exit_status(call.kind, blame)
+            return batch.by_name(call.system).exit_status(call.kind, blame)
     return 0
 
 
@@ -138,23 +162,42 @@ def _prepare(call: Call, stack: contextlib.ExitStack) -> Callable[[Deadline], No
 
     site = assembly.site(PREFIX)
     logs.setup(assembly.log_file(site), verbose=site.debug_default)
+    if (call.system == "slurm") != (site.batch_system == "slurm"):
+        raise ConfigError(f"this hook is for {call.system}", hint=f"BATCH_SYSTEM is {site.batch_system}")
     dialect = batch.by_name(site.batch_system)
-    job = dialect.parse_job(call.kind, call.arguments, call.environ, _node_file(call))
+    environ = {**call.environ, openpbs.CLASSIC_REQUEST: call.request}
+    job = dialect.parse_job(call.kind, call.arguments, environ, _node_file(call))
     stack.enter_context(logs.about(job=job.id))
     stack.enter_context(logs.step(call.kind))
     node = stack.enter_context(assembly.node(site, PREFIX))
+    if call.system == "slurm":
+        job = _noted(call, job, Path(site.state_dir), stack)
     match call.kind:
+        case PelogKind.PROLOGUE if call.system == "openpbs":
+            from vtorque.cli import pbshook
+
+            return pbshook.classic(job, node, launch)
         case PelogKind.PROLOGUE:
-            return lambda deadline: lifecycle.prologue(job, node, _launch, deadline=deadline)
+            return lambda deadline: lifecycle.prologue(job, node, launch, deadline=deadline)
         case PelogKind.PROLOGUE_PARALLEL:
-            return lambda deadline: lifecycle.prologue_parallel(job, node, _launch, deadline=deadline)
+            return lambda deadline: lifecycle.prologue_parallel(job, node, launch, deadline=deadline)
         case PelogKind.EPILOGUE:
             return lambda deadline: lifecycle.epilogue(job, node, deadline=deadline)
         case _:
             return lambda deadline: lifecycle.epilogue_parallel(job, node, deadline=deadline)
 
 
-def _launch(orders: object, place: int) -> None:
+def _noted(call: Call, job: Job, root: Path, stack: contextlib.ExitStack) -> Job:
+    """The job, once its start or its end is noted where its other hook and the guard find it."""
+    if call.kind.starts:
+        slurmstarts.begin(root, job, environ=call.environ, conf=_configuration(call))
+        return job
+    stack.callback(slurmstarts.forget, root, job)
+    again = slurmstarts.runs_again(root, job, environ=call.environ)
+    return replace(job, exit_status=JOB_EXEC_RETRY) if again else job
+
+
+def launch(told: object, place: int) -> None:
     """Start a guard in a session of its own. Her orders hold a key: they go through a pipe of our own."""
     child = proc.spawn(
         [sys.executable, "-I", str(PREFIX / "scripts" / "hook"), _GUARD],
@@ -162,8 +205,8 @@ def _launch(orders: object, place: int) -> None:
         pass_fds=(place,),
     )
     assert child.stdin is not None
-    with child.stdin as orders_in:
-        orders_in.write(pickle.dumps(orders))
+    with child.stdin as pipe:
+        pipe.write(orders.encode(told))
     proc.detach(child)
 
 
@@ -172,13 +215,13 @@ def _guard() -> int:
     from vtorque import guard
     from vtorque.cli import assembly
 
-    # Written by the hook that started us, into a pipe that nobody else has.
-    orders = pickle.load(sys.stdin.buffer)
     site = assembly.site(PREFIX)
     logs.setup(assembly.log_file(site), verbose=site.debug_default)
-    with logs.about(job=orders.demand.job.id), logs.step(_GUARD), assembly.node(site, PREFIX) as node:
+    # Written by the hook that started us, into a pipe that nobody else has.
+    told = orders.decode(guard.Orders, sys.stdin.buffer.read())
+    with logs.about(job=told.demand.job.id), logs.step(_GUARD), assembly.node(site, PREFIX) as node:
         try:
-            guard.watch(orders, node)
+            guard.watch(told, node)
         except Exception:
             log.exception("unforeseen")
             return 1
@@ -192,7 +235,11 @@ def _report(call: Call, error: Exception) -> None:
 
 
 def _node_file(call: Call) -> str:
-    path = call.environ.get("PBS_NODEFILE")
+    # What is wrong with it is no reason not to tear down.
+    path = call.environ.get("PBS_NODEFILE") if call.kind.starts else ""
+    if call.system == "openpbs" and call.kind.starts:
+        # It is there when a classic prologue starts (start_exec.c), who is only not told.
+        path = str(call.hook.parents[1] / "aux" / call.arguments[0])
     if not path:
         return ""
     try:

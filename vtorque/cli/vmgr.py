@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from vtorque import __version__
-from vtorque.cli import vmgr_guests, vmgr_images, vmgr_lab, vmgr_site
+from vtorque.cli import vmgr_guests, vmgr_images, vmgr_install, vmgr_lab, vmgr_site
 from vtorque.errors import RequestError, VtorqueError
 
 _EXAMPLES = """\
@@ -22,6 +22,8 @@ examples:
   vmgr ssh 12 -- uptime            a command in rank 0 of job 12
   vmgr logs 12 -f                  what root did for the job, as it happens
   vmgr sweep --dry-run             jobs that left something on this node
+  vmgr install --system torque --dry-run
+                                   what would be linked and written on this node
   vmgr lab up; vmgr lab shell      a one-machine cluster, and a shell of its user
 
 exit status: 0 done, 1 failed, 2 wrong usage; `doctor`: 0 well, 1 warnings, 2 errors;
@@ -65,5 +67,6 @@ def parser() -> argparse.ArgumentParser:
     vmgr_images.add(areas)
     vmgr_guests.add(areas)
     vmgr_site.add(areas)
+    vmgr_install.add(areas)
     vmgr_lab.add(areas)
     return top

@@ -9,7 +9,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from vtorque import config, configimport, doctor, follow, lifecycle, submit
+from vtorque import config, configimport, doctor, follow, lifecycle, slurmjob, submit
 from vtorque.cli import PREFIX, assembly
 from vtorque.config import SiteConfig
 from vtorque.deadline import Deadline
@@ -149,12 +149,15 @@ def _sweep_own(*, dry_run: bool) -> int:
         if not job:
             sys.stderr.write(f"vmgr: {path}: which job it belongs to is not known; remove it by hand\n")
             status = 1
-        elif follow.is_over(job, qstat=_qstat(site), env=os.environ):
+        elif follow.is_over(job, ask=_ask(site)):
             if not dry_run:
                 submit.remove(path, job)
             sys.stdout.write(f"{job}\n")
     return status
 
 
-def _qstat(site: SiteConfig) -> str:
-    return str(Path(site.pbs_qsub_on_fe).with_name("qstat"))
+def _ask(site: SiteConfig) -> follow.Ask:
+    beside = Path(site.pbs_qsub_on_fe)
+    if site.batch_system == "slurm":
+        return slurmjob.ask(str(beside.with_name("scontrol")), os.environ)
+    return follow.qstat(str(beside.with_name("qstat")), os.environ)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """`vsub`, in place of qsub: the same options, and `-vm`.
 
-Here is only what a job without guests needs, and nothing third-party: it must
-cost no more than starting Python once.
+Here is only what a job without guests needs, and nothing third-party. Most such
+jobs do not even get here: `plain` sees to them.
 """
 
 import os
@@ -12,13 +12,14 @@ from pathlib import Path
 
 from vtorque import qsub, sitefile
 from vtorque.cli import PREFIX
+from vtorque.cli.plain import OPTIONS, QSUB
 from vtorque.errors import ConfigError, RequestError, VtorqueError
-from vtorque.qsub import OPENPBS, TORQUE, CommandLine, Grammar, Header
+from vtorque.qsub import CommandLine, Grammar, Header
 
 EXIT_FAILED, EXIT_USAGE, EXIT_CONFIG = 1, 2, 78
 
 _STDIN = "STDIN"
-_OPTIONS = ("BATCH_SYSTEM", "REGEX_FE", "PBS_QSUB_ON_FE", "PBS_QSUB_ON_NODES", "DISABLED_HOSTS_LIST")
+_SBATCH = "/usr/bin/sbatch"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,16 +40,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(words: list[str]) -> int:
+    named, words = _batch(words)
     try:
-        grammar, real = _facts()
+        system, real = _facts(named)
     except ConfigError:
         if not {"--help", "--version"} & set(words):
             raise
-        grammar, real = TORQUE, ""
+        system, real = "torque", ""
+    grammar = qsub.GRAMMARS[system]
     try:
         line = qsub.parse(words, grammar)
     except RequestError:
-        if any(word == "-vm" or word in qsub.OURS for word in words):
+        if system == "slurm" or any(word == "-vm" or word in qsub.OURS for word in words):
             raise
         os.execv(real, [real, *words])
     if line.ours & {"--help", "--version"} or (words == ["-h"] and os.isatty(0)):
@@ -56,28 +59,55 @@ def _main(words: list[str]) -> int:
 
         return vsubhelp.version() if "--version" in line.ours else vsubhelp.show(PREFIX)
     text, head = _script(line, grammar)
+    name = Path(line.script).name if line.script not in (None, "-") else _STDIN
     if not line.vm and not (head and head.vm):
+        if system == "slurm":
+            from vtorque.cli import slurmsubmit
+
+            return slurmsubmit.run(line, name, text, head.options if head else (), real)
         if line.ours or line.generate is not None:
-            option = min(line.ours, default="--generate")
-            raise qsub.UsageError(f"{option} is for jobs in guests", hint="like vsub -vm vcpus=4 job.sh")
+            raise qsub.only_in_guests(line)
         os.execv(real, [real, *words])
     from vtorque.cli import vmsubmit
 
-    name = Path(line.script).name if line.script not in (None, "-") else _STDIN
-    return vmsubmit.run(line, name, text, head or qsub.header(b"", grammar=grammar), grammar, real)
+    return vmsubmit.run(line, name, text, head or qsub.header(b"", grammar=grammar), system=system, real=real)
 
 
-def _facts() -> tuple[Grammar, str]:
-    """What has to be known of the site to become qsub: its grammar, and where it is."""
+def _batch(words: list[str]) -> tuple[str, list[str]]:
+    """The batch system that --batch names, and the other words, which are for its qsub as they stand."""
+    named, rest = "", list(reversed(words))
+    others: list[str] = []
+    while rest:
+        word = rest.pop()
+        if word == "--batch" or word.startswith("--batch="):
+            named = word.partition("=")[2] or (rest.pop() if rest else "")
+            if named not in qsub.GRAMMARS:
+                hint = f"one of {' '.join(qsub.GRAMMARS)}"
+                raise qsub.UsageError(f"--batch {named[:40]!r} is not a batch system", hint=hint)
+            continue
+        others.append(word)
+        if word == "--":
+            break
+        if rest and qsub.takes_next(word):
+            others.append(rest.pop())
+    return named, [*others, *reversed(rest)]
+
+
+def _facts(named: str) -> tuple[str, str]:
+    """What has to be known to become qsub: the batch system, the site's own or the one `named`, and its command."""
     path = sitefile.find(PREFIX)
-    found = sitefile.glance(path, _OPTIONS)
+    found = sitefile.glance(path, OPTIONS)
     if found is not None and not {"REGEX_FE", "DISABLED_HOSTS_LIST"} & set(found):
-        grammar = OPENPBS if found.get("BATCH_SYSTEM") == "openpbs" else TORQUE
-        return grammar, found.get("PBS_QSUB_ON_FE", "/usr/bin/qsub")
-    from vtorque.cli import vmsubmit
+        own, configured = found.get("BATCH_SYSTEM", "torque"), found.get("PBS_QSUB_ON_FE", QSUB)
+    else:
+        from vtorque.cli import vmsubmit
 
-    site = vmsubmit.site(path)
-    return OPENPBS if site.batch_system == "openpbs" else TORQUE, vmsubmit.real_qsub(site)
+        site = vmsubmit.site(path)
+        own, configured = site.batch_system, vmsubmit.real_qsub(site)
+    system = named or (own if own in qsub.GRAMMARS else "torque")
+    if system == own and configured != QSUB:
+        return system, configured
+    return system, _SBATCH if system == "slurm" else QSUB
 
 
 def _script(line: CommandLine, grammar: Grammar) -> tuple[bytes, Header | None]:
@@ -94,7 +124,7 @@ def _script(line: CommandLine, grammar: Grammar) -> tuple[bytes, Header | None]:
         prefix = line.last("C") if line.has("C") else os.environ.get("PBS_DPREFIX")
         return text, qsub.header(text, prefix=prefix, grammar=grammar)
     except (OSError, RequestError):
-        if line.vm:
+        if line.vm or grammar is qsub.SLURM:
             raise
         return b"", None
 
@@ -103,13 +133,18 @@ def _standard_input() -> bytes:
     """All of it; and it is there once more for qsub to read."""
     with open(0, "rb", closefd=False) as file:
         text = file.read()
+    offer(text)
+    return text
+
+
+def offer(text: bytes) -> None:
+    """Make it what the next program reads from its standard input."""
     again = os.memfd_create("script")
     view = memoryview(text)
     while view:
         view = view[os.write(again, view):]
     os.lseek(again, 0, os.SEEK_SET)
     os.dup2(again, 0)
-    return text
 
 
 def _complain(message: str, status: int) -> int:
