@@ -23,7 +23,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--regenerate", action="store_true", help="write the golden files anew")
 
 
-@pytest.hookimpl(trylast=True)  # type: ignore[untyped-decorator]
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """With several processes (`pytest -n 2 --dist loadgroup`) one has the lab, and begins with it."""
     for item in items:
