@@ -23,6 +23,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--regenerate", action="store_true", help="write the golden files anew")
 
 
+# Before pytest-xdist looks at the groups.
+@pytest.hookimpl(tryfirst=True)  # type: ignore[untyped-decorator]
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """With several processes (`pytest -n 2 --dist loadgroup`) one has the lab, and begins with it."""
     for item in items:
