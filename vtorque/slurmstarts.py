@@ -8,7 +8,7 @@ comes back gets none; then a job's steps tell, where every job has one.
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vtorque import files, orders, slurmconf
@@ -25,11 +25,15 @@ _LAUNCH_SECONDS = 120.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Start:
-    """What a Prolog noted: `steps_by` is when the job has steps at the latest (wall clock), in `spool` if anywhere."""
+    """What a Prolog noted: `steps_by` is when the job has steps at the latest (wall clock), in `spool` if anywhere.
+
+    `succeeded` is false until the Prolog has come to its end.
+    """
 
     restarts: int
     steps_by: float
     spool: str
+    succeeded: bool = False
     schema: int = _SCHEMA
 
 
@@ -51,15 +55,23 @@ def begin(root: Path, job: Job, *, environ: Mapping[str, str], conf: str) -> Non
     files.replace(path, orders.encode(start), mode=0o600)
 
 
+def succeeded(root: Path, job: Job) -> None:
+    """The Prolog of the job comes to a good end."""
+    if start := _noted(root, job.key):
+        files.replace(_path(root, job.key), orders.encode(replace(start, succeeded=True)), mode=0o600)
+
+
 def runs_again(root: Path, job: Job, *, environ: Mapping[str, str]) -> bool:
     """Whether this Epilog, with its `environ`, ends a start that will be made again.
 
-    A requeued job's Epilog is told of one restart more than its Prolog was. Of a
-    job that is not known here but was restarted before, nothing is known to be over.
+    A requeued job's Epilog is told of one restart more than its Prolog was,
+    unless the job is requeued because that failed, which may come later than the
+    Epilog. Of a job that is not known here but was restarted before, nothing is
+    known to be over.
     """
     told = slurm.restarts(environ)
     start = _noted(root, job.key)
-    return told > (start.restarts if start else 0)
+    return told > (start.restarts if start else 0) or bool(start and not start.succeeded)
 
 
 def forget(root: Path, job: Job) -> None:
@@ -86,7 +98,7 @@ def _noted(root: Path, key: str) -> _Start | None:
         return None
     except ValueError:
         # Another version's: the job is known, and no more than that.
-        return _Start(restarts=0, steps_by=0.0, spool="")
+        return _Start(restarts=0, steps_by=0.0, spool="", succeeded=True)
 
 
 def _path(root: Path, key: str) -> Path:

@@ -99,7 +99,7 @@ class TestVsub:
     def test_options(self, place: Path) -> None:
         every, ours = complete(place, "vsub -", "vsub --")
         assert every == sorted([*completion.own_options(), *completion.qsub_options()])
-        assert ours == ["--dry-run", "--explain", "--generate", "--help", "--version", "--wait"]
+        assert ours == ["--batch", "--dry-run", "--explain", "--generate", "--help", "--version", "--wait"]
 
     @pytest.mark.parametrize("line, answers", [
         ("vsub j", ["job.sh", "jobs"]), ("vsub -vm ram=1G j", ["job.sh", "jobs"]), ("vsub -I j", ["job.sh", "jobs"]),

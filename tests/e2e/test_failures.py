@@ -99,7 +99,7 @@ def test_a_guest_with_another_host_key_is_not_believed(the_lab: Lab, script: str
 
 
 def test_libvirt_refusing_the_domain(the_lab: Lab, script: str, setting: Change) -> None:
-    setting(BRIDGE="vtnosuch0", REQUEUE_LIMIT=1)
+    setting(BRIDGE="vtnosuch0", NETWORK_FILTER="false", REQUEUE_LIMIT=1)
     ended = the_lab.ended(the_lab.submit(script))
     assert ended.exit_status == NO_GUEST
     assert "cannot start guest" in ended.err.decode() and "vtnosuch0" in ended.err.decode()
@@ -143,7 +143,7 @@ def test_a_job_that_is_deleted_during_its_prologue(the_lab: Lab, script: str) ->
 
 
 def test_a_node_fault_is_tried_again_before_the_user_is_told(the_lab: Lab, script: str, setting: Change) -> None:
-    setting(BRIDGE="vtnosuch0", REQUEUE_LIMIT=2)
+    setting(BRIDGE="vtnosuch0", NETWORK_FILTER="false", REQUEUE_LIMIT=2)
     ended = the_lab.ended(the_lab.submit(script))
     assert ended.exit_status == NO_GUEST
     assert ended.err.decode().count("cannot start guest") == 2

@@ -128,11 +128,17 @@ def test_a_configuration_that_includes_itself_is_read_to_an_end(tmp_path: Path) 
 def test_only_a_restart_is_a_restart(tmp_path: Path) -> None:
     job = a_job()
     slurmstarts.begin(tmp_path, job, environ={**PROLOG, "SLURM_JOB_RESTART_COUNT": "1"}, conf="")
+    slurmstarts.succeeded(tmp_path, job)
     for told, again in (("1", False), ("2", True)):
         assert slurmstarts.runs_again(tmp_path, job, environ={"SLURM_JOB_RESTART_COUNT": told}) is again
     slurmstarts.forget(tmp_path, job)
     assert slurmstarts.runs_again(tmp_path, job, environ={"SLURM_JOB_RESTART_COUNT": "1"}), "nothing says it is over"
     assert not slurmstarts.runs_again(tmp_path, job, environ={"SLURM_JOB_RESTART_COUNT": "0"})
+
+
+def test_a_prolog_that_failed_is_run_again_whatever_its_epilog_is_told(tmp_path: Path) -> None:
+    slurmstarts.begin(tmp_path, a_job(), environ=PROLOG, conf="")
+    assert slurmstarts.runs_again(tmp_path, a_job(), environ={"SLURM_JOB_RESTART_COUNT": "0"})
 
 
 def test_a_job_is_known_from_its_prolog_to_its_epilog(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -177,10 +177,15 @@ def _prepare(call: Call, stack: contextlib.ExitStack) -> Callable[[Deadline], No
             from vtorque.cli import pbshook
 
             return pbshook.classic(job, node, launch)
-        case PelogKind.PROLOGUE:
-            return lambda deadline: lifecycle.prologue(job, node, launch, deadline=deadline)
-        case PelogKind.PROLOGUE_PARALLEL:
-            return lambda deadline: lifecycle.prologue_parallel(job, node, launch, deadline=deadline)
+        case PelogKind.PROLOGUE | PelogKind.PROLOGUE_PARALLEL:
+            start = lifecycle.prologue if call.kind is PelogKind.PROLOGUE else lifecycle.prologue_parallel
+
+            def begin(deadline: Deadline) -> None:
+                start(job, node, launch, deadline=deadline)
+                if call.system == "slurm":
+                    slurmstarts.succeeded(Path(site.state_dir), job)
+
+            return begin
         case PelogKind.EPILOGUE:
             return lambda deadline: lifecycle.epilogue(job, node, deadline=deadline)
         case _:
