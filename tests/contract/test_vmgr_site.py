@@ -89,7 +89,8 @@ def test_every_mistake_is_named_at_once(site: Site) -> None:
     assert bad.stderr.splitlines() == [
         f"vmgr: {site.path}:1: VCPUS_DEFAULT: must be a whole number, not 'many'",
         f"vmgr: {site.path}:2: TIMOUT: is not an option; did you mean TIMEOUT?",
-        f"vmgr: {site.path}:3: GROUP_LIMITS: 'max_cpu' is not one of max_vcpus, max_ram, max_vms_per_node, max_disk_size, groups",
+        f"vmgr: {site.path}:3: GROUP_LIMITS: 'max_cpu' is not one of max_vcpus, max_ram, max_vms_per_node, "
+        "max_disk_size, groups",
     ]
 
 
