@@ -162,7 +162,7 @@ def read(terminal: int, until: str) -> str:
 @pytest.mark.skipif(shutil.which("zsh") is None, reason="there is no zsh")
 @pytest.mark.parametrize("name", ["_vsub", "_vmgr"])
 def test_zsh_can_read_its_own(name: str) -> None:
-    subprocess.run(["zsh", "-fn", SCRIPTS / name], check=True)
+    assert subprocess.run(["zsh", "-fn", SCRIPTS / name], check=False).returncode == 0
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)

@@ -342,7 +342,7 @@ def test_ctrl_c_interrupts_what_runs_and_not_the_job(engine: Engine, at_terminal
     terminal.until(r"still=42=[^$]*\$ ")
     terminal.type("\x04")
     terminal.wait()
-    engine.done(job)
+    assert engine.done(job)[0]["exit_status"] == 0, "of the last command, which was not interrupted"
 
 
 def processes(session: int) -> str:

@@ -477,13 +477,18 @@ assert left == b"table bridge site\\n", left
         assert (done.returncode, done.stderr) == (0, "")
         assert done.stdout.startswith("nft refuses: ")
 
-    def test_names_of_every_kind_of_job_are_good_names_of_tables(self) -> None:
-        for identity in ("7", "58[2].srv", "58[].srv-1.site_x.org", "123456789012." + "a" * 201):
-            job = replace(HERE.job, id=JobId(identity))
-            text = netfilter.rules(replace(HERE, job=job), SITE, around("br1"), addresses={})
-            subprocess.run(
-                ["/usr/bin/unshare", "--net", PROGRAM, "--check", "-f", "-"], input=text.encode(), check=True
-            )
+    @pytest.mark.parametrize(("identity", "good"), [
+        ("7", True), ("58[2].srv", True), ("58[].srv-1.site_x.org", True), ("123456789012." + "a" * 201, True),
+        ("no job's", False),
+    ])
+    def test_names_of_every_kind_of_job_are_good_names_of_tables(self, identity: str, good: bool) -> None:
+        job = replace(HERE.job, id=JobId(identity))
+        text = netfilter.rules(replace(HERE, job=job), SITE, around("br1"), addresses={})
+        checked = subprocess.run(
+            ["/usr/bin/unshare", "--net", PROGRAM, "--check", "-f", "-"], input=text.encode(), capture_output=True,
+            check=False,
+        )
+        assert (checked.returncode == 0) is good, checked.stderr
 
     def test_a_node_without_nft_is_told_what_to_do(self, tmp_path: Path) -> None:
         nft = Nft(tmp_path / "nft")

@@ -137,7 +137,10 @@ STARTS = EVERY[:3]
 
 class TestTheHookFile:
     def test_its_syntax_is_that_of_the_oldest_python_that_openpbs_is_built_with(self) -> None:
-        ast.parse(HOOK.read_text(), feature_version=(3, 6))
+        oldest = (3, 6)
+        assert ast.parse(HOOK.read_text(), feature_version=oldest).body
+        with pytest.raises(SyntaxError):
+            ast.parse("(a := 1)", feature_version=oldest)
 
     def test_it_needs_nothing_but_pbs_and_the_standard_library(self) -> None:
         tree = ast.parse(HOOK.read_text())

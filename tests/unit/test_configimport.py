@@ -237,6 +237,7 @@ class TestRefused:
     @pytest.mark.parametrize("value", ["changed", "$(x)", "(a b)"])
     def test_what_does_nothing_any_more_is_noted_with_the_reason(self, name: str, value: str) -> None:
         left_out(f"\n{name}={value}\n", 2, name, OPTIONS[name].metadata[INERT])
+        assert taken(f"\n{name}={value}\n") == {}
 
 
 class TestUndecided:
@@ -312,6 +313,7 @@ class TestUndecided:
     def test_what_refers_to_it_is_undecided_too(self) -> None:
         source = "D=/a\nif x; then D=/b; fi\nVM_IMG_DIR=$D/images\n"
         left_out(source, 3, "VM_IMG_DIR", "$D is not known")
+        assert taken(source) == {}
 
     @pytest.mark.parametrize("end", ["exit 0", "return"])
     def test_nothing_counts_behind_the_end(self, end: str) -> None:

@@ -46,13 +46,19 @@ def test_what_is_beyond_a_limit_is_refused_with_the_numbers(
 
 
 def test_what_is_within_them_passes_and_the_most_generous_group_counts() -> None:
-    limits.check(a_request(vcpus=8, memory_mib=3072, vms_per_node=2), SITE, ["others"])
-    limits.check(a_request(vcpus=4, memory_mib=2560), SITE, ["students", "staff"])
-    limits.check(a_request(image="win.qcow2"), SITE, ["admins"])
+    for wanted, beyond, groups in (
+        (a_request(vcpus=8, memory_mib=3072, vms_per_node=2), a_request(vcpus=9), ["others"]),
+        (a_request(vcpus=4, memory_mib=2560), a_request(vcpus=5), ["students", "staff"]),
+        (a_request(image="win.qcow2"), a_request(image="win.qcow2", vms_per_node=2), ["admins"]),
+    ):
+        limits.check(wanted, SITE, groups)
+        assert "allows at most" in refusal(beyond, *groups)
 
 
 def test_no_limit_is_no_limit() -> None:
-    limits.check(a_request(vcpus=1024, memory_mib=1 << 24, vms_per_node=256), SiteConfig(), [])
+    wanted = a_request(vcpus=1024, memory_mib=1 << 24, vms_per_node=256)
+    limits.check(wanted, SiteConfig(), [])
+    assert "this cluster allows" in refusal(wanted)
 
 
 @pytest.mark.parametrize(
