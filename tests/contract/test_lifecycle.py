@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The verbs in their order, over fakes: every failure at every call, and nothing is left."""
 
+import json
 import os
 import shutil
 import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +17,11 @@ from tests.builders import KEY, a_job, a_request, a_shape, a_site
 from tests.fakes.filter import SURROUNDINGS, FakeFilter
 from tests.fakes.guest import FakeAddresses, FakeSession, FakeTransport
 from tests.fakes.hypervisor import FakeHypervisor
-from vtorque import images, lifecycle, plan, request, topology
+from vtorque import images, lifecycle, plan, request, state, topology
 from vtorque.deadline import Deadline
 from vtorque.errors import VtorqueError
 from vtorque.guard import Orders
-from vtorque.model import Job
+from vtorque.model import Job, VmPlan
 from vtorque.node import Node
 
 pytestmark = [
@@ -102,6 +104,40 @@ def test_a_start_that_succeeds_leaves_the_marker_and_one_epilogue_leaves_nothing
     scene.epilogue()
     assert scene.left() == []
     scene.epilogue()
+    assert scene.left() == []
+
+
+class Book(FakeAddresses):
+    """An address for each guest, by its rank."""
+
+    def candidates(self, vm: VmPlan) -> tuple[str, ...]:
+        return (f"10.0.1.{vm.rank}",)
+
+
+def test_one_prologue_starts_and_proves_64_guests(root: Path) -> None:
+    number = 64
+    scene = Scene(root)
+
+    def answer(rank: int) -> FakeSession:
+        return FakeSession(f"ready {plan.guest_uuid(scene.job.id, rank)}\n".encode())
+
+    scene.request = replace(scene.request, vms_per_node=number)
+    scene.job = replace(scene.job, request=request.encode(scene.request))
+    scene.node = replace(
+        scene.node, shape=a_shape(cpus=tuple(range(number + 8)), memory_mib=65536),
+        addresses=lambda guests, deadline: Book(()),
+        transport=FakeTransport({f"10.0.1.{rank}": partial(answer, rank) for rank in range(number)}),
+    )
+    scene.prologue()
+    ready = json.loads((scene.state.path / "ready").read_text())
+    assert [each["uuid"] for each in ready["guests"]] == [
+        str(plan.guest_uuid(scene.job.id, rank)) for rank in range(number)
+    ]
+    assert scene.hypervisor.calls.count("create") == number
+    scene.epilogue()
+    # The place of the guard, who was never started, goes when somebody looks whether she is there.
+    assert scene.left() == [str(root / "run/guards" / scene.job.key)]
+    assert not state.is_guarded(root / "run", scene.job.key)
     assert scene.left() == []
 
 
