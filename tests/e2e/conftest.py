@@ -135,6 +135,9 @@ class Lab:
 @contextlib.contextmanager
 def a_lab_of(number: int) -> Iterator[Lab]:
     """A lab with so many nodes, whatever lab there is; afterwards it is as it was before."""
+    if lab.size() and not lab.status(PREFIX)["batch system"]:
+        # The machine went down under it: its batch system would start again what jobs it had.
+        take_down()
     before = lab.size()
     if before not in (0, number):
         take_down()

@@ -68,7 +68,10 @@ def _lab_shell(arguments: argparse.Namespace) -> int:
 
 def _lab_demo(arguments: argparse.Namespace) -> int:
     say = progress.lines()
-    was_up = any(lab.status(PREFIX).values())
+    was_up = lab.status(PREFIX)["batch system"]
+    if not was_up:
+        # What is left of a lab that the machine went down under would start its old jobs again.
+        lab.down(PREFIX, progress=lambda text: say(f"removing: {text}"))
     # One with more packages will do.
     if imagebuild.present(parts.IMAGES, demo.IMAGE) is None:
         imagebuild.build(demo.RECIPE, parts.IMAGES, progress=lambda text: say(f"image: {text}"))
