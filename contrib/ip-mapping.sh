@@ -4,7 +4,7 @@
 #
 #   ip-mapping.sh NODE GUESTS NUMBER
 #
-# prints the one address, IPv4 (or IPv6 with NETWORK_FILTER: false), of a guest, and nothing else: NODE is the
+# prints the one address, IPv4 or IPv6, of a guest, and nothing else: NODE is the
 # short host name of the node that it runs on, GUESTS how many guests the job
 # has there, NUMBER which of these it is, from 1. Everything else fails the
 # start with a line for root: another output, an exit status that is not 0, or

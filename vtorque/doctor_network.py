@@ -14,11 +14,15 @@ from vtorque.errors import CommandError, ConfigError
 _TRIAL = """\
 table bridge vtorque-doctor {
 set addresses { type ipv4_addr; flags interval; elements = { 10.0.0.0/8 } }
+set addresses6 { type ipv6_addr; flags interval; elements = { fd00::/8 } }
 set services { type ipv4_addr . inet_service; elements = { 10.0.0.1 . 2049 } }
 chain other {
 arp saddr ip @addresses drop
 udp sport 68 @th,288,48 0x525400000001 accept
 meta l4proto { tcp, udp } ip daddr . th dport @services accept
+ip6 nexthdr 44 frag nexthdr != { tcp, udp } drop
+ip6 hoplimit 255 icmpv6 type nd-neighbor-advert ip6 length 32 @th,32,1 0 @th,192,64 0x0201525400000001 accept
+ip6 saddr @addresses6 @th,64,128 { 0x1, 0x2 } accept
 }
 chain prerouting {
 type filter hook prerouting priority -300; policy accept;

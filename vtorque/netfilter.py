@@ -6,28 +6,27 @@ makes it and one removes it. It knows guests by the names of their interfaces,
 which therefore need not exist yet. Rules judge each frame by itself: bridges
 without connection tracking are common (CONFIG_NF_CONNTRACK_BRIDGE). Foreign
 frames are dropped before the bridge learns their sender (nf_br_prerouting).
+IPv6 is closed to a guest that no address of it is assigned to; see netfilter6.
 """
 
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
-from ipaddress import AddressValueError, IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 
-from vtorque import plan, shares
+from vtorque import netfilter6, plan, shares
 from vtorque.backends.filter import PREFIX
 from vtorque.config import SiteConfig
 from vtorque.errors import AddressError
 from vtorque.model import JobPlan, VmPlan
+from vtorque.nftext import BATCH_PORTS, DNS, NTP, chain, endpoints, hook, named_set, number
 from vtorque.options import OPTIONS
 
 FILTER = "filter"
 """The kind of a job's table in the ledger; its name is the table's."""
 
 _MOST_NODES = 256
-_DNS, _NTP = 53, 123
-# pbs_server, mom, scheduler, data service and pbs_comm; slurmctld, slurmd, slurmdbd and slurmrestd.
-_BATCH_PORTS = "15001-15007, 15051, 17001, 6817-6820"
 # This host, loopback, link-local with a cloud's metadata service, multicast, reserved, broadcast.
 _NOWHERE = "0.0.0.0/8, 127.0.0.0/8, 169.254.0.0/16, 224.0.0.0/3"
 _ERRORS = "destination-unreachable, time-exceeded"
@@ -42,10 +41,10 @@ class Surroundings:
     any interface, its gateways, and the address and port of each service that guests are configured for.
     """
 
-    networks: tuple[IPv4Network, ...]
-    own: tuple[IPv4Address, ...]
-    gateways: tuple[IPv4Address, ...]
-    services: tuple[tuple[IPv4Address, int], ...]
+    networks: tuple[IPv4Network | IPv6Network, ...]
+    own: tuple[IPv4Address | IPv6Address, ...]
+    gateways: tuple[IPv4Address | IPv6Address, ...]
+    services: tuple[tuple[IPv4Address | IPv6Address, int], ...]
 
 
 def table(key: str, site: SiteConfig) -> str:
@@ -73,8 +72,8 @@ def servers(site: SiteConfig) -> list[tuple[str, int]]:
         (site.vm_nfs_opt, site.vm_nfs_opt_options),
     ) if site.share == "nfs" else ()
     found = [shares.server_of(export, options) for export, options in exports if export]
-    found += [(address, _DNS) for address in site.name_server.split()]
-    found += [(host, _NTP) for host in (site.ntp_server_1, site.ntp_server_2) if host]
+    found += [(address, DNS) for address in site.name_server.split()]
+    found += [(host, NTP) for host in (site.ntp_server_1, site.ntp_server_2) if host]
     return list(dict.fromkeys(found))
 
 
@@ -82,52 +81,97 @@ def rules(decided: JobPlan, site: SiteConfig, around: Surroundings, *, addresses
     """The job's table, in place of any that there is: all of it or nothing.
 
     A guest whose address is not among `addresses` (by the name of its interface)
-    may have any of the bridge's subnets, but no server's, until it is pinned.
-    Raises AddressError for an address that is not IPv4.
+    may have any of the bridge's IPv4 subnets, but no server's, until it is
+    pinned, and of IPv6 what its MAC gives it in the bridge's networks.
+    Raises AddressError for an address that is a server's.
     """
     name, vms = table(decided.job.key, site), decided.vms
     taken = {*around.own, *around.gateways, *(address for address, _ in around.services)}
-    free = ", ".join(map(str, around.networks))
-    own = {vm.tap: _ipv4(vm, addresses[vm.tap]) if vm.tap in addresses else free for vm in vms}
-    services = (f"{address} . {port}" for address, port in around.services)
+    known = {vm.tap: _usable(vm, addresses[vm.tap], taken) for vm in vms if vm.tap in addresses}
+    own6 = {vm.tap: _own6(vm, around, known, taken) for vm in vms}
+    with6 = [vm for vm in vms if own6[vm.tap]]
     return "\n".join([
         f"add table bridge {name}",
         f"delete table bridge {name}",
         f"table bridge {name} {{",
-        _set("local", "ipv4_addr; flags interval; auto-merge", map(str, around.networks)),
-        _set("node", "ipv4_addr", map(str, around.own)),
-        _set("taken", "ipv4_addr", map(str, sorted(taken))),
-        _set("services", "ipv4_addr . inet_service", services),
-        _set("peers", "ether_addr", _peers(decided, site)),
-        *(_set(f"address-{tap}", "ipv4_addr; flags interval; auto-merge", [text] if text else [])
-          for tap, text in own.items()),
+        *_sets(decided, site, around, taken=taken, known=known),
+        *(_chains6(around, site) if with6 else ()),
         _leaving(site),
         _arriving(site),
-        *map(_from, vms),
-        *map(_to, vms),
-        _hook("prerouting", f"iifname vmap {{ {_verdicts('from', vms)} }}"),
-        _hook("forward", f"oifname vmap {{ {_verdicts('to', vms)} }}"),
+        *(netfilter6.sending(vm, own6[vm.tap]) for vm in with6),
+        *(netfilter6.getting(vm, own6[vm.tap]) for vm in with6),
+        *(_from(vm, has_ipv6=vm in with6) for vm in vms),
+        *(_to(vm, has_ipv6=vm in with6) for vm in vms),
+        hook("prerouting", f"iifname vmap {{ {_verdicts('from', vms)} }}"),
+        hook("forward", f"oifname vmap {{ {_verdicts('to', vms)} }}"),
         # What concerns the port alone, and not the bridge, passes no other hook (br_handle_frame).
-        _hook("input", f"ether daddr & ff:ff:ff:ff:ff:f0 == 01:80:c2:00:00:00 "
-                       f"iifname {{ {', '.join(vm.tap for vm in vms)} }} drop"),
+        hook("input", f"ether daddr & ff:ff:ff:ff:ff:f0 == 01:80:c2:00:00:00 "
+                      f"iifname {{ {', '.join(vm.tap for vm in vms)} }} drop"),
         "}\n",
     ])
 
 
+def _sets(
+    decided: JobPlan, site: SiteConfig, around: Surroundings, *,
+    taken: Iterable[IPv4Address | IPv6Address], known: Mapping[str, IPv4Address | IPv6Address],
+) -> list[str]:
+    networks = ", ".join(str(each) for each in around.networks if isinstance(each, IPv4Network))
+    services = (f"{address} . {port}" for address, port in around.services if isinstance(address, IPv4Address))
+    free = {vm.tap: networks for vm in decided.vms if vm.tap not in known}
+    mapped = {tap: ", ".join(map(str, _ipv4([address]))) for tap, address in known.items()}
+    return [
+        named_set("local", "ipv4_addr; flags interval; auto-merge", filter(None, [networks])),
+        named_set("node", "ipv4_addr", map(str, _ipv4(around.own))),
+        named_set("taken", "ipv4_addr", map(str, sorted(_ipv4(taken)))),
+        named_set("services", "ipv4_addr . inet_service", services),
+        named_set("peers", "ether_addr", _peers(decided, site)),
+        *(named_set(f"address-{tap}", "ipv4_addr; flags interval; auto-merge", filter(None, [text]))
+          for tap, text in (free | mapped).items()),
+    ]
+
+
 def pinned(key: str, vm: VmPlan, address: str, site: SiteConfig) -> str:
-    """From now on the guest has this address and no other; AddressError when it is not IPv4."""
+    """From now on the guest has this address and, of IPv6, those that it had from the start; no others."""
     place = f"bridge {table(key, site)} address-{vm.tap}"
-    return f"flush set {place}\nadd element {place} {{ {_ipv4(vm, address)} }}\n"
+    one = f"add element {place} {{ {address} }}\n" if isinstance(ip_address(address), IPv4Address) else ""
+    return f"flush set {place}\n{one}"
 
 
-def _ipv4(vm: VmPlan, address: str) -> str:
-    try:
-        return str(IPv4Address(address))
-    except AddressValueError:
+def _usable(
+    vm: VmPlan, address: str, taken: Iterable[IPv4Address | IPv6Address]
+) -> IPv4Address | IPv6Address:
+    found = ip_address(address)
+    if found in taken:
         raise AddressError(
-            f"guest {vm.hostname} has the address {address}, and NETWORK_FILTER passes IPv4 only",
-            hint="NETWORK_FILTER: false",
-        ) from None
+            f"guest {vm.hostname} has the address {address}, which is the node's, a gateway's or a server's",
+            hint="see IP_TO_MAC_SCRIPT",
+        )
+    return found
+
+
+def _own6(
+    vm: VmPlan, around: Surroundings, known: Mapping[str, IPv4Address | IPv6Address],
+    taken: Iterable[IPv4Address | IPv6Address],
+) -> tuple[IPv6Address, ...]:
+    if vm.tap in known:
+        address = known[vm.tap]
+        return (address,) if isinstance(address, IPv6Address) else ()
+    networks = (each for each in around.networks if isinstance(each, IPv6Network))
+    return netfilter6.own(vm.mac, networks, taken=_ipv6(taken))
+
+
+def _chains6(around: Surroundings, site: SiteConfig) -> list[str]:
+    networks = (each for each in around.networks if isinstance(each, IPv6Network))
+    services = ((address, port) for address, port in around.services if isinstance(address, IPv6Address))
+    return netfilter6.sets(networks, _ipv6(around.own), services) + netfilter6.common(site)
+
+
+def _ipv4(addresses: Iterable[IPv4Address | IPv6Address]) -> list[IPv4Address]:
+    return [each for each in addresses if isinstance(each, IPv4Address)]
+
+
+def _ipv6(addresses: Iterable[IPv4Address | IPv6Address]) -> list[IPv6Address]:
+    return [each for each in addresses if isinstance(each, IPv6Address)]
 
 
 def _peers(decided: JobPlan, site: SiteConfig) -> Iterable[str]:
@@ -141,10 +185,12 @@ def _peers(decided: JobPlan, site: SiteConfig) -> Iterable[str]:
     return (plan.guest_mac(site.mac_prefix, job.id, rank) for rank in range(number))
 
 
-def _from(vm: VmPlan) -> str:
+def _from(vm: VmPlan, *, has_ipv6: bool) -> str:
     """What the guest sends is from itself, whoever it is for."""
-    return _chain(f"from-{vm.tap}", f"""\
+    six = f"ether type ip6 goto from6-{vm.tap}\n" if has_ipv6 else ""
+    return chain(f"from-{vm.tap}", f"""\
 ether saddr != {vm.mac} drop
+{six}\
 ether type != {{ arp, ip }} drop
 ether daddr & 01:00:00:00:00:00 != 00:00:00:00:00:00 ether daddr != {_BROADCAST} drop
 arp htype 1 arp ptype 0x0800 arp hlen 6 arp plen 4 arp operation {{ request, reply }} \
@@ -152,13 +198,13 @@ arp saddr ether {vm.mac} goto arp-{vm.tap}
 ether type arp drop
 udp sport 67 drop
 ip saddr 0.0.0.0 ip daddr 255.255.255.255 ip frag-off & 0x3fff == 0 \
-udp sport 68 udp dport 67 {_CHADDR} {_number(vm.mac)} accept
+udp sport 68 udp dport 67 {_CHADDR} {number(vm.mac)} accept
 ip saddr @taken drop
 ip saddr != @address-{vm.tap} drop
-ip frag-off & 0x3fff == 0 ip daddr 255.255.255.255 udp sport 68 udp dport 67 {_CHADDR} {_number(vm.mac)} accept
-ip frag-off & 0x3fff == 0 ip daddr @local udp sport 68 udp dport 67 {_CHADDR} {_number(vm.mac)} accept
+ip frag-off & 0x3fff == 0 ip daddr 255.255.255.255 udp sport 68 udp dport 67 {_CHADDR} {number(vm.mac)} accept
+ip frag-off & 0x3fff == 0 ip daddr @local udp sport 68 udp dport 67 {_CHADDR} {number(vm.mac)} accept
 udp dport 67 drop
-goto leaving""") + "\n" + _chain(f"arp-{vm.tap}", f"""\
+goto leaving""") + "\n" + chain(f"arp-{vm.tap}", f"""\
 arp saddr ip @taken drop
 arp saddr ip @address-{vm.tap} accept
 arp operation request arp saddr ip 0.0.0.0 accept
@@ -167,29 +213,31 @@ drop""")
 
 def _leaving(site: SiteConfig) -> str:
     """Where a guest may send to, when it is itself. Fragments hide their ports, so they are for peers only."""
-    names = "" if site.name_server else f"ip daddr @local meta l4proto {{ tcp, udp }} th dport {_DNS} accept\n"
-    return _chain("leaving", f"""\
+    names = "" if site.name_server else f"ip daddr @local meta l4proto {{ tcp, udp }} th dport {DNS} accept\n"
+    return chain("leaving", f"""\
 ip daddr {{ {_NOWHERE} }} drop
 ether daddr @peers accept
 ip frag-off & 0x3fff != 0 drop
 tcp sport 22 tcp dport >= 1024 tcp flags & ack == ack accept
-{_endpoints(site.guest_net_allow, "daddr", "dport", "accept")}\
+{endpoints(site.guest_net_allow, "daddr", "dport", "accept", version=4)}\
 meta l4proto {{ tcp, udp }} ip daddr . th dport @services accept
-{_endpoints(site.guest_net_deny, "daddr", "dport", "drop")}\
-meta l4proto {{ tcp, udp }} th dport {{ {_BATCH_PORTS} }} drop
+{endpoints(site.guest_net_deny, "daddr", "dport", "drop", version=4)}\
+meta l4proto {{ tcp, udp }} th dport {{ {BATCH_PORTS} }} drop
 {names}\
 ip daddr @node icmp type {{ echo-request, echo-reply }} accept
 ip daddr @node drop
 ip daddr @local drop
 icmp type {{ echo-request, echo-reply, {_ERRORS} }} accept
 meta l4proto {{ tcp, udp }} th sport >= 1024 accept
-udp sport {_NTP} udp dport {_NTP} accept
+udp sport {NTP} udp dport {NTP} accept
 drop""")
 
 
-def _to(vm: VmPlan) -> str:
+def _to(vm: VmPlan, *, has_ipv6: bool) -> str:
     """What comes from the network for the guest; what the node itself sends passes no rule."""
-    return _chain(f"to-{vm.tap}", f"""\
+    six = f"ether type ip6 goto to6-{vm.tap}\n" if has_ipv6 else ""
+    return chain(f"to-{vm.tap}", f"""\
+{six}\
 ether daddr != {{ {vm.mac}, {_BROADCAST} }} drop
 ether type arp accept
 ether type != ip drop
@@ -203,11 +251,11 @@ def _arriving(site: SiteConfig) -> str:
     by its own rules, and what slips through there ends here.
     """
     names = "" if site.name_server else (
-        f"ip saddr @local meta l4proto {{ tcp, udp }} th sport {_DNS} th dport >= 1024 accept\n"
+        f"ip saddr @local meta l4proto {{ tcp, udp }} th sport {DNS} th dport >= 1024 accept\n"
     )
-    return _chain("arriving", f"""\
+    return chain("arriving", f"""\
 ether saddr @peers accept
-{_endpoints(site.guest_net_allow, "saddr", "sport", "accept")}\
+{endpoints(site.guest_net_allow, "saddr", "sport", "accept", version=4)}\
 meta l4proto {{ tcp, udp }} ip saddr . th sport @services accept
 {names}\
 icmp type {{ echo-request, echo-reply, {_ERRORS} }} accept
@@ -217,32 +265,5 @@ tcp flags & (syn | ack) == syn drop
 accept""")
 
 
-def _endpoints(option: str, address: str, port: str, verdict: str) -> str:
-    """A rule for each `CIDR`, `CIDR:PORT` or `CIDR:LOW-HIGH`; all protocols when no port is named."""
-    lines = []
-    for word in option.split():
-        network, _, ports = word.partition(":")
-        match = f" meta l4proto {{ tcp, udp }} th {port} {ports}" if ports else ""
-        lines.append(f"ip {address} {IPv4Network(network, strict=False)}{match} {verdict}\n")
-    return "".join(lines)
-
-
-def _hook(hook: str, rule: str) -> str:
-    return _chain(hook, f"type filter hook {hook} priority -300; policy accept;\n{rule}")
-
-
-def _chain(name: str, body: str) -> str:
-    return f"chain {name} {{\n{body}\n}}"
-
-
-def _set(name: str, kind: str, elements: Iterable[str]) -> str:
-    held = ", ".join(elements)
-    return f"set {name} {{ type {kind}; {f'elements = {{ {held} }}; ' if held else ''}}}"
-
-
 def _verdicts(direction: str, vms: Iterable[VmPlan]) -> str:
     return ", ".join(f"{vm.tap} : goto {direction}-{vm.tap}" for vm in vms)
-
-
-def _number(mac: str) -> str:
-    return f"0x{mac.replace(':', '')}"

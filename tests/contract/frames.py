@@ -2,7 +2,7 @@
 """Ethernet frames, byte by byte: what a guest with a raw socket can make."""
 
 import struct
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 
 BROADCAST = "ff:ff:ff:ff:ff:ff"
 ARP, IPV4, IPV6 = 0x0806, 0x0800, 0x86DD
@@ -60,6 +60,54 @@ def ipv6(source: str, target: str, header: int, payload: bytes) -> bytes:
     head = struct.pack("!IHBB", 6 << 28, len(payload), header, 255)
     addresses = bytes.fromhex("fe80" + "00" * 13 + "01" + "ff02" + "00" * 13 + "01")
     return ether(source, target, IPV6, head + addresses + payload)
+
+
+def ip6(
+    source: str, address: str, target: str, to: str, header: int, payload: bytes, *, hops: int = 64
+) -> bytes:
+    """An IPv6 packet in a frame; `header` says what its payload begins with."""
+    head = struct.pack("!IHBB", 6 << 28, len(payload), header, hops)
+    return ether(source, target, IPV6, head + IPv6Address(address).packed + IPv6Address(to).packed + payload)
+
+
+def icmp6(kind: int, body: bytes = bytes(4), *, code: int = 0) -> bytes:
+    """An ICMPv6 message: 128 asks for an echo, 133 to 137 are neighbour discovery."""
+    return struct.pack("!BBH", kind, code, 0) + body
+
+
+def solicitation(wanted: str, *options: bytes) -> bytes:
+    """Who has this address?"""
+    return icmp6(135, bytes(4) + IPv6Address(wanted).packed + b"".join(options))
+
+
+def advertisement(claimed: str, *options: bytes, flags: int = 0x60) -> bytes:
+    """It is me; `flags` are router, solicited and override, from the highest bit on."""
+    return icmp6(136, bytes((flags, 0, 0, 0)) + IPv6Address(claimed).packed + b"".join(options))
+
+
+def has_mac(kind: int, mac: str) -> bytes:
+    """An option of neighbour discovery: 1 is the sender's, 2 the target's MAC address."""
+    return bytes((kind, 1)) + _mac(mac)
+
+
+def extended(kind: int, header: int, payload: bytes, *, about: bytes = bytes(6)) -> tuple[int, bytes]:
+    """An extension header of type `kind` before a payload that begins with `header`: what to give to `ip6`."""
+    return kind, bytes((header, (len(about) - 6) // 8)) + about + payload
+
+
+def fragment6(header: int, payload: bytes, *, offset: int = 0, more: bool = False) -> tuple[int, bytes]:
+    """A fragment, at so many times 8 bytes."""
+    return 44, struct.pack("!BBHI", header, 0, offset << 3 | more, 7) + payload
+
+
+def group(address: str) -> str:
+    """The MAC address that a multicast address is sent to."""
+    return "33:33:" + IPv6Address(address).packed[12:].hex(":")
+
+
+def solicited(address: str) -> str:
+    """The multicast address at which whoever has this address is asked for."""
+    return str(IPv6Address(IPv6Address("ff02::1:ff00:0").packed[:13] + IPv6Address(address).packed[13:]))
 
 
 def tagged(frame: bytes, number: int, kind: int = 0x8100) -> bytes:

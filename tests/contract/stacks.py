@@ -13,11 +13,14 @@ import select
 import socket
 import subprocess
 import sys
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 _CLONE_NEWNET = 0x40000000
 _PATIENCE_SECONDS = 1.5
+_DETECTION_SECONDS = 5.0
 
 
 def main() -> None:
@@ -27,6 +30,7 @@ def main() -> None:
     _build(wanted["node"], wanted["guests"])
     for rules in wanted["rules"]:
         subprocess.run(["/usr/sbin/nft", "-f", "-"], input=rules.encode(), check=True)
+    _settle(["node", *wanted["guests"]])
     addresses = {"node": wanted["node"]} | {name: guest["address"] for name, guest in wanted["guests"].items()}
     json.dump([_connects(source, target, addresses[target], port) for source, target, port in wanted["connections"]],
               sys.stdout)
@@ -35,15 +39,28 @@ def main() -> None:
 def _build(node: str, guests: dict[str, Any]) -> None:
     _ip("link", "set", "dev", "lo", "up")
     _ip("link", "add", "name", "br0", "type", "bridge", "forward_delay", "0")
-    _ip("address", "add", f"{node}/24", "dev", "br0")
+    _ip("address", "add", f"{node}/{_bits(node)}", "dev", "br0")
     _ip("link", "set", "dev", "br0", "up")
     for name, guest in guests.items():
         _ip("netns", "add", name)
         _ip("link", "add", "name", guest["tap"], "type", "veth", "peer", "name", "eth0", "address", guest["mac"],
             "netns", name)
         _ip("link", "set", "dev", guest["tap"], "master", "br0", "up")
-        _ip("-n", name, "address", "add", f"{guest['address']}/24", "dev", "eth0")
+        _ip("-n", name, "address", "add", f"{guest['address']}/{_bits(guest['address'])}", "dev", "eth0")
         _ip("-n", name, "link", "set", "dev", "eth0", "up")
+
+
+def _bits(address: str) -> int:
+    return 64 if ":" in address else 24
+
+
+def _settle(places: Sequence[str]) -> None:
+    """Wait until every place knows that its addresses are its own."""
+    end = time.monotonic() + _DETECTION_SECONDS
+    for place in places:
+        words = ["/usr/sbin/ip", *([] if place == "node" else ["-n", place]), "-6", "address", "show", "tentative"]
+        while subprocess.run(words, stdout=subprocess.PIPE, check=True).stdout and time.monotonic() < end:
+            time.sleep(0.1)
 
 
 def _ip(*words: str) -> None:
@@ -52,7 +69,8 @@ def _ip(*words: str) -> None:
 
 def _connects(source: str, target: str, address: str, port: int) -> bool:
     """Whether a connection is made and carries data both ways."""
-    with _socket_on(target) as listener, _socket_on(source) as caller:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with _socket_on(target, family) as listener, _socket_on(source, family) as caller:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((address, port))
         listener.listen()
@@ -69,7 +87,7 @@ def _connects(source: str, target: str, address: str, port: int) -> bool:
             return called.recv(5) == b"hello"
 
 
-def _socket_on(host: str) -> socket.socket:
+def _socket_on(host: str, family: socket.AddressFamily) -> socket.socket:
     """A socket belongs to the namespace in which it was made."""
     here = os.open("/proc/self/ns/net", os.O_RDONLY)
     there = here if host == "node" else os.open(Path("/run/netns", host), os.O_RDONLY)
@@ -77,7 +95,7 @@ def _socket_on(host: str) -> socket.socket:
     try:
         if libc.setns(there, _CLONE_NEWNET) != 0:
             raise OSError(ctypes.get_errno(), "setns")
-        return socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        return socket.socket(family, socket.SOCK_STREAM)
     finally:
         libc.setns(here, _CLONE_NEWNET)
         os.close(here)

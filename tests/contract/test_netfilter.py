@@ -415,12 +415,19 @@ def test_no_frame_of_chance_passes() -> None:
     assert len([name for name, found in arrived.items() if found]) > len(cases) // 2
 
 
-def connections(wanted: list[tuple[str, str, int]], loaded: list[str]) -> list[bool]:
+STACKS = {name: GUESTS[name][1] for name in "abx"}
+
+
+def connections(
+    wanted: list[tuple[str, str, int]], loaded: list[str], *, node: str = "10.0.0.1",
+    places: Mapping[str, str] = STACKS,
+) -> list[bool]:
     """Which of these come about between real network stacks on node br1, which has the NFS server's address, too."""
     order = {
-        "node": "10.0.0.1", "rules": loaded, "connections": wanted,
+        "node": node, "rules": loaded, "connections": wanted,
         "guests": {
-            name: {"tap": GUESTS[name][0].tap, "mac": GUESTS[name][0].mac, "address": GUESTS[name][1]} for name in "abx"
+            name: {"tap": GUESTS[name][0].tap, "mac": GUESTS[name][0].mac, "address": address}
+            for name, address in places.items()
         },
     }
     stacks = Path(__file__).with_name("stacks.py")
@@ -477,12 +484,76 @@ assert left == b"table bridge site\\n", left
         assert (done.returncode, done.stderr) == (0, "")
         assert done.stdout.startswith("nft refuses: ")
 
+    def test_a_table_is_what_was_loaded_until_somebody_touches_it(self) -> None:
+        script = f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).resolve().parents[2])!r})
+from tests.contract import test_netfilter as t, test_netfilter6 as six
+nft, soon, table = t.Nft(), t.Deadline(60), "vtorque-7.srv"
+text = t.netfilter.rules(t.HERE, six.SITE, six.around("br1"), addresses={{}})
+nft.load(text, deadline=soon)
+assert nft.is_as(table, text, deadline=soon)
+pinned = t.netfilter.pinned("7.srv", t.HERE.vms[0], "10.0.0.9", t.SITE)
+assert not nft.is_as(table, text + pinned, deadline=soon), "it is not pinned yet"
+nft.load(pinned, deadline=soon)
+assert nft.is_as(table, text + pinned, deadline=soon)
+for change in ("insert rule bridge {{0}} leaving accept", "add element bridge {{0}} peers {{{{ 02:00:00:00:00:09 }}}}",
+               "flush chain bridge {{0}} input", "add chain bridge {{0}} another"):
+    nft.load(change.format(table), deadline=soon)
+    assert not nft.is_as(table, text + pinned, deadline=soon), change
+    nft.load(text + pinned, deadline=soon)
+    assert nft.is_as(table, text + pinned, deadline=soon), change
+t.subprocess.run([t.PROGRAM, "flush", "ruleset"], check=True)
+assert nft.tables(deadline=soon) == []
+nft.load(text + pinned, deadline=soon)
+assert nft.is_as(table, text + pinned, deadline=soon)
+"""
+        done = subprocess.run(
+            ["/usr/bin/unshare", "--net", sys.executable, "-c", script], capture_output=True, text=True, check=False,
+            timeout=60,
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+
+    def test_a_sweep_brings_back_what_a_restart_of_nftables_takes_away(self, tmp_path: Path) -> None:
+        """Debian's nftables.service begins with `flush ruleset`."""
+        script = f"""
+import sys
+from pathlib import Path
+sys.path.insert(0, {str(Path(__file__).resolve().parents[2])!r})
+from tests.contract import test_netfilter as t
+from tests.unit import test_netfilter as unit
+nft, soon, scene = t.Nft(), t.Deadline(60), unit.Scene.known(Path(sys.argv[1]))
+node, table = t.replace(scene.node, filter=nft), scene.table()
+unit.guestnet.fence(unit.PLAN, node=node, state=scene.record, deadline=soon)
+unit.guestnet.pin(unit.PLAN.vms[0], "10.0.0.9", node=node, state=scene.record, deadline=soon)
+def listed():
+    return t.subprocess.run([t.PROGRAM, "list", "table", "bridge", table], stdout=t.subprocess.PIPE).stdout
+before = listed()
+assert b"10.0.0.9" in before
+t.subprocess.run([t.PROGRAM, "flush", "ruleset"], check=True)
+assert listed() == b""
+unit.lifecycle.sweep(node, deadline=soon)
+assert listed() == before
+nft.load(f"flush chain bridge {{table}} leaving", deadline=soon)
+unit.lifecycle.sweep(node, deadline=soon, thorough=True)
+assert listed() == before
+unit.teardown.release(scene.record, hypervisor=scene.node.hypervisor, rules=nft, deadline=soon)
+unit.lifecycle.sweep(node, deadline=soon, thorough=True)
+assert nft.tables(deadline=soon) == []
+"""
+        done = subprocess.run(
+            ["/usr/bin/unshare", "--net", sys.executable, "-c", script, tmp_path], capture_output=True, text=True,
+            check=False, timeout=60,
+        )
+        assert done.returncode == 0, done.stderr
+        assert "was gone, loading it again" in done.stderr and "was not as it was loaded" in done.stderr
+
     @pytest.mark.parametrize(("identity", "good"), [
         ("7", True), ("58[2].srv", True), ("58[].srv-1.site_x.org", True), ("123456789012." + "a" * 201, True),
         ("no job's", False),
     ])
     def test_names_of_every_kind_of_job_are_good_names_of_tables(self, identity: str, good: bool) -> None:
-        job = replace(HERE.job, id=JobId(identity))
+        job = HERE.job._replace(id=JobId(identity))
         text = netfilter.rules(replace(HERE, job=job), SITE, around("br1"), addresses={})
         checked = subprocess.run(
             ["/usr/bin/unshare", "--net", PROGRAM, "--check", "-f", "-"], input=text.encode(), capture_output=True,
@@ -508,7 +579,7 @@ assert left == b"table bridge site\\n", left
         learns.write_text("0\n")
         (found,) = doctor_network.network_filter(SITE, deadline=Deadline(30), net=tmp_path)
         assert found.level is Level.WARNING and found.hint.startswith("ip link set br0 type bridge no_linklocal_learn")
-        off = replace(SITE, network_filter=False)
+        off = SITE.but(network_filter=False)
         (found,) = doctor_network.network_filter(off, deadline=Deadline(30), program=tmp_path / "nft")
         assert found.level is Level.WARNING
 

@@ -2,6 +2,7 @@
 """A packet filter in memory: it keeps the text of each table, and can be told to refuse."""
 
 import re
+from collections.abc import MutableMapping
 from ipaddress import IPv4Address, IPv4Network
 
 from vtorque.backends.filter import PREFIX
@@ -22,7 +23,7 @@ class FakeFilter:
     """Tables that exist only here; with `fails` it loads none."""
 
     def __init__(self, *, fails: bool = False) -> None:
-        self.loaded: dict[str, list[str]] = {}
+        self.loaded: MutableMapping[str, list[str]] = {}
         self.fails = fails
 
     def load(self, rules: str, *, deadline: Deadline) -> None:
@@ -34,11 +35,15 @@ class FakeFilter:
             self.loaded[name] = []
         elif name not in self.loaded:
             raise CommandError(f"nft refuses: there is no table {name}")
-        self.loaded[name].append(rules)
+        self.loaded[name] = [*self.loaded[name], rules]
 
     def remove(self, table: str, *, deadline: Deadline) -> None:
         deadline.require("remove")
         self.loaded.pop(table, None)
+
+    def is_as(self, table: str, rules: str, *, deadline: Deadline) -> bool:
+        deadline.require("compare")
+        return "".join(self.loaded[table]) == rules
 
     def tables(self, *, deadline: Deadline) -> list[str]:
         return sorted(self.loaded)

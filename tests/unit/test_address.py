@@ -2,13 +2,18 @@
 """What counts as an address of a guest, what the arp command prints, and options that need each other."""
 
 import random
+from ipaddress import IPv6Address, IPv6Interface, IPv6Network
 from pathlib import Path
 
 import pytest
 
-from vtorque import config
+from tests.builders import a_plan, a_request, a_site
+from vtorque import config, topology
 from vtorque.backends.address import usable
 from vtorque.backends.address.arp import entries
+from vtorque.backends.address.derived import Derived
+from vtorque.cli import assembly
+from vtorque.deadline import Deadline
 from vtorque.errors import ConfigError
 
 MAC = "52:54:00:12:34:56"
@@ -96,3 +101,21 @@ class TestOptions:
         site, notes = config.load_noted(file, trusted_owner=None)
         assert (site.custom_ip_mapping, site.ip_to_mac_script) == (True, "/etc/vtorque/ip-mapping.sh")
         assert notes == ()
+
+
+class TestDerived:
+    def test_each_network_of_64_bits_gives_a_guest_one_address(self) -> None:
+        book = Derived((IPv6Network("fd00:1::/64"), IPv6Network("fd00:2::/56")), deadline=Deadline(1))
+        first, second = (book.candidates(vm) for vm in a_plan(request=a_request(vms_per_node=2)).vms)
+        assert len(first) == len(second) == 1 and first != second
+        assert IPv6Address(first[0]) in IPv6Network("fd00:1::/64") and usable(first[0]) == first[0]
+
+    @pytest.mark.parametrize(("ipv4", "is_derived"), [("", True), ("10.0.0.1", False)])
+    def test_they_are_looked_for_there_where_the_bridge_has_ipv6_only(
+        self, monkeypatch: pytest.MonkeyPatch, ipv4: str, is_derived: bool
+    ) -> None:
+        monkeypatch.setattr(topology, "ipv6_on", lambda interface: (IPv6Interface("fd00:1::1/64"),))
+        monkeypatch.setattr(topology, "address_on", lambda interface: ipv4)
+        book = assembly._addresses(a_site(bridge="lo"), 1, Deadline(1))
+        book.close()
+        assert isinstance(book, Derived) is is_derived

@@ -3,7 +3,7 @@
 
 import re
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,13 @@ from tests.builders import a_job, a_plan, a_request, a_shape, a_site
 from tests.fakes.filter import SURROUNDINGS, FakeFilter
 from tests.fakes.guest import FakeAddresses, FakeTransport
 from tests.fakes.hypervisor import FakeHypervisor
-from vtorque import guestnet, lifecycle, netfilter, plan, state, teardown, topology
+from vtorque import guestnet, lifecycle, netfilter, netfilter6, plan, state, teardown, topology
 from vtorque.deadline import Deadline
 from vtorque.errors import AddressError, CommandError, ConfigError, GenerationClosed, StateError
 from vtorque.model import JobId, Resource
 from vtorque.netfilter import FILTER
 from vtorque.node import Node
-from vtorque.optionforms import FORMS
+from vtorque.optionforms import fits
 from vtorque.state import JobState
 from vtorque.teardown import DOMAIN
 
@@ -90,14 +90,39 @@ class TestRules:
             f"add element bridge vtorque-7.srv address-{vm.tap} {{ 10.0.0.9 }}\n"
         )
 
-    def test_an_address_of_ipv6_is_refused_by_name(self) -> None:
+    def test_ipv6_is_there_for_those_only_that_it_is_assigned_to(self) -> None:
+        first, second = PLAN.vms
+        assert "ip6" not in text()
+        rules = text(addresses={first.tap: "fd00::2", second.tap: "10.0.0.9"})
+        assert element(rules, f"address-{first.tap}") == set()
+        assert f"ether type ip6 goto from6-{first.tap}" in rules and f"from6-{second.tap}" not in rules
+
+    def test_in_the_bridges_own_networks_of_ipv6_addresses_follow_from_the_mac(self) -> None:
         vm = PLAN.vms[0]
-        says = r"guest vn1-1 has the address fd00::2, .* IPv4 only"
+        usual = IPv6Network("fd00:1::/64")
+        networks = (*SURROUNDINGS.networks, usual, IPv6Network("fd00:2::/56"))
+        mine = netfilter6.derived(vm.mac, usual)
+        assert mine == IPv6Address("fd00:1::" + str(netfilter6.derived(vm.mac, IPv6Network("fe80::/64")))[6:])
+        rules = text(around=replace(SURROUNDINGS, networks=networks))
+        assert f"ip6 saddr != {{ {mine} }} drop" in rules
+        taken = replace(SURROUNDINGS, networks=networks, own=(*SURROUNDINGS.own, mine))
+        assert f"from6-{vm.tap}" not in text(around=taken)
+
+    def test_a_mac_gives_the_address_of_the_standards_own_example(self) -> None:
+        """RFC 2464, 4: 34-56-78-9A-BC-DE."""
+        made = netfilter6.derived("34:56:78:9a:bc:de", IPv6Network("fe80::/64"))
+        assert made == IPv6Address("fe80::3656:78ff:fe9a:bcde")
+
+    def test_pinning_an_address_of_ipv6_closes_ipv4(self) -> None:
+        place = f"bridge vtorque-7.srv address-{PLAN.vms[0].tap}"
+        assert netfilter.pinned("7.srv", PLAN.vms[0], "fd00::2", a_site()) == f"flush set {place}\n"
+
+    def test_a_mapped_address_that_is_a_servers_is_refused_by_name(self) -> None:
+        vm = PLAN.vms[0]
+        says = r"guest vn1-1 has the address 10\.0\.0\.253, which is the node's, a gateway's or a server's"
         with pytest.raises(AddressError, match=says) as caught:
-            netfilter.pinned("7.srv", vm, "fd00::2", a_site())
-        assert caught.value.hint == "NETWORK_FILTER: false"
-        with pytest.raises(AddressError, match=says):
-            text(addresses={vm.tap: "fd00::2"})
+            text(addresses={vm.tap: "10.0.0.253"})
+        assert caught.value.hint == "see IP_TO_MAC_SCRIPT"
 
     @pytest.mark.parametrize(("nodes", "index", "most", "expected"), [
         (("n1",), 0, 0, 2), (("n1", "n2", "n3"), 0, 9, 6), ((), 1, 3, 6), ((), 5, 3, 12), ((), 1, 0, 512),
@@ -125,6 +150,14 @@ class TestRules:
         deny = "ip daddr 192.168.0.0/16 meta l4proto { tcp, udp } th dport 80 drop\n"
         assert rules.index("10.9.0.0/16 accept") < rules.index("@services accept") < rules.index(deny)
 
+    def test_what_the_site_names_of_ipv6_becomes_rules_for_ipv6(self) -> None:
+        around = replace(SURROUNDINGS, networks=(*SURROUNDINGS.networks, IPv6Network("fd00:1::/64")))
+        rules = text(around=around, guest_net_allow="[2001:db8::/32]:443 [fd00::7]", guest_net_deny="[fd00::8]:80-90")
+        assert "ip6 daddr 2001:db8::/32 meta l4proto { tcp, udp } th dport 443 accept\n" in rules
+        assert "ip6 saddr fd00::7/128 accept\n" in rules
+        assert "ip6 daddr fd00::8/128 meta l4proto { tcp, udp } th dport 80-90 drop\n" in rules
+        assert "ip daddr 2001" not in rules
+
     def test_names_are_asked_for_in_the_subnet_unless_the_site_says_where(self) -> None:
         assert "th dport 53" in text() and "th sport 53" in text()
         told = text(name_server="10.0.0.9")
@@ -141,6 +174,10 @@ class TestServers:
             ("nfs1", 2049), ("nfs2", 20049), ("10.0.0.9", 53), ("10.0.0.10", 53), ("time.site.org", 123),
         ]
 
+    def test_an_nfs_server_may_be_at_an_address_of_ipv6(self) -> None:
+        site = a_site(vm_nfs_home="[fd00::5]:/home", vm_nfs_ws="", vm_nfs_opt="", name_server="fd00::9")
+        assert netfilter.servers(site) == [("fd00::5", 2049), ("fd00::9", 53)]
+
     def test_without_nfs_there_are_no_nfs_servers(self) -> None:
         assert netfilter.servers(a_site(share="virtiofs")) == []
 
@@ -148,9 +185,24 @@ class TestServers:
         ("10.0.0.7", True), ("10.0.0.0/8:1-65535 10.1.2.3:80", True), ("0.0.0.0/0", True),
         ("10.0.0.7:0", False), ("10.0.0.7:65536", False), ("10.0.0.0/33", False), ("10.0.0", False),
         ("nfs1", False), ("10.0.0.7; flush ruleset", False), ("10.0.0.7:80,81", False), ("fd00::/8", False),
+        ("[fd00::/8]", True), ("[2001:db8::/32]:443 10.0.0.7", True), ("[::1]:80-90", True),
+        ("[1:2:3:4:5:6:7:8]", True),
+        ("[fd00::/129]", False), ("[1:2:3]", False), ("[1::2::3]", False), ("[:::]", False), ("[fe80::1%br0]", False),
+        ("[10.0.0.1]", False), ("[1:2:3:4:5:6:7:8:9]", False), ("[fd00::]443", False), ("fd00::1:443", False),
     ])
     def test_only_networks_and_ports_can_be_named(self, value: str, is_good: bool) -> None:
-        assert (FORMS["endpoints"][0].fullmatch(value) is not None) is is_good
+        assert fits("endpoints", value) is is_good
+
+    def test_addresses_of_ipv6_are_read_from_the_kernels_table(self, tmp_path: Path) -> None:
+        table = tmp_path / "if_inet6"
+        table.write_text(
+            "fd000001000000000000000000000001 04 40 00 80      br0\n"
+            "fe80000000000000505400fffe000001 04 40 20 80      br0\n"
+            "20010db8000000000000000000000002 02 30 00 80     eth0\n"
+        )
+        assert topology.ipv6_on("br0", table=table) == (IPv6Interface("fd00:1::1/64"),)
+        assert len(topology.ipv6_on(table=table)) == 2
+        assert topology.ipv6_on(table=tmp_path / "absent") == ()
 
     def test_gateways_are_read_from_the_kernels_table(self, tmp_path: Path) -> None:
         table = tmp_path / "route"
@@ -175,6 +227,14 @@ class Scene:
         )
         self.record = self.node.state("7.srv")
         self.record.create()
+
+    @classmethod
+    def known(cls, root: Path, **site: Any) -> "Scene":
+        """The same, where mom knows the job."""
+        jobs = root / "mom_priv" / "jobs"
+        jobs.mkdir(parents=True)
+        (jobs / "7.srv.JB").touch()
+        return cls(root, torque_home=str(root), **site)
 
     def table(self, key: str = "7.srv") -> str:
         return netfilter.table(key, self.node.site)
@@ -208,7 +268,7 @@ class TestForce:
 
     def test_a_bridge_without_an_address_is_refused(self, tmp_path: Path) -> None:
         scene = Scene(tmp_path, around=NOWHERE)
-        with pytest.raises(ConfigError, match="bridge br0 has no IPv4 address"):
+        with pytest.raises(ConfigError, match="bridge br0 has no address"):
             scene.fence()
         assert scene.record.held() == []
 
@@ -228,16 +288,67 @@ class TestForce:
             (jobs / f"{known}.JB").touch()
         scene = Scene(tmp_path, torque_home=str(tmp_path))
         scene.fence()
-        scene.filter.loaded |= {scene.table("8.srv"): [], scene.table("9.srv"): []}
+        scene.filter.loaded.update({scene.table("8.srv"): [], scene.table("9.srv"): []})
         assert lifecycle.sweep(scene.node, deadline=soon()) == ["8.srv"]
         assert scene.filter.loaded.keys() == {scene.table(), scene.table("9.srv")}
-        assert scene.node.state("9.srv").held() == [Resource(kind=FILTER, name=scene.table("9.srv"))]
+        assert not scene.node.state("9.srv").exists, "its own epilogue, which may be at it, finds it by name"
 
+    def test_a_table_that_somebody_flushed_comes_back_as_it_was(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        scene = Scene.known(tmp_path)
+        scene.fence()
+        guestnet.pin(PLAN.vms[0], "10.0.0.9", node=scene.node, state=scene.record, deadline=soon())
+        before = "".join(scene.filter.loaded[scene.table()])
+        scene.filter.loaded.clear()
+        assert lifecycle.sweep(scene.node, deadline=soon()) == []
+        assert scene.filter.loaded == {scene.table(): [before]} and "10.0.0.9" in before
+        assert f"table {scene.table()} was gone, loading it again" in caplog.text
+        caplog.clear()
+        lifecycle.sweep(scene.node, deadline=soon(), thorough=True)
+        assert caplog.text == "", "what is as it should be is left alone"
+
+    def test_a_table_that_somebody_changed_comes_back_when_it_is_looked_at_thoroughly(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        scene = Scene.known(tmp_path)
+        scene.fence()
+        scene.filter.loaded[scene.table()] = ["something else"]
+        lifecycle.sweep(scene.node, deadline=soon())
+        assert scene.filter.loaded[scene.table()] == ["something else"]
+        lifecycle.sweep(scene.node, deadline=soon(), thorough=True)
+        assert scene.filter.loaded[scene.table()] == [text(state_dir=str(tmp_path))]
+        assert "was not as it was loaded, loading it again" in caplog.text
+
+    @pytest.mark.parametrize("why", ["closed", "off", "never loaded", "no text"])
+    def test_no_table_comes_back_for_a_job_that_has_none_to_have(self, tmp_path: Path, why: str) -> None:
+        scene = Scene.known(tmp_path, network_filter=why != "off")
+        if why != "never loaded":
+            scene.fence()
+        scene.filter.loaded.clear()
+        if why == "no text":
+            (scene.record.path / "rules").unlink()
+        if why == "closed":
+            with scene.record.closing(deadline=soon()):
+                pass
+        lifecycle.sweep(scene.node, deadline=soon(), thorough=True)
+        assert scene.filter.loaded == {}
+
+    def test_one_table_that_cannot_come_back_does_not_keep_the_sweep_from_its_work(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        scene = Scene.known(tmp_path)
+        scene.fence()
+        scene.node.state("8.srv").create()
+        scene.filter.loaded.clear()
+        scene.filter.fails = True
+        assert lifecycle.sweep(scene.node, deadline=soon()) == ["8.srv"]
+        assert f"table {scene.table()} could not be looked at" in caplog.text
 
     def test_tables_of_another_installation_are_nobodys_here(self, tmp_path: Path) -> None:
         scene = Scene(tmp_path, torque_home=str(tmp_path))
         others = {netfilter.table("8.srv", a_site(state_dir=place)): [""] for place in ("/run/vtorque", "/run/other")}
-        scene.filter.loaded |= others
+        scene.filter.loaded.update(others)
         assert lifecycle.sweep(scene.node, deadline=soon()) == ["7.srv"], "which no mom knows"
         assert scene.filter.loaded == others
 

@@ -10,6 +10,7 @@ from vtorque import files, proc
 from vtorque.deadline import Deadline
 from vtorque.errors import AddressError, CommandError, ConfigError, DeadlineExceeded
 from vtorque.model import VmPlan
+from vtorque.wakeups import Wakeup
 
 _FAIR_SECONDS = 1.0
 _EVERY_STATUS = range(-64, 256)
@@ -22,8 +23,8 @@ class AddressBook(Protocol):
         """Addresses that might be the guest's, likeliest first; AddressError when the source is broken."""
         ...
 
-    def wait(self, seconds: float) -> None:
-        """Return when something may have changed, after `seconds` at the latest."""
+    def wait(self, seconds: float, *also: Wakeup) -> None:
+        """Return when something may have changed, one of `also` has something to tell, or after `seconds`."""
         ...
 
     def close(self) -> None:

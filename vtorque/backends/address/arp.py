@@ -7,6 +7,7 @@ from pathlib import Path
 from vtorque.backends.address import ask, usable
 from vtorque.deadline import Deadline
 from vtorque.model import VmPlan
+from vtorque.wakeups import Wakeup
 
 _RUN_SECONDS = 5.0
 _FIRST_PAUSE = 0.1
@@ -38,9 +39,9 @@ class ArpTable:
             self._pause = min(self._pause * 1.5, _LONGEST_PAUSE)
         return tuple(address for address, mac in self._entries if mac == vm.mac.lower())
 
-    def wait(self, seconds: float) -> None:
-        """Sleep until the next look is due."""
-        self._deadline.pause(min(seconds, self._next_look.remaining))
+    def wait(self, seconds: float, *also: Wakeup) -> None:
+        """Return when the next look is due."""
+        self._deadline.pause(min(seconds, self._next_look.remaining), *also)
 
     def close(self) -> None:
         """Nothing is open."""

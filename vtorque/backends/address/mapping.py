@@ -11,6 +11,7 @@ from vtorque.backends.address import ask, usable
 from vtorque.deadline import Deadline
 from vtorque.errors import AddressError
 from vtorque.model import VmPlan
+from vtorque.wakeups import Wakeup
 
 _RUN_SECONDS = 10.0
 _SHOWN = 80
@@ -32,9 +33,9 @@ class MappingScript:
             self._known[vm.slot] = self._ask(vm)
         return (self._known[vm.slot],)
 
-    def wait(self, seconds: float) -> None:
+    def wait(self, seconds: float, *also: Wakeup) -> None:
         """The answer never changes; the guest may still have to boot."""
-        self._deadline.pause(seconds)
+        self._deadline.pause(seconds, *also)
 
     def close(self) -> None:
         """Nothing is open."""

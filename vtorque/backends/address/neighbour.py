@@ -11,10 +11,12 @@ import struct
 from collections.abc import Iterator
 from ipaddress import ip_address
 
+from vtorque import wakeups
 from vtorque.backends.address import usable
 from vtorque.deadline import Deadline
 from vtorque.errors import AddressError
 from vtorque.model import VmPlan
+from vtorque.wakeups import Wakeup
 
 _NLMSG = struct.Struct("=IHHII")  # length, type, flags, sequence, port
 _NDMSG = struct.Struct("=BxxxiHBB")  # family, interface, state, flags, type
@@ -60,15 +62,24 @@ class Neighbours:
         ]
         return tuple(address for _, _, address in sorted(found, key=lambda each: each[:2]))
 
-    def wait(self, seconds: float) -> None:
-        """Return when the table of this bridge has changed, after `seconds` at the latest.
+    def wait(self, seconds: float, *also: Wakeup) -> None:
+        """Return when the table of this bridge has changed, one of `also` has something to tell, or after `seconds`.
 
         Other interfaces of the node may have hundreds of messages a second.
         """
         deadline = Deadline(seconds)
         before = dict(self._entries)
-        while self._entries == before and self._is_told(deadline):
-            self._receive()
+        while self._entries == before and not deadline.expired:
+            if any(told is not self for told in wakeups.wait(deadline.remaining, self, *also)):
+                return
+
+    def fileno(self) -> int:
+        """Where the kernel's messages come."""
+        return self._socket.fileno()
+
+    def drain(self) -> None:
+        """Enter what has come into the table."""
+        self._receive()
 
     def close(self) -> None:
         """Stop listening."""

@@ -20,6 +20,10 @@ class Filter(Protocol):
         """Drop a table with all that is in it. Absent is success."""
         ...
 
+    def is_as(self, table: str, rules: str, *, deadline: Deadline) -> bool:
+        """Whether the table, which is in force, is what these rules make of it. CommandError when they are refused."""
+        ...
+
     def tables(self, *, deadline: Deadline) -> list[str]:
         """Names of our tables that are in force, also of those that no ledger tells of."""
         ...
