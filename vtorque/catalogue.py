@@ -13,9 +13,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from vtorque import files, imageheader, imagepull, images
-from vtorque.errors import ImageError, RequestError
-from vtorque.images import Revision
+from vtorque import files, imageheader, imageprobe, imagepull, images
+from vtorque.deadline import Deadline
+from vtorque.errors import ImageError, RequestError, printable
+from vtorque.images import Header, Revision
 from vtorque.options import OPTIONS
 
 DISTROS: tuple[str, ...] = OPTIONS["DISTRO_DEFAULT"].metadata["choices"]
@@ -26,6 +27,7 @@ ARCHES: tuple[str, ...] = OPTIONS["ARCH_DEFAULT"].metadata["choices"]
 _Say = Callable[[str], None]
 _Count = Callable[[int, int | None], None]
 _LONGEST_DESCRIPTION = 1000
+_INSPECTION_SECONDS = 30.0
 _FAMILIES = [(name, name) for name in ("debian", "ubuntu", "centos", "osv")]
 _FAMILIES += [("(red.?hat|rhel|rocky|alma|fedora|oracle)", "redhat")]
 
@@ -55,7 +57,7 @@ def add(directory: Path, source: Path | None, about: About, *, progress: _Say) -
         about = _named(about, PurePosixPath(unquote(urlsplit(about.url).path)).name, None)
     else:
         about = _named(about, source.name, source)
-        imageheader.inspect(source, name=about.name)
+        _inspect(source, about.name)
     entry = _entry(directory, about)
     files.directory(directory.absolute(), mode=0o755)
     with _writing(directory), tempfile.TemporaryDirectory(prefix=".add-", dir=directory) as scratch:
@@ -68,7 +70,7 @@ def add(directory: Path, source: Path | None, about: About, *, progress: _Say) -
                 imageheader.copy(path, sources[entry[key]])
         # The copy is what counts: whoever owns the source may have changed it meanwhile.
         if source is not None:
-            imageheader.inspect(sources[about.name], name=about.name)
+            _inspect(sources[about.name], about.name)
         return _publish(directory, entry, sources, progress)
 
 
@@ -82,7 +84,7 @@ def pull(directory: Path, url: str, about: About, *, sha256: str | None, progres
         progress(f"downloading {printable(base)}")
         imagepull.pull(url, target, sha256=sha256, progress=transfer)
         about = _named(about, base, target)
-        imageheader.inspect(target, name=about.name)
+        _inspect(target, about.name)
         found = _publish(directory, _entry(directory, about), {about.name: target}, progress)
     shown = urlsplit(url)._replace(query="", fragment="").geturl()
     return found if found.image.description else update(directory, about.name, f"from {shown}")
@@ -127,28 +129,16 @@ def delete(directory: Path, name: str, *, disks: Iterable[Path], force: bool) ->
     return [each.image.name for each in gone]
 
 
-def verify(found: Revision) -> str:
-    """Check who could have changed an image, its header, its digests; what it is, else ConfigError or ImageError."""
-    images.require_trusted(found.image)
-    header = None if found.image.url else imageheader.inspect(found.image.path)
-    for path, wanted in found.parts().items():
-        if wanted and images.digest(path) != wanted:
-            raise ImageError(f"{path} differs from its digest in the catalogue")
-    where = f"each node fetches it from {found.image.url}"
-    return f"{header.format}, {header.size >> 20} MiB, intact" if header else where
-
-
 def unreferenced(directory: Path) -> list[Path]:
     """What lies in the catalogue and belongs to no image: left by a crash, or being written right now."""
-    known = {images.LOCK, *images.references(directory)}
+    known = {images.LOCK, images.SEALED, *images.references(directory)}
     for name in images.names(directory):
         known |= {f"{name}.json", *(path.name for path in directory.glob(f"{name}@*.json"))}
     return sorted(path for path in directory.iterdir() if path.name not in known) if directory.is_dir() else []
 
 
-def printable(text: str) -> str:
-    """Text of others in one line that does nothing to a terminal."""
-    return "".join(each if each.isprintable() else "?" for each in " ".join(text.split()))
+def _inspect(path: Path, name: str) -> Header:
+    return imageprobe.probe(path, name=name, deadline=Deadline(_INSPECTION_SECONDS)).header
 
 
 def _named(about: About, base: str, path: Path | None) -> About:

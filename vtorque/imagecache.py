@@ -44,7 +44,7 @@ def local(image: Image, *, fs_type: str, site: SiteConfig, deadline: Deadline) -
     cache = ramdisk(site) if fs_type == "ramdisk" else disk(site)
     with cache.holding(image, deadline=deadline) as path:
         files.require_trusted(path)
-        yield replace(image, path=path)
+        yield image._replace(path=path)
 
 
 def ramdisk(site: SiteConfig) -> "Cache":
@@ -88,7 +88,8 @@ class Cache:
         for _ in deadline.ticks(doing=f"waiting until image {image.name} is on this node"):
             with _locked(target, fcntl.LOCK_SH) as ours:
                 if ours and target.exists():
-                    os.utime(target)
+                    # Not the image's own time: that says whether it is what was inspected.
+                    os.utime(_beside(target, "lock"))
                     yield target
                     return
             with _locked(target, fcntl.LOCK_EX) as ours:
@@ -105,6 +106,9 @@ class Cache:
                     known = found.get(match[1], Kept(path.with_name(match[1]), 0, 0.0))
                     size, used = known.size + about.st_blocks * 512, max(known.used, about.st_mtime)
                     found[match[1]] = replace(known, size=size, used=used)
+        for name, known in found.items():
+            with contextlib.suppress(FileNotFoundError):
+                found[name] = replace(known, used=_beside(known.path, "lock").stat().st_mtime)
         return sorted(found.values(), key=lambda each: each.used)
 
     def make_room(self, target: Path, size: int) -> None:
@@ -184,7 +188,7 @@ class Cache:
             imagepull.pull(image.url, target, sha256=image.sha256, progress=watch, deadline=deadline)
         except (ImageError, RequestError) as error:
             raise ImageError(f"image {image.name}: {error.brief}") from error
-        target.chmod(0o444)
+        files.give(target, mode=0o444)
 
     def _copy(self, image: Image, target: Path, deadline: Deadline) -> None:
         _forget(target)
@@ -198,7 +202,7 @@ class Cache:
                 raise ImageError(f"{image.path} has SHA-256 {found}, not {image.sha256} as the catalogue says")
             # Two images that came at the same time did not see each other whole.
             self.make_room(target, part.stat().st_blocks * 512)
-            part.chmod(0o444)
+            files.give(part, mode=0o444)
             with imageheader.opened(part) as (handle, _):
                 os.fsync(handle)
             part.rename(target)

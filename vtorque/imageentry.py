@@ -4,20 +4,17 @@
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from vtorque import files
-from vtorque.errors import ImageError, StateError
-from vtorque.model import Image
-from vtorque.optionforms import FORMS
+from vtorque.errors import ImageError, RequestError, StateError
+from vtorque.job import Image
+from vtorque.optionforms import fits
 
 SCHEMA = 1
 LIMIT = 64 * 1024
 """How long an entry may be, in bytes."""
-NAME = FORMS["image"][0]
-"""What names an image or, with @N, a revision of it."""
 DIGESTS = {"file": "sha256", "kernel": "kernel_sha256", "initrd": "initrd_sha256"}
 """The keys that name files beside the entry, each with the one that holds its digest."""
 
@@ -27,8 +24,7 @@ _OPTIONAL = {"revision", "file", "kernel", "kernel_sha256", "initrd", "initrd_sh
 _OPTIONAL |= {"trusted"}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Revision:
+class Revision(NamedTuple):
     """One revision of an image: its number, its entry as it is written, and what it means."""
 
     number: int
@@ -42,6 +38,38 @@ class Revision:
         return {path: self.entry.get(DIGESTS[key], "") for key, path in of.items()}
 
 
+def is_name(text: str) -> bool:
+    """Whether it can name an image or, with @N, a revision of it."""
+    return fits("image", text)
+
+
+def find(directory: Path, name: str) -> Image:
+    """The image `NAME`, or its revision N for `NAME@N`, under the name that was asked for.
+
+    Raises RequestError when there is none, ImageError when its entry is broken.
+    """
+    return revision(directory, name).image
+
+
+def revision(directory: Path, name: str) -> Revision:
+    """The same, with the number of the revision and its entry."""
+    if not is_name(name):
+        raise RequestError(f"{name[:80]!r} is not the name of an image")
+    base, _, number = name.partition("@")
+    found = None
+    # The newest first: what is no longer the newest has had an entry of its own before that.
+    try:
+        found = read(directory, base)
+    except ImageError:
+        if not number:
+            raise
+    if number and (found is None or str(found.number) != number):
+        found = read(directory, name)
+    if found is None:
+        raise _not_there(directory, name)
+    return found._replace(image=found.image._replace(name=name))
+
+
 def names(directory: Path) -> list[str]:
     """Names of all images and revisions that have an entry."""
     try:
@@ -50,7 +78,7 @@ def names(directory: Path) -> list[str]:
         return []
     except OSError as error:
         raise ImageError(f"cannot read the image directory {directory}: {error.strerror}") from error
-    return sorted(name for name in found if NAME.fullmatch(name))
+    return sorted(name for name in found if is_name(name))
 
 
 def read(directory: Path, name: str) -> Revision | None:
@@ -68,6 +96,20 @@ def read(directory: Path, name: str) -> Revision | None:
     except (ValueError, TypeError, KeyError) as error:
         raise ImageError(f"the catalogue entry of {name} is broken: {error}") from error
     return found
+
+
+def _not_there(directory: Path, name: str) -> RequestError:
+    base, _, number = name.partition("@")
+    every = names(directory)
+    known = [each for each in every if "@" not in each]
+    if number and base in known:
+        known, near = [each for each in every if each.partition("@")[0] == base], []
+    else:
+        import difflib  # for whoever mistyped something only
+
+        near = difflib.get_close_matches(base, known, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(known) or 'none'}"
+    return RequestError(f"image {name} is not in the catalogue", hint=hint)
 
 
 def _revision(directory: Path, name: str, data: dict[str, Any]) -> Revision:

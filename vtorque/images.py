@@ -7,55 +7,32 @@ from hashing gigabytes before each job; `vmgr image verify` compares the digests
 """
 
 import contextlib
-import difflib
 import fcntl
 import json
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from vtorque import files, imageentry, overlay
 from vtorque.errors import ImageError, RequestError, StateError
-from vtorque.imageentry import DIGESTS, Revision
+from vtorque.imageentry import DIGESTS, Revision, find, revision
 from vtorque.imageheader import Header, digest, inspect, opened
-from vtorque.model import Image
+from vtorque.imageprobe import Probed
+from vtorque.job import Image
 
 __all__ = [
-    "LOCK", "Header", "Revision", "digest", "find", "inspect", "locked", "make_overlay", "names", "publish", "record",
-    "references", "require_name", "require_trusted", "revision", "revisions",
+    "LOCK", "SEALED", "Header", "Revision", "digest", "find", "inspect", "is_sealed", "locked", "make_overlay", "names",
+    "publish", "record", "references", "require_name", "require_trusted", "revision", "revisions", "seal",
 ]
 
 LOCK = ".lock"
 """The file in the catalogue that whoever changes it has locked."""
+SEALED = ".sealed"
+"""The directory in the catalogue with a file for each image, named by its digest, in which nobody becomes root."""
 
-
-def find(directory: Path, name: str) -> Image:
-    """The image `NAME`, or its revision N for `NAME@N`, under the name that was asked for.
-
-    Raises RequestError when there is none, ImageError when its entry is broken.
-    """
-    return revision(directory, name).image
-
-
-def revision(directory: Path, name: str) -> Revision:
-    """The same, with the number of the revision and its entry."""
-    if imageentry.NAME.fullmatch(name) is None:
-        raise RequestError(f"{name[:80]!r} is not the name of an image")
-    base, _, number = name.partition("@")
-    found = None
-    # The newest first: what is no longer the newest has had an entry of its own before that.
-    try:
-        found = imageentry.read(directory, base)
-    except ImageError:
-        if not number:
-            raise
-    if number and (found is None or str(found.number) != number):
-        found = imageentry.read(directory, name)
-    if found is None:
-        raise _not_there(directory, name)
-    return replace(found, image=replace(found.image, name=name))
+# Of the rules by which that was found; another number asks for another look.
+_RULES = b"1\n"
 
 
 def revisions(directory: Path, name: str) -> list[Revision]:
@@ -64,7 +41,7 @@ def revisions(directory: Path, name: str) -> list[Revision]:
     for entry in imageentry.names(directory):
         if entry.startswith(f"{name}@") and (each := imageentry.read(directory, entry)):
             found.setdefault(each.number, each)
-    return [replace(each, image=replace(each.image, name=f"{name}@{each.number}")) for _, each in sorted(found.items())]
+    return [each._replace(image=each.image._replace(name=f"{name}@{each.number}")) for _, each in sorted(found.items())]
 
 
 def names(directory: Path) -> list[str]:
@@ -124,7 +101,7 @@ def publish(directory: Path, entry: dict[str, Any], sources: dict[str, Path]) ->
 
 def require_name(name: str) -> None:
     """Refuse what cannot name an image as a whole (RequestError)."""
-    if imageentry.NAME.fullmatch(name) is None or "@" in name:
+    if not imageentry.is_name(name) or "@" in name:
         raise RequestError(f"{name[:80]!r} is not the name of an image", hint="like debian-12.qcow2")
 
 
@@ -162,21 +139,26 @@ def require_trusted(image: Image) -> None:
             raise ImageError(f"image {image.name}: {path} is missing") from None
 
 
-def make_overlay(image: Image, path: Path, *, size_mib: int = 0) -> None:
-    """A disk that holds what differs from the image, of its size unless one is given; the image stays untouched."""
-    header = inspect(image.path)
-    overlay.write(path, base=image.path, base_format=header.format, size=size_mib << 20 or header.size)
-
-
-def _not_there(directory: Path, name: str) -> RequestError:
-    base, _, number = name.partition("@")
-    known = names(directory)
-    if number and base in known:
-        known, near = [each for each in imageentry.names(directory) if each.partition("@")[0] == base], []
+def seal(directory: Path, sha256: str, *, sealed: bool) -> None:
+    """Remember whether it was found that nobody can become root in the image of that digest."""
+    path = directory / SEALED / sha256
+    if sealed:
+        files.directory(path.parent, mode=0o755)
+        files.replace(path, _RULES, mode=0o644)
     else:
-        near = difflib.get_close_matches(base, known, n=1)
-    hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(known) or 'none'}"
-    return RequestError(f"image {name} is not in the catalogue", hint=hint)
+        path.unlink(missing_ok=True)
+
+
+def is_sealed(directory: Path, sha256: str) -> bool:
+    """Whether that is remembered, in a catalogue of root's own."""
+    with contextlib.suppress(FileNotFoundError, StateError):
+        return files.read(directory / SEALED / sha256, limit=len(_RULES)) == _RULES
+    return False
+
+
+def make_overlay(base: Probed, path: Path, *, size_mib: int = 0) -> None:
+    """A disk that holds what differs from the image, of its size unless one is given; the image stays untouched."""
+    overlay.write(path, base=base.path, base_format=base.header.format, size=size_mib << 20 or base.header.size)
 
 
 def _last(directory: Path, name: str) -> tuple[int, Revision | None]:

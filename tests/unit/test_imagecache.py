@@ -4,7 +4,6 @@
 import fcntl
 import os
 import struct
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -112,10 +111,12 @@ def test_what_is_there_is_used_and_remembered(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     path = kept(tmp_path / "images", "0")
     for fs_type, url in (("ramdisk", ""), ("ramdisk", "http://host/x"), ("sharedfs", "http://host/x")):
-        os.utime(path, (0, 0))
+        lock = path.with_name(f"{path.name}.lock")
+        lock.touch()
+        os.utime(lock, (0, 0))
         with imagecache.local(an_image(url=url), fs_type=fs_type, site=site, deadline=Deadline(1)) as found:
             assert found == an_image(url=url, path=path)
-        assert path.stat().st_mtime > 0
+        assert lock.stat().st_mtime > 0
 
 
 def test_while_somebody_else_fetches_it_we_wait_no_longer_than_we_may(tmp_path: Path) -> None:
@@ -141,7 +142,7 @@ def test_a_node_without_a_ram_disk_says_so() -> None:
 def test_an_image_without_a_digest_names_no_file(tmp_path: Path, digest: str) -> None:
     with (
         pytest.raises(ImageError, match="no digest"),
-        a_cache(tmp_path, 1).holding(replace(an_image(), sha256=digest), deadline=Deadline(1)),
+        a_cache(tmp_path, 1).holding(an_image()._replace(sha256=digest), deadline=Deadline(1)),
     ):
         pass
     assert list(tmp_path.iterdir()) == []

@@ -15,12 +15,11 @@ from typing import Any
 
 from vtorque import catalogue as shelf
 from vtorque import config, imagebuild, images, suspended
-from vtorque.catalogue import printable
-from vtorque.cli import PREFIX, progress
+from vtorque.cli import PREFIX, progress, vmgr_verify
 from vtorque.config import SiteConfig
-from vtorque.errors import ConfigError, ImageError, RequestError, VtorqueError
+from vtorque.errors import ConfigError, ImageError, RequestError, VtorqueError, printable
+from vtorque.job import job_id, job_key
 from vtorque.lab import parts
-from vtorque.model import job_id, job_key
 
 _Areas = argparse._SubParsersAction
 
@@ -35,10 +34,10 @@ def add(areas: "_Areas[argparse.ArgumentParser]") -> None:
                        help="a Debian package more, without what it only recommends; any number of them")
     build.add_argument("--name", default="", metavar="NAME.qcow2", help="its name; that of the recipe if not given")
     build.add_argument("--force", action="store_true", help="build it even if it is there, with these packages")
+    build.add_argument("--stock", action="store_true", help="as the distribution's own cloud image, to compare with")
     _listing(_verb(verbs, "list", _list, "all images"))
     _listing(_verb(verbs, "show", _show, "one image, and its revisions"), "name")
-    verify = _verb(verbs, "verify", _verify, "compare images with their digests, inspect their headers")
-    verify.add_argument("name", nargs="?", help="one image or NAME@N; all, and what belongs to none, if not given")
+    vmgr_verify.add_options(_verb(verbs, "verify", _verify, "are images intact, and what guests need?"))
     pull = _verb(verbs, "pull", _pull, "download an image into the catalogue (root only)")
     pull.add_argument("url", metavar="URL", help="http:// or https://")
     _about(pull)
@@ -118,7 +117,7 @@ def _listing(parser: argparse.ArgumentParser, *names: str) -> None:
 def _build(arguments: argparse.Namespace) -> int:
     image = imagebuild.build(
         arguments.recipe, _root_only(arguments), progress=progress.lines(), packages=arguments.packages,
-        name=arguments.name, force=arguments.force,
+        name=arguments.name, force=arguments.force, as_stock=arguments.stock,
     )
     sys.stdout.write(f"{image.path}\n")
     return 0
@@ -133,7 +132,7 @@ def _list(arguments: argparse.Namespace) -> int:
         except ImageError as error:
             status = _complain(error)
     if arguments.json:
-        known = [asdict(each.image) | {"revision": each.number} for each in found]
+        known = [each.image._asdict() | {"revision": each.number} for each in found]
         sys.stdout.write(json.dumps(known, default=str, indent=1) + "\n")
         return status
     for image in (each.image for each in found):
@@ -146,7 +145,7 @@ def _list(arguments: argparse.Namespace) -> int:
 def _show(arguments: argparse.Namespace) -> int:
     directory = arguments.directory or catalogue()
     found = images.revision(directory, arguments.name)
-    about: dict[str, Any] = {key: str(value) for key, value in asdict(found.image).items() if value not in (None, "")}
+    about: dict[str, Any] = {key: str(value) for key, value in found.image._asdict().items() if value not in (None, "")}
     about["revision"] = found.number
     if found.image.path.exists():
         there = found.image.path.stat()
@@ -166,24 +165,9 @@ def _show(arguments: argparse.Namespace) -> int:
 
 
 def _verify(arguments: argparse.Namespace) -> int:
+    site = _site() or SiteConfig()
     directory = arguments.directory or catalogue()
-    status, found = 0, []
-    for name in [arguments.name] if arguments.name else images.names(directory):
-        try:
-            found += [images.revision(directory, name)] if arguments.name else images.revisions(directory, name)
-        except ImageError as error:
-            status = _complain(error)
-    for each in found:
-        try:
-            text = shelf.verify(each)
-        except (ImageError, ConfigError) as error:
-            status = _complain(error)
-        else:
-            sys.stdout.write(f"{each.image.name.partition('@')[0]}@{each.number}: {printable(text)}\n")
-    for path in () if arguments.name else shelf.unreferenced(directory):
-        why = "unfinished or being written" if path.name.startswith(".") else "belongs to no image"
-        sys.stdout.write(f"{printable(str(path))}: {why}\n")
-    return status
+    return vmgr_verify.verify(directory, arguments.name, share=site.share, as_json=arguments.json)
 
 
 def _add(arguments: argparse.Namespace) -> int:

@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Root's way to know an image before QEMU opens it: a child without rights looks, and what it saw is what is used.
+
+An image lies where only root can put anything, and is reached without following
+any link. The descriptor that the child reads says which file that is and when it last changed; a file
+of another identity at the same path is refused before a guest is started on it.
+"""
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from vtorque import confined, files, imageheader
+from vtorque.deadline import Deadline
+from vtorque.errors import CommandError, ImageError
+from vtorque.imageformat import FORMATS, LARGEST, OTHERWISE
+from vtorque.imageheader import Header
+
+_SCRIPT = Path(__file__).with_name("imageformat.py")
+_LIMITS = confined.Limits(cpu_seconds=2, memory_mib=256, answer=256)
+
+
+class Probed(NamedTuple):
+    """An image that may be used: its header, and the identity of the file that was looked at."""
+
+    header: Header
+    path: Path
+    identity: tuple[int, ...]
+
+    def require_same(self) -> None:
+        """Refuse when there is another file at the path now, or it has changed (ImageError)."""
+        try:
+            now = _identity(os.lstat(self.path))
+        except OSError as error:
+            raise ImageError(f"image {self.path} is gone: {error.strerror}") from error
+        if now != self.identity:
+            raise ImageError(f"image {self.path} has changed since it was inspected", hint="start the job again")
+
+
+def probe(path: Path, *, name: str = "", deadline: Deadline, trusted: bool = False) -> Probed:
+    """What the image at `path` is, as the ending of `name` (or of the file) says; ImageError when it is not safe.
+
+    With `trusted` the file has to lie where only root can change it (ConfigError).
+    """
+    with _trusted(path) if trusted else imageheader.opened(path) as (handle, about):
+        declared = imageheader.declared(name or path.name)
+        size = _look(handle, declared, name or path.name, deadline)
+        identity = _identity(about)
+        if _identity(os.fstat(handle)) != identity:
+            raise ImageError(f"image {path} changed while it was inspected")
+    return Probed(header=Header(format=declared, size=size), path=path, identity=identity)
+
+
+@contextlib.contextmanager
+def _trusted(path: Path) -> Iterator[tuple[int, os.stat_result]]:
+    try:
+        with files.opened_trusted(path) as handle:
+            yield handle, os.fstat(handle)
+    except FileNotFoundError:
+        raise ImageError(f"image {path} is missing") from None
+
+
+def _look(handle: int, declared: str, name: str, deadline: Deadline) -> int:
+    try:
+        answer = confined.run(_SCRIPT, handle=handle, limits=_LIMITS, deadline=deadline)
+        size, refused = _understood(answer, declared)
+    except (CommandError, ValueError) as error:
+        raise ImageError(f"image {name} cannot be inspected", details=str(error)) from error
+    if refused:
+        raise ImageError(f"image {name}: {refused}")
+    return size
+
+
+def _understood(answer: bytes, declared: str) -> tuple[int, str]:
+    """The size, or why the image is refused. ValueError: the child is not believed when it says anything else."""
+    found = json.loads(answer)
+    if not isinstance(found, dict) or found.get("format") not in FORMATS:
+        raise ValueError("an answer that makes no sense")
+    match found:
+        case {"format": other} if other != declared:
+            return 0, OTHERWISE[declared]
+        case {"size": int(size)} if type(size) is int and 0 < size <= LARGEST and size % 512 == 0:
+            return size, ""
+        case {"refused": str(why)} if why and why.isascii() and why.isprintable():
+            return 0, why
+    raise ValueError("an answer that makes no sense")
+
+
+def _identity(about: os.stat_result) -> tuple[int, ...]:
+    return (about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns, about.st_ctime_ns)
