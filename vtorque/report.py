@@ -13,9 +13,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from vtorque import files, proc
+from vtorque import accounting, files, proc, timings
 from vtorque.deadline import Deadline
 from vtorque.errors import StateError, VtorqueError
+from vtorque.job import phases_name
+from vtorque.model import JobId, job_key
 from vtorque.observe import Recorded, is_meant, visible
 from vtorque.options import OPTIONS, SiteConfig
 from vtorque.proc import Identity
@@ -99,18 +101,26 @@ def log_text(entry: Mapping[str, Any]) -> str:
 
 
 def phase_text(line: bytes) -> str:
-    """A line of the job directory's `phases` as `time phase`; nothing when it is none."""
+    """A line of the job directory's `phases`: time, phase, and how long after its prologue's start; or nothing."""
     try:
         entry = json.loads(line)
         stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(float(entry["time"])))
-        return visible(f"{stamp} {entry['phase']}".replace("\n", " ")) + "\n"
-    except (ValueError, TypeError, KeyError, OverflowError, OSError):
+        after = f" after {float(entry['seconds']):.3f} s" if "seconds" in entry else ""
+        word = " (the guest's word)" if entry.get("word") == accounting.GUEST else ""
+        return visible(f"{stamp} {entry['phase']}{after}{word}".replace("\n", " ")) + "\n"
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, OSError):
         return ""
 
 
 def phases_text(chunks: Iterable[bytes]) -> Iterator[str]:
     """The phases as they come."""
     return filter(None, map(phase_text, _lines(chunks)))
+
+
+def phases_of(directory: Path, job: JobId) -> Path:
+    """Where a user's own job notes its phases; an element of an array has a file of its own."""
+    element = directory / phases_name(job_key(job), 2)
+    return element if element.exists() else directory / phases_name("", 1)
 
 
 def bundle(job: Recorded, title: str, *, site: SiteConfig, guests: Callable[[], str], log: Path) -> str:
@@ -121,7 +131,8 @@ def bundle(job: Recorded, title: str, *, site: SiteConfig, guests: Callable[[], 
         ("ready marker", lambda: _spell(job.ready)),
         ("plan", lambda: _spell(_without_secrets(job.plan))),
         ("ledger", lambda: files.read(job.path / "ledger", limit=_LIMIT).decode(errors="replace")),
-        ("phases", lambda: "".join(phases_text([_phases(job)]))),
+        ("phases, as the job's user may have written them", lambda: _in_order(_phases(job))),
+        ("accounting", lambda: timings.job_text(timings.of_job(accounting.directory(site), job.id.__eq__))),
         ("log", lambda: "".join(map(_log_line, log_entries(tail(log, going=None), job.id.__eq__)))),
         *((f"console of {vm['name']}", partial(_console, Path(vm["console"]))) for vm in job.vms),
         ("options that differ from their defaults", lambda: _options(site)),
@@ -219,14 +230,15 @@ def _without_secrets(plan: Mapping[str, Any]) -> dict[str, Any]:
 
 def _phases(job: Recorded) -> bytes:
     if job.directory is not None:
-        return files.read(job.directory / "phases", limit=_LIMIT)
+        return files.read(phases_of(job.directory, job.id), limit=_LIMIT)
     account, wanted = job.plan.get("account"), job.plan.get("request")
     if not (account and wanted):
         return b""
     # Root resolves nothing below a home: a child that is the user reads there, for as long as it may take.
     identity = Identity(uid=account["uid"], gid=account["group"]["gid"],
                         groups=tuple(group["gid"] for group in account["groups"]))
-    path = Path(account["home"], ".vtorque", wanted["request_id"], "phases")
+    name = phases_name(job_key(job.id), wanted.get("elements", 1))
+    path = Path(account["home"], ".vtorque", wanted["request_id"], name)
     words: list[str | Path] = ["/usr/bin/head", "-c", str(_CHUNK), "--", path]
     return proc.run(words, deadline=Deadline(_USER_SIDE_SECONDS), identity=identity).stdout
 
@@ -247,10 +259,17 @@ def _options(site: SiteConfig) -> str:
     return "".join(f"{name}: {value}\n" for name, value in values.items() if value != OPTIONS[name].default)
 
 
-def finished(log: Path, text: str) -> list[str]:
-    """Ids in root's log of the jobs that a user may mean by `text`."""
+def finished(log: Path, accounts: Path, text: str) -> list[str]:
+    """Ids in root's log and accounting of the jobs that a user may mean by `text`."""
     found: set[str] = set()
     with contextlib.suppress(OSError):
         for entry in log_entries(tail(log, going=None), lambda job: is_meant(text, job)):
             found.add(entry["job"])
+    with contextlib.suppress(OSError, VtorqueError):
+        found |= {entry["job"] for entry in timings.of_job(accounts, lambda job: is_meant(text, job))}
     return sorted(found)
+
+
+def _in_order(data: bytes) -> str:
+    """The phases of a job by time: its user's command and root write at the same time."""
+    return "".join(sorted(phases_text([data])))

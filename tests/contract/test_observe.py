@@ -12,7 +12,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -21,7 +20,8 @@ import pytest
 
 from tests.builders import KEY, a_job, a_plan, a_request, a_site, an_account
 from tests.fakes.hypervisor import FakeHypervisor
-from vtorque import published, request, run
+from vtorque import accounting, markers, orders, published, request
+from vtorque.accounting import Journal
 from vtorque.backends.hypervisor import Hypervisor
 from vtorque.backends.hypervisor.libvirt import Libvirt
 from vtorque.backends.transport.ssh import Ssh
@@ -92,11 +92,11 @@ class Scene:
 
     def _record(self) -> None:
         self.state.create()
-        self.state.save_plan(asdict(self.plan))
+        self.state.save_plan(orders.plain(self.plan))
         with self.state.taking(Resource(kind="domain", name=self.plan.vms[0].name), deadline=Deadline(5)):
             pass
         guest = Guest(vm=self.plan.vms[0], address="127.0.0.1", host_key=KEY)
-        self.state.publish("ready", run.ready_marker(self.plan, [published.peer(guest)]), group=self.user.pw_gid)
+        self.state.publish("ready", markers.ready_marker(self.plan, [published.peer(guest)]), group=self.user.pw_gid)
 
     def _directory(self, request_id: str) -> None:
         directory = self.home / ".vtorque" / request_id
@@ -254,6 +254,36 @@ def test_a_report_holds_everything_but_secrets(scene: Scene) -> None:
     status, mine, _ = scene.vmgr("report", "12", user=True)
     assert status == 0 and "1970-01-01T00:00:02Z ready" in mine and "not readable" in mine
     assert "QUJD" not in mine and "login:" not in mine
+
+
+def test_a_report_tells_of_phases_even_when_all_else_is_gone(scene: Scene) -> None:
+    journal = Journal(scene.root / "log/accounting", node="n1", begun=time.time() - 5)
+    for job in (scene.plan.job, a_job(id="14.lab", user=USER)):
+        journal.begin(job)
+        journal.note("cloud-init", rank=0, word=accounting.GUEST)
+    text = scene.vmgr("report", "12")[1]
+    assert text.count(" begun") == 1 and "5." in text and "rank 0   the guest's word" in text
+    status, over, _ = scene.vmgr("report", "14")
+    assert status == 0 and "job 14.lab" in over and over.count(" begun") == 1
+    assert "begun" not in scene.vmgr("report", "12", user=True)[1]
+    assert scene.vmgr("report", "14", user=True)[0] == 2
+
+
+def test_a_user_sees_the_seconds_of_each_phase_in_order_of_time(scene: Scene) -> None:
+    phases = scene.home / ".vtorque" / scene.plan.request.request_id / "phases"
+    with phases.open("a") as file:
+        file.write('{"time": 1, "phase": "cloud-init", "seconds": 0.5, "word": "guest", "guests": 2}\n')
+    parts = scene.vmgr("report", "12", user=True)[1].partition("--- phases")[2].splitlines()[1:4]
+    assert parts == [
+        "1970-01-01T00:00:00Z planned", "1970-01-01T00:00:01Z cloud-init after 0.500 s (the guest's word)",
+        "1970-01-01T00:00:02Z ready",
+    ]
+
+
+def test_an_element_of_an_array_has_phases_of_its_own(scene: Scene) -> None:
+    directory = scene.home / ".vtorque" / scene.plan.request.request_id
+    (directory / "phases").rename(directory / "phases.12.lab")
+    assert "Z planned\n" in scene.vmgr("logs", "12", user=True)[1]
 
 
 def test_phases_are_read_as_the_user_who_cannot_lead_root_elsewhere(scene: Scene) -> None:

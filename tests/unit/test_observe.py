@@ -5,14 +5,13 @@ import argparse
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.builders import KEY, a_job, a_plan, a_request
-from vtorque import observe, published, report, run
+from vtorque import markers, observe, orders, published, report
 from vtorque.backends.hypervisor import Usage
 from vtorque.cli import vmgr_guests
 from vtorque.errors import RequestError, StateError
@@ -28,10 +27,10 @@ def record(root: Path, job: str = "7.srv", *, ready: bool = True, planned: bool 
     path = root / "jobs" / plan.job.key
     path.mkdir(parents=True)
     if planned:
-        (path / "plan.json").write_text(json.dumps(asdict(plan), default=str))
+        (path / "plan.json").write_text(json.dumps(orders.plain(plan)))
     if ready:
         guests = [Guest(vm=vm, address=f"10.0.0.{vm.rank + 1}", host_key=KEY) for vm in plan.vms]
-        (path / "ready").write_text(json.dumps(run.ready_marker(plan, [published.peer(guest) for guest in guests])))
+        (path / "ready").write_text(json.dumps(markers.ready_marker(plan, [published.peer(guest) for guest in guests])))
     return path
 
 
