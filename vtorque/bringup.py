@@ -3,28 +3,47 @@
 
 import contextlib
 import json
-import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from vtorque import admission, boot, imagecache, images, limits, plan, published, request, submit, topology
+from vtorque import (
+    accounting,
+    accounts,
+    admission,
+    boot,
+    imagecache,
+    imageprobe,
+    images,
+    limits,
+    orders,
+    plan,
+    published,
+    request,
+    topology,
+)
+from vtorque.accounting import Journal
 from vtorque.boot import Started
-from vtorque.deadline import Deadline
+from vtorque.deadline import Deadline, growing
 from vtorque.errors import Blame, NodeBusy, RequestError
+from vtorque.imageheader import Header
+from vtorque.job import phases_name
 from vtorque.model import Account, Image, Job, JobPlan, Peer, VmRequest
 from vtorque.node import Node
 from vtorque.proc import Identity
 from vtorque.published import NodeFailed
 from vtorque.state import JobState
 from vtorque.userside import UserSide
+from vtorque.wakeups import Changes
 
 ABORTED = "aborted"
 """The file by which a mother superior tells her sisters that there will be no job."""
 
 _USER_SIDE_SECONDS = 5.0
+# Sisters publish over NFS, of which no kernel tells; looking more often would only ask the server more.
 _LONGEST_PAUSE_SECONDS = 1.0
+# What vtorque promised to other jobs is told when it is free again; not so what else may use the node.
 _BUSY_PAUSE_SECONDS = 5.0
 
 
@@ -39,7 +58,7 @@ class Demand:
 
 def demand(job: Job, node: Node) -> Demand:
     """What the job asks for; RequestError when its user may not, or it carries no request."""
-    account = topology.account(job.user, min_uid=node.site.min_uid)
+    account = accounts.account(job.user, min_uid=node.site.min_uid)
     wanted = request.decode(job.request)
     if wanted.distro == "osv":
         raise RequestError("-vm distro=osv: OSv has no shell for a job's script, and is not supported by this version")
@@ -57,13 +76,17 @@ def user_side(wanted: Demand) -> Iterator[UserSide]:
         yield side
 
 
-def reporter(wanted: Demand, side: UserSide, deadline: Deadline) -> Callable[[str], None]:
-    """Tells the user's side which phase begins; what it misses it misses."""
-    name = submit.phases_name(wanted.job.key, wanted.request.elements)
+def reporter(wanted: Demand, side: UserSide, journal: Journal, deadline: Deadline) -> Callable[[str], None]:
+    """Tells the user's side which phase begins, and what the guests did before; what it misses it misses."""
+    name = phases_name(wanted.job.key, wanted.request.elements)
+    told = 0
 
     def report(phase: str) -> None:
-        line = json.dumps({"time": round(time.time(), 3), "phase": phase})
-        side.append(name, line + "\n", deadline=brief(deadline))
+        nonlocal told
+        new, told = journal.notes[told:], len(journal.notes)
+        lines = [each for each in accounting.of_guests(new) if each["phase"] != phase]
+        text = "".join(json.dumps(line) + "\n" for line in (*lines, journal.mark(phase)))
+        side.append(name, text, deadline=brief(deadline))
 
     return report
 
@@ -81,22 +104,29 @@ def start(
     A node that is busy is waited for where failing would drain it, as long as there
     is time for its guests to boot.
     """
-    while True:
-        try:
-            return _start(wanted, node, record, deadline=deadline)
-        except NodeBusy:
-            if not node.failing_drains or deadline.reserve(node.site.timeout).expired:
-                raise
-        deadline.pause(_BUSY_PAUSE_SECONDS)
+    with contextlib.closing(Changes(admission.place(Path(node.site.state_dir)))) as promises:
+        while True:
+            try:
+                return _start(wanted, node, record, deadline=deadline)
+            except NodeBusy:
+                if not node.failing_drains or deadline.reserve(node.site.timeout).expired:
+                    raise
+            deadline.pause(_BUSY_PAUSE_SECONDS, promises)
 
 
 def _start(
     wanted: Demand, node: Node, record: JobState, *, deadline: Deadline
 ) -> tuple[JobPlan, tuple[Started, ...]]:
     with _image(wanted, node, deadline) as image:
-        decided = _decide(wanted, image, node, record, deadline)
-        record.save_plan(asdict(decided))
-        return decided, boot.start(decided, node=node, state=record, deadline=deadline)
+        node.journal.note("image")
+        base = imageprobe.probe(image.path, deadline=deadline, trusted=True)
+        decided = _decide(wanted, image, base.header, node, record, deadline)
+        record.save_plan(orders.plain(decided))
+        node.journal.note("planned", facts={
+            "image": wanted.request.image, "guests": len(decided.vms), "vcpus": wanted.request.vcpus,
+            "memory_mib": wanted.request.memory_mib,
+        })
+        return decided, boot.start(decided, base, node=node, state=record, deadline=deadline)
 
 
 def gather(wanted: Demand, side: UserSide, *, deadline: Deadline, first: int = 1) -> list[Peer]:
@@ -108,7 +138,7 @@ def gather(wanted: Demand, side: UserSide, *, deadline: Deadline, first: int = 1
     job = wanted.job
     missing = dict(enumerate(job.nodes[first:], first))
     found: list[Peer] = []
-    pause = 0.05
+    pauses = growing(longest=_LONGEST_PAUSE_SECONDS)
     while True:
         for index in list(missing):
             text = side.read(published.name(index), limit=published.LIMIT, deadline=brief(deadline))
@@ -120,8 +150,7 @@ def gather(wanted: Demand, side: UserSide, *, deadline: Deadline, first: int = 1
         if deadline.expired or not side.usable:
             why = "in time" if deadline.expired else f"that the home of {job.user} can tell of"
             raise NodeFailed(f"no guests from node {', '.join(missing.values())} {why}", Blame.NODE)
-        deadline.within(pause).pause(pause)
-        pause = min(_LONGEST_PAUSE_SECONDS, 2 * pause)
+        deadline.pause(next(pauses))
 
 
 @contextlib.contextmanager
@@ -131,14 +160,17 @@ def _image(wanted: Demand, node: Node, deadline: Deadline) -> Iterator[Image]:
     limits.check(wanted.request, node.site, [group.name for group in wanted.account.groups])
     request.check_disk_size(wanted.request, most_mib=node.site.max_disk_size)
     images.require_trusted(image)
+    if node.site.vm_images_verified:
+        image = image._replace(verified=images.is_sealed(image.path.parent, image.sha256))
     with imagecache.local(
         image, fs_type=wanted.request.fs_type, site=node.site, deadline=deadline
     ) as local:
         yield local
 
 
-def _decide(wanted: Demand, image: Image, node: Node, record: JobState, deadline: Deadline) -> JobPlan:
-    header = images.inspect(image.path)
+def _decide(
+    wanted: Demand, image: Image, header: Header, node: Node, record: JobState, deadline: Deadline
+) -> JobPlan:
     request.check_disk_size(
         wanted.request, most_mib=node.site.max_disk_size, image_bytes=header.size
     )

@@ -4,7 +4,9 @@
 import time
 from collections.abc import Callable, Iterator
 
+from vtorque import wakeups
 from vtorque.errors import DeadlineExceeded
+from vtorque.wakeups import Wakeup
 
 
 class Deadline:
@@ -15,7 +17,7 @@ class Deadline:
         seconds: float,
         *,
         clock: Callable[[], float] = time.monotonic,
-        sleep: Callable[[float], None] = time.sleep,
+        sleep: Callable[..., object] = wakeups.wait,
     ) -> None:
         self._clock = clock
         self._sleep = sleep
@@ -44,9 +46,9 @@ class Deadline:
             raise DeadlineExceeded(f"out of time: {doing}")
         return self.remaining
 
-    def pause(self, seconds: float) -> None:
-        """Sleep, but not beyond the deadline."""
-        self._sleep(min(seconds, self.remaining))
+    def pause(self, seconds: float, *until: Wakeup) -> None:
+        """Sleep, but not beyond the deadline, nor when one of `until` has something to tell."""
+        self._sleep(min(seconds, self.remaining), *until)
 
     def ticks(self, *, doing: str, first: float = 0.005, longest: float = 0.5) -> Iterator[None]:
         """Yield now, then after growing pauses (seconds), until time is up.
@@ -54,12 +56,17 @@ class Deadline:
         For the places where nothing announces itself and polling is the only
         way. Raises DeadlineExceeded naming `doing` when time is up.
         """
-        pause = first
-        while True:
+        for pause in growing(first=first, longest=longest):
             yield
             self.require(doing)
             self.pause(pause)
-            pause = min(pause * 1.5, longest)
 
     def _in(self, seconds: float) -> "Deadline":
         return Deadline(seconds, clock=self._clock, sleep=self._sleep)
+
+
+def growing(*, first: float = 0.005, longest: float) -> Iterator[float]:
+    """Pauses (seconds) between looks at something that does not announce itself, for ever."""
+    while True:
+        yield first
+        first = min(first * 1.5, longest)

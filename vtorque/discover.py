@@ -6,10 +6,11 @@ import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from vtorque import files, guestnet, logs
+from vtorque import accounting, files, guestnet, logs, wakeups
+from vtorque.announcement import Announcement
 from vtorque.backends.transport import Session
 from vtorque.boot import Started
-from vtorque.deadline import Deadline
+from vtorque.deadline import Deadline, growing
 from vtorque.errors import (
     AddressError,
     DeadlineExceeded,
@@ -18,15 +19,19 @@ from vtorque.errors import (
     RequestError,
     TransportError,
     VtorqueError,
+    printable,
 )
 from vtorque.model import Guest, Job, Resource, VmPlan
 from vtorque.node import Node
 from vtorque.state import JobState
 from vtorque.teardown import SHUTDOWN
+from vtorque.wakeups import Changes, Wakeup
 
 log = logging.getLogger(__name__)
 
-_WAIT_SECONDS = 0.25
+# How late a guest may be noticed that does not announce itself. More often, the attempts at one
+# that is still booting would take what it boots with: each costs it a refused connection.
+_LONGEST_PAUSE_SECONDS = 0.25
 _STATUS_LIMIT = 4096
 _CONSOLE_LIMIT = 4 << 20
 _CONSOLE_LINES = 20
@@ -46,25 +51,37 @@ def guests(
 
     def one(guest: Started) -> Guest:
         with logs.about(job=job.id, guest=guest.vm.name), logs.step("wait for the guest"):
-            return _await(guest, user=user, node=node, guests=len(started), state=state, deadline=limit)
+            return _await(guest, changes, user=user, node=node, guests=len(started), state=state, deadline=limit)
 
-    with ThreadPoolExecutor(max_workers=len(started), thread_name_prefix="discover") as pool:
+    with (
+        node.hypervisor.changes(deadline=limit) as bell,
+        contextlib.closing(Changes(state.path)) as record,
+        ThreadPoolExecutor(max_workers=len(started), thread_name_prefix="discover") as pool,
+    ):
+        # One of the threads hears each of them; the others look after their next pause.
+        changes = (bell, record)
         return tuple(pool.map(one, started))
 
 
 class _Search:
     """One guest's candidates, tried one after the other: what each cost, and why it is not the guest's."""
 
-    def __init__(self, guest: Started, *, user: str, node: Node, deadline: Deadline) -> None:
+    def __init__(self, guest: Started, word: Announcement, *, user: str, node: Node, deadline: Deadline) -> None:
         self._guest = guest
+        self._word = word
         self._user = user
         self._node = node
         self._deadline = deadline
         self._spent: dict[str, float] = {}
         self._troubles: dict[str, TransportError] = {}
+        self._pauses = growing(longest=_LONGEST_PAUSE_SECONDS)
+        self._noted: set[str] = set()
 
     def attempt(self, candidates: Sequence[str]) -> Guest | None:
         """Try what is new, or else what got the least time so far: an address that hangs delays no other for long."""
+        if candidates:
+            self._note("first-packet")
+        self._hear()
         new = [each for each in candidates if each not in self._spent]
         for address in new or sorted(candidates, key=lambda each: self._spent[each])[:1]:
             before = self._deadline.remaining
@@ -77,9 +94,13 @@ class _Search:
                 # That of one attempt. At the end of the whole wait it says nothing about the address.
                 if address not in self._troubles or not self._deadline.expired:
                     self._troubles[address] = TransportError(f"the guest at {address} is too slow: {error.brief}")
-            cost = max(_WAIT_SECONDS, before - self._deadline.remaining)
+            cost = max(_LONGEST_PAUSE_SECONDS, before - self._deadline.remaining)
             self._spent[address] = self._spent.get(address, 0.0) + cost
         return None
+
+    def pause(self) -> float:
+        """Seconds until it is worth while to look again, if nothing happens before."""
+        return min(next(self._pauses), self._deadline.remaining)
 
     def trouble(self, seconds: float) -> VtorqueError:
         """Why the guest was not found in this time: every address that was tried, with what is there."""
@@ -94,6 +115,19 @@ class _Search:
         text = "; ".join(briefs[:_TOLD]) + more
         return TransportError(f"guest {vm.hostname} was not proven within {seconds:.0f} s: {text}", details=console)
 
+    def _hear(self) -> None:
+        """Its word may have come during an attempt that was made without it."""
+        wakeups.wait(0, self._word)
+        if self._word.heard:
+            self._note("announced", word=accounting.GUEST)
+
+    def _note(self, phase: str, *, word: str = "") -> None:
+        """A phase that is reached once; after each of them a guest that listens is soon to be expected."""
+        if phase not in self._noted:
+            self._noted.add(phase)
+            self._pauses = growing(longest=_LONGEST_PAUSE_SECONDS)
+            self._node.journal.note(phase, rank=self._guest.vm.rank, word=word)
+
     def _prove(self, address: str) -> Guest:
         session = self._node.transport.open(
             address,
@@ -102,16 +136,26 @@ class _Search:
             host_key=self._guest.host_key,
             deadline=self._deadline.within(self._node.site.ssh_timeout),
         )
+        vm, journal = self._guest.vm, self._node.journal
         with contextlib.closing(session):
-            _await_setup(self._guest.vm, session, self._deadline)
-        return Guest(vm=self._guest.vm, address=address, host_key=self._guest.host_key)
+            self._hear()
+            journal.note("ssh", rank=vm.rank)
+            _await_setup(vm, session, self._deadline)
+            journal.note("cloud-init", rank=vm.rank, word=accounting.GUEST)
+        return Guest(vm=vm, address=address, host_key=self._guest.host_key)
 
 
-def _await(guest: Started, *, user: str, node: Node, guests: int, state: JobState, deadline: Deadline) -> Guest:
+def _await(
+    guest: Started, changes: Sequence[Wakeup], *,
+    user: str, node: Node, guests: int, state: JobState, deadline: Deadline,
+) -> Guest:
     vm = guest.vm
     waited = deadline.remaining
-    search = _Search(guest, user=user, node=node, deadline=deadline)
-    with contextlib.closing(node.addresses(guests, deadline)) as book:
+    with (
+        contextlib.closing(node.addresses(guests, deadline)) as book,
+        contextlib.closing(Announcement(vm.channel)) as word,
+    ):
+        search = _Search(guest, word, user=user, node=node, deadline=deadline)
         try:
             while True:
                 deadline.require(f"waiting for guest {vm.hostname}")
@@ -124,7 +168,7 @@ def _await(guest: Started, *, user: str, node: Node, guests: int, state: JobStat
                         with state.taking(Resource(kind=SHUTDOWN, name=vm.name), deadline=deadline):
                             pass
                     return found
-                book.wait(min(_WAIT_SECONDS, deadline.remaining))
+                book.wait(search.pause(), word, *changes)
         except DeadlineExceeded as error:
             raise search.trouble(waited) from error
 
@@ -140,7 +184,7 @@ def _await_setup(vm: VmPlan, session: Session, deadline: Deadline) -> None:
         session.run("await-setup", stdin=b"", stdout=listen, stderr=lambda data: None, deadline=deadline)
     except DeadlineExceeded:
         raise GuestError(f"guest {vm.hostname} did not finish its set-up", details=_console(vm)) from None
-    word, _, rest = said.decode(errors="backslashreplace").strip().partition(" ")
+    word, _, rest = printable(said.decode(errors="backslashreplace")).partition(" ")
     if word == "refused:":
         raise RequestError(rest)
     if word != "ready":

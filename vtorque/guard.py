@@ -8,28 +8,37 @@ while a hook runs, and forgets some jobs without running an epilogue
 
 import contextlib
 import logging
+import math
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
-from vtorque import bringup, discover, logs, published, teardown
+from vtorque import bringup, discover, guardpost, logs, metrics, published, service, teardown, wakeups
 from vtorque.boot import Started
 from vtorque.bringup import ABORTED, Demand
-from vtorque.deadline import Deadline
+from vtorque.deadline import Deadline, growing
 from vtorque.errors import HypervisorError, VtorqueError
 from vtorque.model import JobPlan, Peer
 from vtorque.node import Node
 from vtorque.state import JobState
 from vtorque.userside import UserSide
+from vtorque.wakeups import Changes
 
 log = logging.getLogger(__name__)
 
-_PAUSE_SECONDS = 1.0
+# While the job is being started a mother superior may give up, which is told through the user's home:
+# an NFS client sees a new file after seconds, however often it looks (nfs(5), acdirmin).
+_STARTING_PAUSE_SECONDS = 1.0
+# All by which a running job may end is told by libvirt and by this node's own directories. So late
+# it is noticed where they cannot be watched, or when a guest stopped while libvirtd was down.
+_RUNNING_PAUSE_SECONDS = 30.0
 _CALL_SECONDS = 30.0
 # How often a guest is listened to before it counts as lost.
 _LOOKS = 4
 _TEARDOWN_SECONDS = 120.0
 # A job that mom has just let go of may be between two of her files.
 _FORGOTTEN_SECONDS = 5.0
+_FORGOTTEN = "mom has forgotten the job"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,14 +63,20 @@ class Orders:
 def watch(orders: Orders, node: Node) -> None:
     """Stay as long as the generation is open; end it when the batch system has forgotten the job."""
     record = node.state(orders.demand.job.key)
-    with bringup.user_side(orders.demand) as side:
-        if orders.started and not _publish(orders, node, record, side):
+    node.journal.resume(orders.demand.job, record.path)
+    try:
+        with bringup.user_side(orders.demand) as side:
+            if orders.started and not _publish(orders, node, record, side):
+                reason = "its guests do not come"
+            else:
+                reason = _until_over(orders, node, record, side)
+        if reason:
+            log.warning("%s: tearing job %s down", reason, orders.demand.job.id)
+            if reason == _FORGOTTEN:
+                node.journal.note("swept")
             _tear_down(orders, record, node)
-            return
-        reason = _until_over(orders, node, record, side)
-    if reason:
-        log.warning("%s: tearing job %s down", reason, orders.demand.job.id)
-        _tear_down(orders, record, node)
+    finally:
+        guardpost.leave(Path(node.site.state_dir), record.key)
 
 
 def _publish(orders: Orders, node: Node, record: JobState, side: UserSide) -> bool:
@@ -75,32 +90,47 @@ def _publish(orders: Orders, node: Node, record: JobState, side: UserSide) -> bo
         )
     except VtorqueError as error:
         log.exception("%s", error.one_line(), extra={"details": error.details})
+        node.journal.failed(error)
         text = published.failure_text(node.shape.name, error.one_line(), error.blame)
         side.replace(published.name(job.node_index), text, deadline=Deadline(_CALL_SECONDS))
+        service.failed(node.site, job, error, ran=True)
         return False
+    service.succeeded(node.site)
     text = published.guests_text(guests)
-    return side.replace(published.name(job.node_index), text, deadline=Deadline(_CALL_SECONDS))
+    is_told = side.replace(published.name(job.node_index), text, deadline=Deadline(_CALL_SECONDS))
+    node.journal.note("ready")
+    metrics.publish(node)
+    return is_told
 
 
 def _until_over(orders: Orders, node: Node, record: JobState, side: UserSide) -> str:
     """Wait for the generation's end; why it has to be ended here, or nothing."""
     key = orders.demand.job.key
     expected_by = time.monotonic() + orders.start_seconds
-    known = False
-    unknown_since: float | None = None
-    lost = False
+    known = lost = False
+    forgotten_at = math.inf
     silence = _Silence(orders, node)
-    while record.generation == orders.generation and not record.closed:
-        time.sleep(_PAUSE_SECONDS)
-        if node.knows(key):
-            known, unknown_since = True, None
-        elif known or time.monotonic() > expected_by:
-            unknown_since = unknown_since or time.monotonic()
-            if time.monotonic() - unknown_since >= _FORGOTTEN_SECONDS:
-                return "mom has forgotten the job"
-        if not known and side.read(ABORTED, limit=1, deadline=Deadline(_CALL_SECONDS)) is not None:
-            return "its mother superior has given up"
-        lost = lost or _report_lost(orders, node, side) or silence.report(side)
+    pauses = growing(longest=_STARTING_PAUSE_SECONDS)
+    with (
+        node.hypervisor.changes(deadline=Deadline(_CALL_SECONDS)) as bell,
+        contextlib.closing(Changes(record.path, node.jobs_directory)) as changes,
+    ):
+        while record.generation == orders.generation and not record.closed:
+            now = time.monotonic()
+            if node.knows(key):
+                pauses = pauses if known else growing(longest=_RUNNING_PAUSE_SECONDS)
+                known, forgotten_at = True, math.inf
+            elif known or now > expected_by:
+                forgotten_at = min(forgotten_at, now + _FORGOTTEN_SECONDS)
+                if now >= forgotten_at:
+                    return _FORGOTTEN
+            if not known and side.read(ABORTED, limit=1, deadline=Deadline(_CALL_SECONDS)) is not None:
+                return "its mother superior has given up"
+            if not lost and (_report_lost(orders, node, record, side) or silence.report(side)):
+                lost = True
+                node.journal.note("lost")
+            due = min(forgotten_at, math.inf if lost else silence.due) - time.monotonic()
+            wakeups.wait(max(0.0, min(due, next(pauses))), bell, changes)
     return ""
 
 
@@ -108,18 +138,18 @@ class _Silence:
     """Guests that do not answer any more: a node that is gone says nothing itself."""
 
     def __init__(self, orders: Orders, node: Node) -> None:
-        self._next = time.monotonic()
-        self._heard = dict.fromkeys(orders.peers, self._next)
+        self.due = time.monotonic() if orders.peers else math.inf
+        self._heard = dict.fromkeys(orders.peers, self.due)
         self._vms_per_node = orders.plan.request.vms_per_node
         self._node = node
 
     def report(self, side: UserSide) -> bool:
         """Tell the job's wrapper when a guest has been silent for too long, once."""
         now = time.monotonic()
-        if not self._heard or now < self._next:
+        if now < self.due:
             return False
         limit = self._node.site.guest_timeout
-        self._next = now + limit / _LOOKS
+        self.due = now + limit / _LOOKS
         addresses = [peer.address for peer in self._heard]
         answering = self._node.transport.answering(addresses, seconds=limit / _LOOKS / 2)
         for peer, heard in self._heard.items():
@@ -133,7 +163,7 @@ class _Silence:
         return False
 
 
-def _report_lost(orders: Orders, node: Node, side: UserSide) -> bool:
+def _report_lost(orders: Orders, node: Node, record: JobState, side: UserSide) -> bool:
     """Tell the job's wrapper when a guest is gone, once."""
     for vm in orders.plan.vms:
         try:
@@ -142,6 +172,9 @@ def _report_lost(orders: Orders, node: Node, side: UserSide) -> bool:
         except HypervisorError as error:
             # libvirtd may be restarted under running guests.
             log.warning("cannot look at guest %s: %s", vm.name, error.one_line())
+            return False
+        if record.closed:
+            # In an epilogue guests stop as well.
             return False
         text = f"lost guest {vm.hostname} of rank {vm.rank} on node {vm.node}: it has stopped"
         log.error("%s", text)
@@ -153,5 +186,7 @@ def _report_lost(orders: Orders, node: Node, side: UserSide) -> bool:
 def _tear_down(orders: Orders, record: JobState, node: Node) -> None:
     if record.generation != orders.generation:
         return
+    node.journal.note("ended")
     with contextlib.suppress(VtorqueError, OSError), logs.step("tear down"):
         teardown.release(record, hypervisor=node.hypervisor, rules=node.filter, deadline=Deadline(_TEARDOWN_SECONDS))
+        node.journal.note("torn-down")

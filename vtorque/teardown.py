@@ -7,7 +7,7 @@ import logging
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from vtorque import admission, diskserving, logs, netfilter, serving
+from vtorque import admission, audit, diskserving, logs, netfilter, serving
 from vtorque.backends.filter import Filter
 from vtorque.backends.hypervisor import Hypervisor
 from vtorque.deadline import Deadline
@@ -26,7 +26,6 @@ SHUTDOWN = "shutdown"
 _SHUTDOWN_SECONDS = 60.0
 # The first time there may have been nobody yet to see it.
 _PRESS_AGAIN_SECONDS = 5.0
-_LOOK_SECONDS = 0.2
 
 
 def release(state: JobState, *, hypervisor: Hypervisor, rules: Filter, deadline: Deadline) -> None:
@@ -55,7 +54,8 @@ def _release_held(state: JobState, hypervisor: Hypervisor, rules: Filter, deadli
         for resource in (each for each in held if each.kind != netfilter.FILTER):
             with contextlib.suppress(VtorqueError, OSError):
                 _give_back(resource, hypervisor, rules, deadline)
-    _shut_down([each.name for each in held if each.kind == SHUTDOWN], hypervisor, deadline)
+    if names := [each.name for each in held if each.kind == SHUTDOWN]:
+        _shut_down(names, hypervisor, deadline)
     stuck: list[str] = []
     for resource in held:
         if resource.kind == netfilter.FILTER and stuck:
@@ -68,6 +68,7 @@ def _release_held(state: JobState, hypervisor: Hypervisor, rules: Filter, deadli
             state.given_back(resource)
         except (VtorqueError, OSError) as error:
             log.exception("still holding %s %s", resource.kind, resource.name)
+            state.audit.note("give back", resource, failure=error)
             stuck.append(f"{resource.kind} {resource.name}: {error}")
     if stuck:
         raise StateError(f"could not give back {'; '.join(stuck)}")
@@ -86,19 +87,26 @@ def release_unrecorded(
         if owner == key:
             log.warning("domain %s was in no ledger", name)
             hypervisor.destroy(name, deadline=deadline)
+            _audit(key, DOMAIN, name)
     for directory in directories:
         for path in directory.glob(f"{glob.escape(key)}_*"):
             log.warning("file %s was in no ledger", path)
             if path.is_socket():
                 serving.end(path, deadline=deadline)
             path.unlink(missing_ok=True)
+            _audit(key, FILE, path)
     if table in rules.tables(deadline=deadline):
         log.warning("table %s was in no ledger", table)
         rules.remove(table, deadline=deadline)
+        _audit(key, netfilter.FILTER, table)
     own = [directory for directory in directories if directory.name == key]
     for directory in own:
         with contextlib.suppress(FileNotFoundError):
             directory.rmdir()
+
+
+def _audit(key: str, kind: str, name: str | Path) -> None:
+    audit.note("give back", job=key, thing=Resource(kind=kind, name=str(name)), reason="was in no ledger")
 
 
 def _shut_down(names: Sequence[str], hypervisor: Hypervisor, deadline: Deadline) -> None:
@@ -106,14 +114,15 @@ def _shut_down(names: Sequence[str], hypervisor: Hypervisor, deadline: Deadline)
     limit = deadline.within(min(_SHUTDOWN_SECONDS, deadline.remaining / 2))
     running = names
     try:
-        while running:
-            limit.require(f"shutting down {', '.join(running)}")
-            for name in running:
-                hypervisor.shutdown(name, deadline=limit)
-            again = limit.within(_PRESS_AGAIN_SECONDS)
-            while running and not again.expired:
-                running = [name for name in running if hypervisor.is_running(name, deadline=limit)]
-                again.pause(_LOOK_SECONDS if running else 0)
+        with hypervisor.changes(deadline=limit) as bell:
+            while running:
+                limit.require(f"shutting down {', '.join(running)}")
+                for name in running:
+                    hypervisor.shutdown(name, deadline=limit)
+                again = limit.within(_PRESS_AGAIN_SECONDS)
+                while running and not again.expired:
+                    again.pause(again.remaining, bell)
+                    running = [name for name in running if hypervisor.is_running(name, deadline=limit)]
     except VtorqueError as error:
         log.warning("not shut down cleanly: %s", error.brief)
 

@@ -7,6 +7,7 @@ from uuid import uuid4
 import pytest
 
 from tests.fakes.hypervisor import FakeHypervisor
+from vtorque import wakeups
 from vtorque.backends.hypervisor import Hypervisor
 from vtorque.backends.hypervisor.libvirt import Libvirt
 from vtorque.deadline import Deadline
@@ -94,6 +95,35 @@ def test_what_somebody_has_defined_under_our_name_is_destroyed_too() -> None:
     assert libvirt.destroy("e", deadline=soon()) is True
     assert libvirt.domains(deadline=soon()) == {}
     libvirt.close()
+
+
+def test_a_bell_rings_when_a_domain_stops_and_not_before(hypervisor: Hypervisor) -> None:
+    hypervisor.create(xml("r"), deadline=soon())
+    with hypervisor.changes(deadline=soon()) as bell, hypervisor.changes(deadline=soon()) as other:
+        assert wakeups.wait(0.05, bell, other) == []
+        hypervisor.destroy("r", deadline=soon())
+        assert wakeups.wait(20, bell) == [bell] and wakeups.wait(20, other) == [other]
+        assert not hypervisor.is_running("r", deadline=soon())
+
+
+def test_a_bell_goes_on_ringing_over_a_new_connection() -> None:
+    libvirt = Libvirt("test:///default")
+    with libvirt.changes(deadline=soon()) as bell:
+        libvirt.close()
+        libvirt.create(xml("n"), deadline=soon())
+        while libvirt.is_running("n", deadline=soon()):
+            wakeups.wait(20, bell)
+            libvirt.destroy("n", deadline=soon())
+        assert wakeups.wait(20, bell) == [bell]
+    libvirt.close()
+
+
+def test_a_hypervisor_that_is_not_there_only_keeps_silent() -> None:
+    libvirt = Libvirt("test:///nonexistent/file.xml")
+    with libvirt.changes(deadline=soon()) as bell:
+        assert wakeups.wait(0.05, bell) == []
+    with pytest.raises(HypervisorError):
+        libvirt.is_running("x", deadline=soon())
 
 
 def test_nothing_begins_after_the_deadline(hypervisor: Hypervisor) -> None:

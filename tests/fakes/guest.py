@@ -7,6 +7,7 @@ from vtorque.backends.transport import KeyPair, Sink, Terminal, XServer
 from vtorque.deadline import Deadline
 from vtorque.errors import DeadlineExceeded, TransportError
 from vtorque.model import VmPlan
+from vtorque.wakeups import Wakeup
 
 HOST_KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGRlZmdoaWprbG1ub3BxcnN0dXZ3eHl6e3x9fn+AgYKD"
 
@@ -21,7 +22,7 @@ class FakeAddresses:
     def candidates(self, vm: VmPlan) -> tuple[str, ...]:
         return self._looks.pop(0) if len(self._looks) > 1 else self._looks[0]
 
-    def wait(self, seconds: float) -> None:
+    def wait(self, seconds: float, *also: Wakeup) -> None:
         """Everything happens at once here."""
 
     def close(self) -> None:

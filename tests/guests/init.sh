@@ -22,5 +22,13 @@ wait
 # The seed ends with guest-setup and what comes after it; sshd must not let anybody in before.
 sh /run/seed.sh
 /usr/sbin/sshd -E /dev/console
+# sshd goes to the background before it listens, and writes its number after.
+until [ -s /run/sshd.pid ]; do sleep 0.01; done
+for port in /sys/class/virtio-ports/*/name; do
+    [ "$(cat "$port" 2>/dev/null)" = org.vtorque.ready ] || continue
+    port=${port%/name}
+    # As long as nobody listens on the host, this waits.
+    echo ready >"/dev/${port##*/}" &
+done
 echo "tiny guest is up: $(cat /proc/uptime)" >/dev/console
 while :; do sleep 3600; done

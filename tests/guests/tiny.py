@@ -9,6 +9,7 @@ import hashlib
 import re
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import sh
@@ -19,9 +20,15 @@ from vtorque.imagebuild import kernel
 from vtorque.model import Image
 
 NAME = "tiny.qcow2"
+KERNEL = "linux-image-cloud-amd64"
+# Debian's kernel for clouds has no 9p.
+NAME_9P = "tiny-9p.qcow2"
+KERNEL_9P = "linux-image-amd64"
 HERE = Path(__file__).parent
 SOURCES = ("init.sh", "seed.awk", "systemctl.sh", "tiny.py")
-MODULES = ("virtio_pci", "virtio_blk", "virtio_net", "isofs", "nfsv4", "virtiofs", "button", "evdev")
+MODULES = ("virtio_pci", "virtio_blk", "virtio_net", "isofs", "nfsv4", "virtiofs", "button", "evdev",
+           "virtio_console", "pvpanic-mmio")
+MODULES_9P = ("9p", "9pnet_virtio")
 APPLETS = """
 sh ash awk cat chmod chown cp cut date dd df echo env grep head hostname id insmod ip kill ln ls mkdir mktemp mount
 mv nproc od ping ps pwd rm sed setsid sleep sort stat stty sync tail tee test timeout touch tr tty true umount uname
@@ -57,10 +64,19 @@ ETC = {
 
 def build(directory: Path) -> Image:
     """Put the tiny guest into the catalogue at `directory`, unless this very one is there."""
+    return _built(directory, NAME, KERNEL, MODULES)
+
+
+def build_9p(directory: Path) -> Image:
+    """The tiny guest with a kernel that knows 9p."""
+    return _built(directory, NAME_9P, KERNEL_9P, (*MODULES, *MODULES_9P))
+
+
+def _built(directory: Path, name: str, package: str, modules: Sequence[str]) -> Image:
     sources = b"".join((HERE / name).read_bytes() for name in SOURCES)
     description = f"tiny guest of the tests, {hashlib.sha256(sources).hexdigest()[:16]}"
     try:
-        present = images.find(directory, NAME)
+        present = images.find(directory, name)
     except (ImageError, RequestError):
         pass
     else:
@@ -68,29 +84,30 @@ def build(directory: Path) -> Image:
             return present
     directory.mkdir(mode=0o755, parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".tiny-", dir=directory) as scratch:
-        return _build(directory, Path(scratch), description)
+        entry = {"name": name, "distro": "debian", "arch": "x86_64", "description": description}
+        return _build(directory, Path(scratch), entry, package, modules)
 
 
-def _build(directory: Path, scratch: Path, description: str) -> Image:
+def _build(
+    directory: Path, scratch: Path, entry: dict[str, str], package: str, modules: Sequence[str]
+) -> Image:
     root = scratch / "kernel"
     sh.Command("apt-get")("update", "-qq")
-    depends = str(sh.Command("apt-cache")("depends", "linux-image-cloud-amd64"))
-    package = re.search(r"Depends: (linux-image-[0-9]\S+)", depends)
-    assert package is not None, "no kernel package is known"
-    sh.Command("apt-get")("download", "-q", package[1], _cwd=str(scratch), _err=lambda line: None)
+    depends = str(sh.Command("apt-cache")("depends", package))
+    newest = re.search(r"Depends: (linux-image-[0-9]\S+)", depends)
+    assert newest is not None, "no kernel package is known"
+    sh.Command("apt-get")("download", "-q", newest[1], _cwd=str(scratch), _err=lambda line: None)
     sh.Command("dpkg-deb")("-x", str(next(scratch.glob("*.deb"))), str(root))
     version = kernel.version(root)
-    vmlinux, initrd, disk = scratch / "tiny.vmlinux", scratch / "tiny.initrd", scratch / NAME
+    disk = scratch / entry["name"]
+    vmlinux, initrd = disk.with_suffix(".vmlinux"), disk.with_suffix(".initrd")
     kernel.extract(root / "boot" / f"vmlinuz-{version}", vmlinux)
     tree = scratch / "tree"
     _populate(tree)
-    kernel.copy_modules(root, version, MODULES, tree / "modules")
+    kernel.copy_modules(root, version, modules, tree / "modules")
     kernel.archive(tree, initrd)
     sh.Command("qemu-img")("create", "-q", "-f", "qcow2", str(disk), "1M")
-    entry = {
-        "name": NAME, "distro": "debian", "arch": "x86_64", "description": description,
-        "kernel": vmlinux.name, "initrd": initrd.name, "cmdline": CMDLINE,
-    }
+    entry |= {"kernel": vmlinux.name, "initrd": initrd.name, "cmdline": CMDLINE}
     return images.publish(directory, entry, {path.name: path for path in (disk, vmlinux, initrd)})
 
 

@@ -8,22 +8,24 @@ from typing import Any
 
 import pytest
 
-from tests.builders import KEY, a_job, a_plan, a_shape, a_site
+from tests.builders import KEY, a_job, a_plan, a_request, a_shape, a_site
 from tests.fakes.filter import SURROUNDINGS, FakeFilter
 from tests.fakes.guest import FakeAddresses, FakeSession, FakeTransport
 from tests.fakes.hypervisor import FakeHypervisor
-from vtorque import discover, netfilter
+from vtorque import discover, netfilter, published
 from vtorque.backends.transport import KeyPair
 from vtorque.boot import Started
 from vtorque.deadline import Deadline
 from vtorque.errors import (
     AddressError,
+    Blame,
     DeadlineExceeded,
     GenerationClosed,
     GuestError,
     HypervisorError,
     RequestError,
     TransportError,
+    VtorqueError,
 )
 from vtorque.model import Resource, VmPlan
 from vtorque.node import Node
@@ -131,6 +133,39 @@ def test_every_way_to_fail_names_the_guest_and_the_reason(
     seconds = 30 if error is GuestError else 0.05
     with pytest.raises(error, match=says):
         Scene(tmp_path, looks, machines=machines).find(seconds)
+
+
+@pytest.mark.parametrize(("word", "error"), [("failed:", GuestError), ("refused:", RequestError)])
+def test_a_guests_own_words_are_one_line_that_no_terminal_obeys(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, word: str, error: type[VtorqueError]
+) -> None:
+    """They reach the job's standard error, an administrator's terminal, and other nodes."""
+    says = f"{word} a\x1b[2J\nvtorque: all is well\r\u202e\x9b2J".encode()
+
+    def reason(place: str) -> str:
+        with pytest.raises(error) as caught:
+            Scene(tmp_path / place, ("10.0.0.1",), machines={"10.0.0.1": lambda: FakeSession(says)}).find(30)
+        return caught.value.one_line()
+
+    told = reason("ours")
+    assert told.isprintable() and "a?[2J vtorque: all is well" in told
+    monkeypatch.setattr(discover, "printable", lambda text: text)
+    assert not reason("weaker").isprintable()
+
+
+def test_whose_fault_it_was_arrives_whatever_the_words_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else any user could have other nodes taken out for faults of his own."""
+    def arrives() -> Blame:
+        text = published.failure_text("n2", "his metadata\n\x1b[2J", Blame.USER)
+        try:
+            published.read(text, job="7.srv", node_index=1, request=a_request())
+        except VtorqueError as error:
+            return error.blame
+        return Blame.BUG
+
+    assert arrives() is Blame.USER
+    monkeypatch.setattr(published, "printable", lambda text: text)
+    assert arrives() is Blame.NODE
 
 
 def test_a_guest_that_stopped_is_not_waited_for(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from vtorque.errors import HypervisorError, StateError
 from vtorque.model import Resource
 from vtorque.state import JobState
 from vtorque.teardown import DIRECTORY, DOMAIN, FILE, SHUTDOWN, release, release_unrecorded
+from vtorque.wakeups import Wakeup
 
 XML = """<domain><name>{}</name><uuid>{}</uuid><metadata>
 <v:vtorque xmlns:v='https://vtorque.org/xmlns/domain/1' job='{}'/></metadata>
@@ -23,7 +24,7 @@ def soon() -> Deadline:
     """A deadline whose pauses cost no time."""
     now = [0.0]
 
-    def sleep(seconds: float) -> None:
+    def sleep(seconds: float, *until: Wakeup) -> None:
         now[0] += seconds
 
     return Deadline(60, clock=lambda: now[0], sleep=sleep)

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """What we need of a hypervisor. Every verb may be repeated."""
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
 from vtorque.deadline import Deadline
+from vtorque.wakeups import Bell
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +39,13 @@ class Hypervisor(Protocol):
 
     def is_running(self, name: str, *, deadline: Deadline) -> bool:
         """Whether the domain exists and has not stopped."""
+        ...
+
+    def changes(self, *, deadline: Deadline) -> AbstractContextManager[Bell]:
+        """While it lasts, a bell that rings when any domain has started or stopped, or when nobody would tell any more.
+
+        It says no more than that it is time to look. Where nothing is told it stays silent: look now and then.
+        """
         ...
 
     def usage(self, name: str, *, deadline: Deadline) -> Usage | None:
