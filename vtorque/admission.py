@@ -35,7 +35,7 @@ def reserve(
     `make` raises RequestError when the node can never do it, NodeBusy when it
     cannot now; then nothing is promised. A promise to the same job is replaced.
     """
-    directory = root / "admission"
+    directory = place(root)
     files.directory(directory, mode=0o700)
     with _locked(directory, deadline):
         others = tuple(each for each in _valid(root, directory) if each.key != key)
@@ -45,9 +45,14 @@ def reserve(
     return decided
 
 
+def place(root: Path) -> Path:
+    """Where something changes when a promise is made or taken back."""
+    return root / "admission"
+
+
 def release(root: Path, key: str) -> None:
     """Take back what was promised to a job of which nothing is left here."""
-    (root / "admission" / f"{key}{_ENDING}").unlink(missing_ok=True)
+    files.forget(place(root) / f"{key}{_ENDING}")
 
 
 @contextlib.contextmanager

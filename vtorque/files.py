@@ -6,20 +6,35 @@ below a home goes through `UserSide`, a child that has become the user.
 """
 
 import contextlib
+import errno
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 from vtorque.errors import ConfigError, StateError
 
 
 def directory(path: Path, *, mode: int) -> None:
-    """Make a directory of root's own and what is missing above it, all of `mode` whatever the umask is."""
+    """Make a directory of root's own, of `mode` whatever the umask is, and what is missing above it.
+
+    Through what is above everybody may pass: other things of ours are there, too. To be called by one thread only.
+    """
     if path.is_dir():
         return
-    directory(path.parent, mode=mode)
-    path.mkdir(exist_ok=True)
-    path.chmod(mode)
+    directory(path.parent, mode=mode | 0o111)
+    with contextlib.suppress(FileExistsError):
+        new_directory(path, mode=mode)
+
+
+def new_directory(path: Path, *, mode: int) -> None:
+    """Make one, which must not exist (FileExistsError), of `mode` whatever the umask is; by one thread only."""
+    # Whoever is killed must not leave one of another mode, which would stay so.
+    before = os.umask(0)
+    try:
+        path.mkdir(mode=mode)
+    finally:
+        os.umask(before)
 
 
 def write_new(path: Path, data: bytes, *, mode: int, group: int = -1) -> None:
@@ -45,11 +60,26 @@ def replace(path: Path, data: bytes, *, mode: int, group: int = -1) -> None:
     fresh.rename(path)
 
 
-def give(path: Path, *, uid: int, gid: int) -> None:
-    """Make a file of root's own belong to others; through a descriptor, so that no link is followed."""
-    handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+def forget(path: Path) -> None:
+    """Remove what `replace` wrote, if anything, and what it left when it was killed; nobody may write meanwhile."""
+    path.unlink(missing_ok=True)
+    import glob  # a submission does without
+
+    for half in path.parent.glob(f".{glob.escape(path.name)}.*"):
+        half.unlink(missing_ok=True)
+
+
+def give(path: Path, *, uid: int = -1, gid: int = -1, mode: int | None = None) -> None:
+    """Make a file or a socket of root's own belong to others, or change its `mode`; OSError when it is a link."""
+    # Of this kind, because a socket cannot be opened otherwise; it is changed by its own name in /proc.
+    handle = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        os.fchown(handle, uid, gid)
+        if stat.S_ISLNK(os.fstat(handle).st_mode):
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
+        itself = f"/proc/self/fd/{handle}"
+        os.chown(itself, uid, gid)
+        if mode is not None:
+            os.chmod(itself, mode)  # noqa: PTH101
     finally:
         os.close(handle)
 
@@ -87,10 +117,41 @@ def require_trusted(path: Path, *, owner: int = 0) -> None:
     Raises ConfigError that names the offender and the command that mends it.
     """
     for each in (path, *path.parents):
-        about = each.lstat()
-        if stat.S_ISLNK(about.st_mode):
-            raise ConfigError(f"{each} is a symbolic link", hint="name the real path")
-        if about.st_uid not in (0, owner):
-            raise ConfigError(f"{each} belongs to uid {about.st_uid}", hint=f"chown root {each}")
-        if about.st_mode & 0o022 and not about.st_mode & stat.S_ISVTX:
-            raise ConfigError(f"{each} is writable by others", hint=f"chmod go-w {each}")
+        _require_ours(each, each.lstat(), owner)
+
+
+@contextlib.contextmanager
+def opened_trusted(path: Path, *, owner: int = 0) -> Iterator[int]:
+    """A descriptor to read the regular file at the absolute `path`, under the same conditions.
+
+    From the root down every directory is held while the next name is looked up
+    in it, so that what was found fit is what is opened. Raises ConfigError,
+    or OSError when it cannot be opened.
+    """
+    above = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        _require_ours(Path("/"), os.fstat(above), owner)
+        for each in (*reversed(path.parents[:-1]), path):
+            below = os.open(each.name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=above)
+            os.close(above)
+            above = below
+            _require_ours(each, os.fstat(above), owner)
+        if not stat.S_ISREG(os.fstat(above).st_mode):
+            raise ConfigError(f"{path} is not a regular file")
+        # The very file that is held, whatever its name leads to by now.
+        handle = os.open(f"/proc/self/fd/{above}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    finally:
+        os.close(above)
+    try:
+        yield handle
+    finally:
+        os.close(handle)
+
+
+def _require_ours(path: Path, about: os.stat_result, owner: int) -> None:
+    if stat.S_ISLNK(about.st_mode):
+        raise ConfigError(f"{path} is a symbolic link", hint="name the real path")
+    if about.st_uid not in (0, owner):
+        raise ConfigError(f"{path} belongs to uid {about.st_uid}", hint=f"chown root {path}")
+    if about.st_mode & 0o022 and not about.st_mode & stat.S_ISVTX:
+        raise ConfigError(f"{path} is writable by others", hint=f"chmod go-w {path}")

@@ -7,15 +7,30 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from vtorque import bringup, discover, guestnet, netfilter, plan, published, run, state, teardown
+from vtorque import (
+    accounting,
+    bringup,
+    discover,
+    guardpost,
+    guestnet,
+    markers,
+    netfilter,
+    orphans,
+    plan,
+    published,
+    service,
+    state,
+    teardown,
+)
+from vtorque.accounting import Start
 from vtorque.bringup import ABORTED, Demand
 from vtorque.deadline import Deadline
-from vtorque.errors import GenerationClosed, RequestError, VtorqueError
+from vtorque.errors import GenerationClosed, RequestError, VtorqueError, known
 from vtorque.guard import Orders
 from vtorque.model import Job
 from vtorque.node import Node
 from vtorque.state import JobState
-from vtorque.undo import is_wanted, known, undoing
+from vtorque.undo import is_wanted, undoing
 from vtorque.userside import UserSide
 
 log = logging.getLogger(__name__)
@@ -35,24 +50,31 @@ def prologue(job: Job, node: Node, launch: Launch, *, deadline: Deadline) -> Non
     raised, and with it the job is requeued, until it has happened too often.
     """
     record = node.state(job.key)
+    node.journal.begin(job)
     with undoing(job, node, record, deadline):
         wanted = bringup.demand(job, node)
         with bringup.user_side(wanted) as side, _telling_sisters(job, side, deadline):
+            service.require(node.site, node=node.shape.name)
             _bring_up(wanted, node, record, side, launch, deadline=deadline.reserve(node.site.undo_reserve))
         state.forget_attempts(Path(node.site.state_dir), job.key)
+        service.succeeded(node.site)
 
 
 def prologue_parallel(job: Job, node: Node, launch: Launch, *, deadline: Deadline) -> None:
     """Start a sister's guests and leave them to a guard: mom does nothing else meanwhile."""
     record = node.state(job.key)
+    node.journal.begin(job)
     with undoing(job, node, record, deadline):
         wanted = bringup.demand(job, node)
         with bringup.user_side(wanted) as side, _telling_mother(job, node, side, deadline):
             for name in (published.name(job.node_index), published.lost_name(job.node_index), ABORTED):
                 side.forget(name, deadline=bringup.brief(deadline))
+            service.require(node.site, node=node.shape.name)
+            orphans.adopt(job.key, node, deadline=deadline)
             teardown.release(record, hypervisor=node.hypervisor, rules=node.filter, deadline=deadline)
             with _place(job, node, deadline) as place:
-                record.create()
+                record.create(user=wanted.account.name, uid=wanted.account.uid)
+                node.journal.keep(record.path)
                 decided, started = bringup.start(
                     wanted, node, record, deadline=deadline.reserve(node.site.undo_reserve)
                 )
@@ -72,6 +94,7 @@ def muster(job: Job, node: Node, *, deadline: Deadline) -> None:
     record = node.state(job.key)
     if any((record.path / name).exists() for name in (state.READY, state.FAILED)):
         return
+    node.journal.resume(job, record.path)
     with undoing(job, node, record, deadline):
         wanted = bringup.demand(job, node)
         with (
@@ -80,14 +103,16 @@ def muster(job: Job, node: Node, *, deadline: Deadline) -> None:
         ):
             enough = deadline.reserve(node.site.undo_reserve)
             peers = bringup.gather(wanted, side, deadline=enough.within(node.site.timeout), first=0)
-            bringup.reporter(wanted, side, enough)("ready")
+            bringup.reporter(wanted, side, node.journal, enough)("ready")
             with record.act(deadline=enough):
-                record.publish(state.READY, run.ready_marker(wanted, peers), group=wanted.account.group.gid)
+                record.publish(state.READY, markers.ready_marker(wanted, peers), group=wanted.account.group.gid)
+            node.journal.note("ready")
         state.forget_attempts(Path(node.site.state_dir), job.key)
 
 
 def refuse(job: Job, node: Node, reason: RequestError, *, deadline: Deadline) -> None:
     """Start nothing, and let the job's wrapper say why."""
+    node.journal.begin(job)
     with undoing(job, node, node.state(job.key), deadline):
         raise reason
 
@@ -111,22 +136,32 @@ def epilogue_parallel(job: Job, node: Node, *, deadline: Deadline) -> None:
 
 
 def forgotten(node: Node) -> list[str]:
-    """Keys of the jobs that are recorded here, that mom no longer knows, and that nobody guards."""
+    """Keys of the jobs that have left something here, that mom no longer knows, and that nobody guards."""
     root = Path(node.site.state_dir)
-    return [key for key in state.jobs(root) if not node.knows(key) and not state.is_guarded(root, key)]
+    keys = {*state.jobs(root), *orphans.keys(node)}
+    return [key for key in sorted(keys) if not node.knows(key) and not guardpost.is_taken(root, key)]
 
 
-def sweep(node: Node, *, deadline: Deadline) -> list[str]:
-    """Tear down the jobs that nobody will send an epilogue for; the keys of those that are gone."""
+def sweep(node: Node, *, deadline: Deadline, thorough: bool = False) -> list[str]:
+    """Tear down the jobs that nobody will send an epilogue for; the keys of those that are gone.
+
+    Rules of other jobs that somebody has flushed come back; with `thorough` also those that were changed.
+    """
     swept = []
     try:
-        guestnet.adopt(node, deadline=deadline)
+        tables = guestnet.adopt(node, deadline=deadline)
+        guestnet.mend(node, seen=tables, thorough=thorough, deadline=deadline)
     except (VtorqueError, OSError):
-        log.exception("network rules without a job could not be looked for")
+        log.exception("the network rules of jobs could not be looked at")
+    orphans.forget_old(node)
     for key in forgotten(node):
         log.warning("job %s is forgotten by mom, tearing it down", key)
+        record = node.state(key)
+        start = accounting.start(record.path, otherwise=Start(key, "", node.journal.begun))
         try:
-            teardown.release(node.state(key), hypervisor=node.hypervisor, rules=node.filter, deadline=deadline)
+            orphans.adopt(key, node, deadline=deadline)
+            teardown.release(record, hypervisor=node.hypervisor, rules=node.filter, deadline=deadline)
+            node.journal.note("swept", start=start)
             swept.append(key)
         except (VtorqueError, OSError):
             log.exception("job %s could not be torn down", key)
@@ -137,10 +172,12 @@ def _bring_up(
     wanted: Demand, node: Node, record: JobState, side: UserSide, launch: Launch, *, deadline: Deadline
 ) -> None:
     job = wanted.job
-    report = bringup.reporter(wanted, side, deadline)
+    report = bringup.reporter(wanted, side, node.journal, deadline)
     sweep(node, deadline=deadline.within(_SWEEP_SECONDS))
+    orphans.adopt(job.key, node, deadline=deadline)
     teardown.release(record, hypervisor=node.hypervisor, rules=node.filter, deadline=deadline)
-    record.create()
+    record.create(user=wanted.account.name, uid=wanted.account.uid)
+    node.journal.keep(record.path)
     report("planned")
     decided, started = bringup.start(wanted, node, record, deadline=deadline)
     report("started")
@@ -161,14 +198,15 @@ def _bring_up(
                     peers=tuple(sorted(peers, key=lambda peer: peer.rank)[1:]),
                 )
                 launch(orders, place)
-        record.publish(state.READY, run.ready_marker(decided, peers), group=wanted.account.group.gid)
+        record.publish(state.READY, markers.ready_marker(decided, peers), group=wanted.account.group.gid)
+    node.journal.note("ready")
 
 
 @contextlib.contextmanager
 def _place(job: Job, node: Node, deadline: Deadline) -> Iterator[int]:
     """A guard's place, once the one of an earlier start has gone; a guard that is launched keeps it."""
     for _ in deadline.ticks(doing=f"waiting for the last guard of job {job.id} to go"):
-        place = state.guard(Path(node.site.state_dir), job.key)
+        place = guardpost.take(Path(node.site.state_dir), job.key)
         if place is not None:
             break
     assert place is not None
@@ -176,6 +214,8 @@ def _place(job: Job, node: Node, deadline: Deadline) -> Iterator[int]:
         yield place
     finally:
         os.close(place)
+        # Without a guard nobody else would clear it away.
+        guardpost.is_taken(Path(node.site.state_dir), job.key)
 
 
 @contextlib.contextmanager
@@ -214,10 +254,20 @@ def _telling_mother(job: Job, node: Node, side: UserSide, deadline: Deadline) ->
 
 
 def _give_back(steps: contextlib.ExitStack, job: Job, node: Node, deadline: Deadline) -> None:
+    record = node.state(job.key)
+    if record.exists:
+        node.journal.resume(job, record.path, marker=state.READY)
+        facts = {} if job.exit_status is None else {"exit_status": job.exit_status}
+        node.journal.note("ended", facts=facts)
+        steps.callback(_note_gone, node, record)
+    steps.callback(guardpost.is_taken, Path(node.site.state_dir), job.key)
     steps.callback(_release_unrecorded, job, node, deadline)
-    steps.callback(
-        teardown.release, node.state(job.key), hypervisor=node.hypervisor, rules=node.filter, deadline=deadline
-    )
+    steps.callback(teardown.release, record, hypervisor=node.hypervisor, rules=node.filter, deadline=deadline)
+
+
+def _note_gone(node: Node, record: JobState) -> None:
+    if not record.exists:
+        node.journal.note("torn-down")
 
 
 def _release_unrecorded(job: Job, node: Node, deadline: Deadline) -> None:

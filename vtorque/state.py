@@ -6,16 +6,20 @@ purpose: a reboot takes the guests and the record of them together.
 """
 
 import contextlib
+import errno
 import fcntl
 import json
+import logging
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from vtorque import files
+from vtorque import audit, files
 from vtorque.deadline import Deadline
 from vtorque.errors import GenerationClosed, StateError
 from vtorque.model import Job, Resource
+
+log = logging.getLogger(__name__)
 
 SCHEMA = 1
 """Of the ledger, the plan and the count of failed starts; where there is none it is 1, which was the first."""
@@ -28,8 +32,7 @@ _LOCK = "lock"
 _CLOSED = "closed"
 _PLAN = "plan.json"
 _LIMIT = 1 << 20
-# To a version that knows of no schemas: something is given back that was never taken.
-_FIRST_LINE = json.dumps(["back", "schema", str(SCHEMA)]).encode() + b"\n"
+_OWNER = "owner"
 _VERBS = ("take", "did", "back")
 
 
@@ -44,18 +47,26 @@ class JobState:
     def __init__(self, root: Path, key: str) -> None:
         self.key = key
         self.path = root / "jobs" / key
+        # Given back, and not in the ledger: what could not be written is known here at least.
+        self._gone: set[Resource] = set()
+        self._understood = ""
+        self.audit = audit.Trail(key)
 
-    def create(self) -> None:
-        """Begin a generation; StateError when an earlier one was not torn down."""
+    def create(self, *, user: str = "", uid: int | None = None) -> None:
+        """Begin a generation, whose is for the audit log; StateError when an earlier one was not torn down."""
         files.directory(self.path.parent, mode=0o711)
         try:
-            self.path.mkdir()
+            # The wrapper has to reach the marker by its name.
+            files.new_directory(self.path, mode=0o711)
         except FileExistsError:
             raise StateError(f"an earlier start of job {self.key} is still on this node") from None
-        # The wrapper has to reach the marker by its name.
-        self.path.chmod(0o711)
+        self._gone.clear()
         files.write_new(self.path / _LOCK, b"", mode=0o600)
-        files.write_new(self.path / _LEDGER, _FIRST_LINE, mode=0o600)
+        # To a version that does not know these: things are given back that were never taken.
+        self.audit.belongs(f"{'' if uid is None else uid} {user}")
+        first = (["back", "schema", str(SCHEMA)], ["back", _OWNER, self.audit.whose])
+        files.write_new(self.path / _LEDGER, "".join(f"{json.dumps(line)}\n" for line in first).encode(), mode=0o600)
+        self.audit.note("begin")
 
     @property
     def exists(self) -> bool:
@@ -82,8 +93,11 @@ class JobState:
         with self._locked(fcntl.LOCK_SH, deadline):
             if (self.path / _CLOSED).exists():
                 raise GenerationClosed(f"job {self.key} was deleted while its guests were being started")
-            if (schema := self._read()[1]) > SCHEMA:
-                raise StateError(f"job {self.key} was begun by a newer version of vtorque", hint=_schemas(schema))
+            # Once for each generation: nobody gives a ledger another schema after its first line.
+            if self._understood != self.generation:
+                if (schema := self._read()[1]) > SCHEMA:
+                    raise StateError(f"job {self.key} was begun by a newer version of vtorque", hint=_schemas(schema))
+                self._understood = self.generation
             yield
 
     @contextlib.contextmanager
@@ -91,8 +105,13 @@ class JobState:
         """Take something: it is in the ledger before it exists, and marked when it does."""
         with self.act(deadline=deadline):
             self._note("take", resource)
-            yield
+            try:
+                yield
+            except Exception as error:
+                self.audit.note("take", resource, failure=error)
+                raise
             self._note("did", resource)
+            self.audit.note("take", resource)
 
     @contextlib.contextmanager
     def closing(self, *, deadline: Deadline) -> Iterator[None]:
@@ -101,20 +120,30 @@ class JobState:
         Raises GenerationClosed when somebody else has removed it.
         """
         with self._locked(fcntl.LOCK_EX, deadline):
-            files.replace(self.path / _CLOSED, b"", mode=0o600)
+            try:
+                files.replace(self.path / _CLOSED, b"", mode=0o600)
+            except OSError:
+                # Without its lock nobody acts either, and to remove it takes no room on a full disk.
+                (self.path / _LOCK).unlink(missing_ok=True)
             yield
 
     def held(self) -> list[Resource]:
         """What was taken and not given back, newest first."""
-        return [Resource(kind=kind, name=name) for kind, name in reversed(self._read()[0])]
+        held = [Resource(kind=kind, name=name) for kind, name in reversed(self._read()[0])]
+        return [each for each in held if each not in self._gone]
 
     def certain(self, resource: Resource) -> bool:
         """Whether taking this was seen to succeed, rather than cut short."""
         return self._read()[0].get((resource.kind, resource.name), False)
 
     def given_back(self, resource: Resource) -> None:
-        """Forget a resource that is known to be gone."""
-        self._note("back", resource)
+        """Forget a resource that is known to be gone. A disk that takes no note of it keeps nothing else here."""
+        try:
+            self._note("back", resource)
+        except OSError as error:
+            log.warning("cannot note that %s %s is given back: %s", resource.kind, resource.name, error)
+            self._gone.add(resource)
+        self.audit.note("give back", resource)
 
     def save_plan(self, plan: Mapping[str, object]) -> None:
         """Keep the plan for whoever looks at it."""
@@ -125,6 +154,7 @@ class JobState:
         """Put a file where the job's user (numeric `group`) may read but not write it."""
         text = json.dumps(data, sort_keys=True, indent=1)
         files.replace(self.path / name, text.encode() + b"\n", mode=0o640, group=group)
+        self.audit.note("publish", Resource(kind="marker", name=name))
 
     def remove(self) -> None:
         """Forget the job; StateError while something is still held."""
@@ -140,6 +170,7 @@ class JobState:
             for path in list(self.path.iterdir()):
                 path.unlink(missing_ok=True)
             self.path.rmdir()
+        self.audit.note("end")
 
     @contextlib.contextmanager
     def _locked(self, how: int, deadline: Deadline) -> Iterator[None]:
@@ -161,10 +192,11 @@ class JobState:
             os.close(handle)
 
     def _note(self, verb: str, resource: Resource) -> None:
-        line = json.dumps([verb, resource.kind, resource.name]) + "\n"
+        line = json.dumps([verb, resource.kind, resource.name]).encode() + b"\n"
         handle = os.open(self.path / _LEDGER, os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
-            os.write(handle, line.encode())
+            if os.write(handle, line) != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path / _LEDGER))
             os.fsync(handle)
         finally:
             os.close(handle)
@@ -183,7 +215,7 @@ class JobState:
         # A last line without its newline was cut short: what it announces never began.
         for line in text.split(b"\n")[:-1]:
             try:
-                verb, kind, name = json.loads(line)
+                verb, kind, name = json.loads(_last_note(line))
                 if verb not in _VERBS:
                     raise ValueError(verb)
             except (ValueError, TypeError):
@@ -193,6 +225,8 @@ class JobState:
                 continue
             if (verb, kind) == ("back", "schema"):
                 schema = int(name)
+            elif (verb, kind) == ("back", _OWNER):
+                self.audit.belongs(name)
             elif verb == "back":
                 held.pop((kind, name), None)
             else:
@@ -205,32 +239,6 @@ def jobs(root: Path) -> list[str]:
     with contextlib.suppress(FileNotFoundError):
         return sorted(entry.name for entry in (root / "jobs").iterdir() if entry.is_dir())
     return []
-
-
-def guard(root: Path, key: str) -> int | None:
-    """Take the place of the job's guard on this node: a descriptor to be kept open, and handed on.
-
-    Nothing when it is taken: the job is looked after, whatever mom knows of it.
-    """
-    path = root / "guards" / key
-    files.directory(path.parent, mode=0o700)
-    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(handle)
-        return None
-    return handle
-
-
-def is_guarded(root: Path, key: str) -> bool:
-    """Whether the job has a guard on this node."""
-    handle = guard(root, key)
-    if handle is None:
-        return True
-    (root / "guards" / key).unlink(missing_ok=True)
-    os.close(handle)
-    return False
 
 
 def attempt(root: Path, job: Job) -> int:
@@ -248,8 +256,14 @@ def attempt(root: Path, job: Job) -> int:
 
 def forget_attempts(root: Path, key: str) -> None:
     """Start counting anew: the job started, or will not be tried again."""
-    with contextlib.suppress(FileNotFoundError):
-        (root / "attempts" / key).unlink()
+    files.forget(root / "attempts" / key)
+
+
+def _last_note(line: bytes) -> bytes:
+    """What a line ends with: before it may be one that a full disk cut short, of something that then was not done."""
+    # Within a string of JSON no quotation mark follows a bracket without a backslash.
+    begin = line.rfind(b'["')
+    return line[begin:] if begin > 0 and line.startswith(b"[") else line
 
 
 def _schemas(found: int) -> str:

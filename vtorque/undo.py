@@ -6,9 +6,9 @@ import logging
 from collections.abc import Iterator
 from pathlib import Path
 
-from vtorque import run, state, teardown, topology
+from vtorque import accounts, markers, service, state, teardown
 from vtorque.deadline import Deadline
-from vtorque.errors import Blame, GenerationClosed, InternalError, NodeBusy, StateError, VtorqueError
+from vtorque.errors import Blame, GenerationClosed, InternalError, NodeBusy, NodeOut, VtorqueError, known
 from vtorque.model import Job
 from vtorque.node import Node
 from vtorque.published import NodeFailed
@@ -30,16 +30,8 @@ def undoing(job: Job, node: Node, record: JobState, deadline: Deadline) -> Itera
         trouble = known(error)
         if isinstance(trouble, InternalError):
             log.exception("unforeseen")
+        node.journal.failed(trouble, is_deleted=isinstance(trouble, GenerationClosed) or not is_wanted(job))
         _undo(job, node, record, trouble, deadline=deadline)
-
-
-def known(error: Exception) -> VtorqueError:
-    """What went wrong, as a failure that the program knows."""
-    if isinstance(error, VtorqueError):
-        return error
-    if isinstance(error, OSError):
-        return StateError(f"{error.filename or 'a file of root'}: {error.strerror}")
-    return InternalError(f"internal error: {error!r}")
 
 
 def is_wanted(job: Job) -> bool:
@@ -52,31 +44,55 @@ def _undo(
 ) -> None:
     """Give back what was begun; then say why, to the user or to the batch system."""
     log.error("%s", error.one_line(), extra={"details": error.details})
-    teardown.release(record, hypervisor=node.hypervisor, rules=node.filter, deadline=deadline)
+    ran = _had_a_guest(record)
+    try:
+        teardown.release(record, hypervisor=node.hypervisor, rules=node.filter, deadline=deadline)
+    except (VtorqueError, OSError):
+        # The epilogue tries again, and the sweep. That the start failed counts all the same, or it is made for ever.
+        log.exception("job %s still holds something on this node", job.id)
     if isinstance(error, GenerationClosed) or not is_wanted(job):
         # Its epilogue has been here, and no other will come for what would be left now.
         return
-    root = Path(node.site.state_dir)
-    if isinstance(error, NodeBusy):
-        # Another job has what this one needs, and will give it back: nobody's fault, however often.
-        # A sister has told her mother superior; failing would take her node out of the cluster.
-        if job.nodes and not node.failing_drains:
-            deadline.pause(_BUSY_PAUSE_SECONDS)
-            raise error
-        if not job.nodes:
-            return
-    elif error.blame is not Blame.USER and not (node.failing_drains and isinstance(error, NodeFailed)):
-        tries = _count_attempt(root, job, node.site.requeue_limit)
-        if tries < node.site.requeue_limit:
-            # Torque itself starts a requeued job again at once, 56 times in 15 s. A sister's mom waits meanwhile.
-            deadline.pause(_FIRST_PAUSE_SECONDS**tries if job.nodes else _SISTERS_PAUSE_SECONDS)
-            raise error
-    state.forget_attempts(root, job.key)
+    record.audit.note("start", failure=error)
+    service.failed(node.site, job, error, ran=ran)
+    if _starts_again(job, node, error, deadline):
+        raise error
+    if isinstance(error, NodeBusy) and not job.nodes:
+        # Failing would take her node out of the cluster.
+        return
+    state.forget_attempts(Path(node.site.state_dir), job.key)
     if not job.nodes:
         # A sister has no wrapper: she has told the mother superior.
         return
-    record.create()
-    record.publish(state.FAILED, run.failure_marker(error), group=topology.primary_group(job.user))
+    if not record.exists:
+        record.create(user=job.user)
+    node.journal.keep(record.path)
+    record.publish(state.FAILED, markers.failure_marker(error), group=accounts.primary_group(job.user))
+
+
+def _had_a_guest(record: JobState) -> bool:
+    """Whether a guest of the job was seen to start, so that what its user has in it may have run."""
+    with contextlib.suppress(VtorqueError, OSError):
+        return any(each.kind == teardown.DOMAIN and record.certain(each) for each in record.held())
+    return False
+
+
+def _starts_again(job: Job, node: Node, error: VtorqueError, deadline: Deadline) -> bool:
+    """Whether the batch system is to start the job again, after a pause: Torque would at once, 56 times in 15 s."""
+    if isinstance(error, NodeOut | NodeBusy):
+        # However often: another job will give back what this one needs, or this one has to find another node.
+        waits = bool(job.nodes) and not node.failing_drains
+        if waits:
+            deadline.pause(_BUSY_PAUSE_SECONDS)
+        return waits or isinstance(error, NodeOut)
+    if error.blame is Blame.USER or (node.failing_drains and isinstance(error, NodeFailed)):
+        return False
+    tries = _count_attempt(Path(node.site.state_dir), job, node.site.requeue_limit)
+    if tries >= node.site.requeue_limit:
+        return False
+    # A sister's mom waits meanwhile.
+    deadline.pause(_FIRST_PAUSE_SECONDS**tries if job.nodes else _SISTERS_PAUSE_SECONDS)
+    return True
 
 
 def _count_attempt(root: Path, job: Job, limit: int) -> int:

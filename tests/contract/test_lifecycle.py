@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import subprocess
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -17,9 +18,10 @@ from tests.builders import KEY, a_job, a_request, a_shape, a_site
 from tests.fakes.filter import SURROUNDINGS, FakeFilter
 from tests.fakes.guest import FakeAddresses, FakeSession, FakeTransport
 from tests.fakes.hypervisor import FakeHypervisor
-from vtorque import images, lifecycle, plan, request, state, topology
+from vtorque import accounts, images, lifecycle, plan, request
+from vtorque.backends.transport import KeyPair
 from vtorque.deadline import Deadline
-from vtorque.errors import VtorqueError
+from vtorque.errors import ImageError, VtorqueError
 from vtorque.guard import Orders
 from vtorque.model import Job, VmPlan
 from vtorque.node import Node
@@ -66,14 +68,14 @@ class Scene:
         self.guards: list[Orders] = []
 
     def prologue(self, **changes: Any) -> None:
-        lifecycle.prologue(replace(self.job, **changes), self.node, self.launch, deadline=Deadline(60))
+        lifecycle.prologue(self.job._replace(**changes), self.node, self.launch, deadline=Deadline(60))
 
     def launch(self, orders: Orders, place: int) -> None:
         """A guard that is never started: what she would be told."""
         self.guards.append(orders)
 
     def epilogue(self, status: int = 0) -> None:
-        lifecycle.epilogue(replace(self.job, exit_status=status), self.node, deadline=Deadline(60))
+        lifecycle.epilogue(self.job._replace(exit_status=status), self.node, deadline=Deadline(60))
 
     def markers(self) -> set[str]:
         return {path.name for path in self.state.path.glob("*")} & {"ready", "failed"}
@@ -91,7 +93,7 @@ def root() -> Iterator[Path]:
     path = Path("/var/lib") / f"vtorque-test-{os.getpid()}"
     shutil.rmtree(path, ignore_errors=True)
     path.mkdir(mode=0o755)
-    topology.account(USER, min_uid=1)
+    accounts.account(USER, min_uid=1)
     yield path
     shutil.rmtree(path)
 
@@ -121,8 +123,8 @@ def test_one_prologue_starts_and_proves_64_guests(root: Path) -> None:
     def answer(rank: int) -> FakeSession:
         return FakeSession(f"ready {plan.guest_uuid(scene.job.id, rank)}\n".encode())
 
-    scene.request = replace(scene.request, vms_per_node=number)
-    scene.job = replace(scene.job, request=request.encode(scene.request))
+    scene.request = scene.request._replace(vms_per_node=number)
+    scene.job = scene.job._replace(request=request.encode(scene.request))
     scene.node = replace(
         scene.node, shape=a_shape(cpus=tuple(range(number + 8)), memory_mib=65536),
         addresses=lambda guests, deadline: Book(()),
@@ -135,9 +137,38 @@ def test_one_prologue_starts_and_proves_64_guests(root: Path) -> None:
     ]
     assert scene.hypervisor.calls.count("create") == number
     scene.epilogue()
-    # The place of the guard, who was never started, goes when somebody looks whether she is there.
-    assert scene.left() == [str(root / "run/guards" / scene.job.key)]
-    assert not state.is_guarded(root / "run", scene.job.key)
+    assert scene.left() == []
+
+
+class Crowd(FakeHypervisor):
+    """It starts no guest before so many are asked for at the same time; what came of it is in `most`."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self._lock = threading.Lock()
+        self._together = threading.Barrier(number)
+        self._now = self.most = 0
+
+    def create(self, domain_xml: str, *, deadline: Deadline) -> None:
+        with self._lock:
+            self._now += 1
+            self.most = max(self.most, self._now)
+        self._together.wait(60)
+        with self._lock:
+            self._now -= 1
+        super().create(domain_xml, deadline=deadline)
+
+
+@pytest.mark.parametrize("number", [1, 3])
+def test_as_many_guests_are_started_at_once_as_the_site_allows(root: Path, number: int) -> None:
+    scene = Scene(root, parallel_guests=number)
+    scene.request = scene.request._replace(vms_per_node=6)
+    scene.job = scene.job._replace(request=request.encode(scene.request))
+    crowd = Crowd(number)
+    scene.node = replace(scene.node, shape=a_shape(cpus=tuple(range(14)), memory_mib=65536), hypervisor=crowd)
+    scene.prologue()
+    assert crowd.most == number and crowd.calls.count("create") == 6
+    scene.epilogue()
     assert scene.left() == []
 
 
@@ -206,7 +237,7 @@ def test_a_start_over_an_earlier_one_begins_anew(root: Path) -> None:
 def test_jobs_that_mom_forgot_are_swept_and_those_she_knows_are_not(root: Path) -> None:
     scene = Scene(root)
     scene.prologue()
-    other: Job = replace(scene.job, id=type(scene.job.id)("8.srv"))
+    other: Job = scene.job._replace(id=type(scene.job.id)("8.srv"))
     (root / "mom_priv/jobs").mkdir(parents=True)
     (root / "mom_priv/jobs/8.srv.JB").touch()
     said = f"ready {plan.guest_uuid(other.id, 0)}\n".encode()
@@ -224,7 +255,39 @@ def test_the_seed_is_private_and_the_marker_is_for_the_users_group(root: Path) -
     (seed,) = (root / "run/seeds").iterdir()
     assert seed.stat().st_mode & 0o777 == 0o600
     marker = scene.state.path / "ready"
-    account = topology.account(USER, min_uid=1)
+    account = accounts.account(USER, min_uid=1)
     assert (marker.stat().st_uid, marker.stat().st_gid, marker.stat().st_mode & 0o777) == (0, account.group.gid, 0o640)
     assert KEY not in marker.read_text()
     scene.epilogue()
+
+
+def test_an_image_that_was_not_verified_is_refused_where_the_site_asks_for_it(root: Path) -> None:
+    scene = Scene(root, vm_images_verified=True)
+    image = images.find(root / "images", "a.qcow2")
+    scene.prologue()
+    assert scene.markers() == {"failed"}
+    assert "a.qcow2 is not verified" in (scene.state.path / "failed").read_text()
+    scene.epilogue()
+    images.seal(root / "images", image.sha256, sealed=True)
+    scene.prologue()
+    assert scene.markers() == {"ready"}
+
+
+def test_an_image_that_is_replaced_while_a_start_is_under_way_starts_no_guest(root: Path) -> None:
+    scene = Scene(root, requeue_limit=3)
+    path = images.find(root / "images", "a.qcow2").path
+    other = path.with_name("b")
+    other.write_bytes(path.read_bytes())
+
+    class Meanwhile(FakeTransport):
+        """The keys of a guest are made when its image has been inspected."""
+
+        def make_key(self) -> KeyPair:
+            if other.exists():
+                other.replace(path)
+            return super().make_key()
+
+    scene.node = replace(scene.node, transport=Meanwhile({}))
+    with pytest.raises(ImageError, match="has changed since it was inspected"):
+        scene.prologue()
+    assert scene.hypervisor.domains(deadline=Deadline(1)) == {}

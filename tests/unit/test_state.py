@@ -161,3 +161,59 @@ def test_a_start_right_after_a_teardown_is_another_generation(tmp_path: Path) ->
     assert record.generation == ""
     record.create()
     assert record.generation not in ("", first)
+
+
+def note(record: JobState, text: bytes) -> None:
+    with (record.path / "ledger").open("ab") as ledger:
+        ledger.write(text)
+
+
+@pytest.mark.parametrize("cut", [b"[", b'["', b'["take", "fi', b'["back", "file", "/disks/7.srv_1of1.qcow2"'])
+def test_a_note_that_a_full_disk_cut_short_spoils_none_that_follows(record: JobState, cut: bytes) -> None:
+    with record.taking(DISK, deadline=soon()):
+        pass
+    note(record, cut)
+    with record.taking(GUEST, deadline=soon()):
+        pass
+    assert record.held() == [GUEST, DISK]
+    record.given_back(GUEST)
+    record.given_back(DISK)
+    with record.closing(deadline=soon()):
+        record.remove()
+
+
+def test_a_line_that_no_full_disk_explains_is_damage(record: JobState) -> None:
+    note(record, b'nonsense["take", "file", "/x"]\n')
+    with pytest.raises(StateError, match="is damaged"):
+        record.held()
+
+
+def fail_to(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*words: object, **named: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(f"vtorque.state.{name}", refuse)
+
+
+def test_what_is_given_back_on_a_full_disk_is_not_held_any_more(
+    record: JobState, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with record.taking(DISK, deadline=soon()):
+        pass
+    fail_to("os.write", monkeypatch)
+    record.given_back(DISK)
+    assert record.held() == []
+    with record.closing(deadline=soon()):
+        record.remove()
+    assert not record.exists
+
+
+def test_without_room_for_the_tombstone_no_act_begins_either(
+    record: JobState, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fail_to("files.replace", monkeypatch)
+    with record.closing(deadline=soon()):
+        pass
+    assert not (record.path / "closed").exists()
+    with pytest.raises(GenerationClosed), record.act(deadline=soon()):
+        pytest.fail("the act began")
