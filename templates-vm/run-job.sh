@@ -15,6 +15,8 @@ set -u
 umask 077
 
 settle() { # TEXT: take over its environment, go where the job starts
+    # Of these a mom says nothing; the job's user may.
+    unset MAIL SHLVL SSH_CLIENT SSH_CONNECTION SSH_ORIGINAL_COMMAND SSH_TTY
     eval "$1"
     directory=$VTORQUE_DIRECTORY shell=$VTORQUE_SHELL command=$VTORQUE_COMMAND
     unset VTORQUE_DIRECTORY VTORQUE_SHELL VTORQUE_COMMAND
@@ -22,6 +24,7 @@ settle() { # TEXT: take over its environment, go where the job starts
         printf 'vtorque: %s does not exist in the guest, the job starts in %s\n' "$directory" "$HOME" >&2
         cd || exit 1
     fi
+    unset OLDPWD
     [ -x "$shell" ] || shell=/bin/sh
 }
 
@@ -47,35 +50,48 @@ settle "${text%x}"
 # Without a command the text was only to leave its files here.
 [ -n "$command" ] || exit 0
 
-pass_on() { # SIGNAL, to all of the job's session but its shell, so that a trap has time to run
+tell() { # SIGNAL [SPARED]: to all of the job's session but one process
     for entry in /proc/[0-9]*/stat; do
         read -r line <"$entry" || continue
         pid=${line%% *}
         # State, parent, group, session, after a name that may hold blanks and brackets.
-        set -- "$1" ${line##*) }
-        [ "$5" != "$job" ] || [ "$pid" = "$job" ] || kill -s "$1" "$pid"
+        set -- "$1" "${2-}" ${line##*) }
+        [ "$6" != "$job" ] || [ "$pid" = "$2" ] || kill -s "$1" "$pid"
     done
 }
 
-exec 3<&0 </dev/null
-# Started in the background it leads no process group yet, so setsid does not fork:
-# its process id is the job's session and group.
-printf '%s\n' "$command" | setsid "$shell" -l 3<&- &
-job=$!
+# A login shell is known by the dash before its name, which it also puts before its messages.
+if bash=$(command -v bash); then
+    # What BASH_ENV names is the job's to read (-p), and ~/.bashrc is not, even of a job that exports SSH_CLIENT.
+    set -- "$bash" --norc -p -c 'exec -a "-${0##*/}" "$0"' "$shell"
+else
+    set -- "$shell" -l
+fi
 # What this shell says of a job that was killed is not the job's own output.
-exec 2>/dev/null
+exec 3<&0 4>&1 5>&2 </dev/null 2>/dev/null
+# Not in the background, where shells have INT and QUIT ignored for good. So the job leads
+# no process group yet, and setsid does not fork: its process id is the job's session and group.
 {
-    while read -r signal; do
-        pass_on "$signal"
-    done
-    # The end of input: the node's side was killed, and the job goes with it.
+    printf '%s\n' "$command" |
+        sh -c 'echo "$$"; exec setsid "$@" >&4 2>&5 3<&- 4>&- 5>&-' run-job "$@"
+    echo "$?"
+} | {
+    read -r job
+    {
+        while read -r signal; do
+            # Its shell is spared, so that a trap of the script has time to run.
+            tell "$signal" "$job"
+        done
+        # The end of input: the node's side was killed, and the job goes with it, even before it has a session.
+        kill -s KILL -- "-$job" "$job"
+        tell KILL
+    } <&3 3<&- 4>&- 5>&- >/dev/null &
+    control=$!
+    exec 3<&- 4>&- 5>&-
+    read -r status
+    # A mom kills what is left of the job's session when its shell is done.
     kill -s KILL -- "-$job"
-} <&3 3<&- >/dev/null &
-control=$!
-exec 3<&-
-wait "$job"
-status=$?
-# A mom kills what is left of the job's session when its shell is done.
-kill -s KILL -- "-$job"
-kill "$control"
-exit "$status"
+    tell KILL
+    kill "$control"
+    exit "$status"
+}

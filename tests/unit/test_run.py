@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.builders import KEY, a_plan, a_request
-from vtorque import published, run
+from vtorque import markers, published, run
 from vtorque.backends.batch.torque import Torque
 from vtorque.errors import HypervisorError, RequestError, StateError
 from vtorque.model import Guest
@@ -21,7 +21,7 @@ ME = os.getuid()
 def marker(job: str = "7.srv") -> dict[str, object]:
     plan = a_plan()
     peer = published.peer(Guest(vm=plan.vms[0], address="10.0.0.9", host_key=KEY))
-    return {**run.ready_marker(plan, [peer]), "job": job}
+    return {**markers.ready_marker(plan, [peer]), "job": job}
 
 
 def put(path: Path, data: object) -> None:
@@ -43,11 +43,11 @@ def test_without_a_marker_nothing_runs(tmp_path: Path) -> None:
 
 
 def test_the_reason_of_a_failure_is_the_users_to_read(tmp_path: Path) -> None:
-    put(tmp_path / "failed", run.failure_marker(RequestError("too much", hint="ask for less")))
+    put(tmp_path / "failed", markers.failure_marker(RequestError("too much", hint="ask for less")))
     with pytest.raises(NotStarted, match=r"too much \(ask for less\)") as refusal:
         run.proven(tmp_path, "7.srv", owner=ME)
     assert int(refusal.value.status) == 65
-    put(tmp_path / "failed", run.failure_marker(HypervisorError("no")))
+    put(tmp_path / "failed", markers.failure_marker(HypervisorError("no")))
     with pytest.raises(NotStarted) as refusal:
         run.proven(tmp_path, "7.srv", owner=ME)
     assert refusal.value.status == ExitStatus.NO_GUEST
@@ -99,7 +99,7 @@ def test_the_order_counts_its_own_bytes_and_quotes_everything() -> None:
 def test_guests_are_told_of_one_another(tmp_path: Path) -> None:
     plan = a_plan(request=a_request(vms_per_node=2, vcpus=2))
     peers = [published.peer(Guest(vm=vm, address=f"10.0.0.{vm.rank + 1}", host_key=f"{KEY} root")) for vm in plan.vms]
-    put(tmp_path / "ready", run.ready_marker(plan, peers))
+    put(tmp_path / "ready", markers.ready_marker(plan, peers))
     files = run.furnishing(run.proven(tmp_path, "7.srv", owner=ME), "the key\n")
     assert files["/etc/hosts"].splitlines()[2:] == ["10.0.0.1 vn1-1", "10.0.0.2 vn1-2"]
     assert files["/var/spool/torque/aux/7.srv"] == "vn1-1\nvn1-1\nvn1-2\nvn1-2\n"

@@ -17,22 +17,26 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from vtorque import config, display, files, proc, published, run, submit
+from vtorque import config, display, files, proc, published, run, wakeups
 from vtorque.backends import batch
 from vtorque.backends.transport import Session, Terminal
 from vtorque.backends.transport.ssh import Ssh
 from vtorque.cli import PREFIX
 from vtorque.config import SiteConfig
-from vtorque.deadline import Deadline
+from vtorque.deadline import Deadline, growing
 from vtorque.display import Display
 from vtorque.errors import RequestError, TransportError, VtorqueError
+from vtorque.job import phases_name
 from vtorque.model import Peer, job_id, job_key
 from vtorque.run import ExitStatus, Guests, NotStarted
 from vtorque.submit import JobFile
+from vtorque.wakeups import Changes
 
 _JOB_FILE_LIMIT = 1 << 20
 _LOST_LIMIT = 4096
-_WATCH_SECONDS = 2.0
+# Guards of other nodes write over NFS, of which no kernel tells; its client asks the server
+# whether a directory has changed after seconds only (nfs(5), acdirmin), so looking more often shows nothing.
+_LONGEST_PAUSE_SECONDS = 2.0
 _AT_ONCE = 16
 # What a batch system or a user sends to a job. KILL needs no passing on: it ends
 # this process, and the guest's side sees the connection close.
@@ -112,13 +116,14 @@ class _Bridge:
 
     def _watch(self, session: Session) -> None:
         """End the job when a guard says that a guest was lost; each says it in a file of her own."""
-        while True:
-            time.sleep(_WATCH_SECONDS)
-            for path in self._directory.glob(published.LOST):
-                with contextlib.suppress(OSError, VtorqueError):
-                    self._lost = files.read(path, limit=_LOST_LIMIT).decode(errors="replace").strip()
-                    session.close()
-                    return
+        with contextlib.closing(Changes(self._directory)) as changes:
+            for pause in growing(longest=_LONGEST_PAUSE_SECONDS):
+                for path in self._directory.glob(published.LOST):
+                    with contextlib.suppress(OSError, VtorqueError):
+                        self._lost = files.read(path, limit=_LOST_LIMIT).decode(errors="replace").strip()
+                        session.close()
+                        return
+                wakeups.wait(pause, changes)
 
     def _script(self, session: Session, shown: Display | None) -> int:
         about = self._about
@@ -150,7 +155,7 @@ class _Bridge:
         environment = run.job_environment(os.environ, self._batch, self._about.exported, self._guests)
         return run.order(
             environment={**environment, "VTORQUE_RANK": str(peer.rank)},
-            directory=os.getcwd(),  # noqa: PTH109
+            directory=_here(),
             shell=self._about.shell,
             command=command,
             files=run.furnishing(self._guests, self._key),
@@ -169,9 +174,21 @@ class _Bridge:
 
     def _note(self, phase: str) -> None:
         line = json.dumps({"time": round(time.time(), 3), "phase": phase})
-        name = submit.phases_name(job_key(self._job), self._about.elements)
+        name = phases_name(job_key(self._job), self._about.elements)
         with (self._directory / name).open("a") as file:
             file.write(line + "\n")
+
+
+def _here() -> str:
+    """Where the job is to start, by the name that its shell has for it: the guest may have only the link to it."""
+    name = os.environ.get("PWD", "")
+    with contextlib.suppress(OSError):
+        if os.path.samefile(name, "."):  # noqa: PTH121
+            return name
+    try:
+        return os.getcwd()  # noqa: PTH109
+    except FileNotFoundError:
+        return "."  # of which there is nothing else to say: it was deleted
 
 
 def _pass_signals_on(session: Session) -> None:

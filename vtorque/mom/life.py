@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable
 from types import FrameType
 
+from vtorque import wakeups
+from vtorque.deadline import growing
 from vtorque.mom import rules, terminal
 from vtorque.mom.delivery import deliver
 from vtorque.mom.hooks import Hook, HookRun, open_outputs
@@ -21,8 +23,10 @@ from vtorque.mom.shell import Timing as Timing
 from vtorque.mom.sisters import Sisters
 from vtorque.mom.spool import Home, JobRecord
 from vtorque.mom.terminal import Terminal
+from vtorque.wakeups import Bell
 
-_TICK_SECONDS = 0.02
+# A child that ends, a signal and an interactive job's user are told of; times that are up are not.
+_LONGEST_PAUSE_SECONDS = 0.1
 _STARTS = ("prologue", "prologue.user", "prologue.job")
 _ENDS = ("epilogue.job", "epilogue.user", "epilogue")
 
@@ -44,6 +48,8 @@ class Life:
         self._start_ends = 0.0
         self._terminal: Terminal | None = None
         self._left: list[Hook] = []
+        self._news = Bell()
+        self._pauses = growing(longest=_LONGEST_PAUSE_SECONDS)
         self.history: list[HookRun] = []
         self._sisters = Sisters(home, job, place=place or here(home.mom_priv), note=self.history.append)
 
@@ -51,10 +57,16 @@ class Life:
         """What qdel does; also a signal handler."""
         if self._wishes.delete_at is None:
             self._wishes.delete_at = time.monotonic()
+        self._news.ring()
 
     def rerun(self, number: int = 0, frame: FrameType | None = None) -> None:
         """What qrerun does; also a signal handler."""
         self._wishes.rerun = True
+        self._news.ring()
+
+    def hear(self, number: int = 0, frame: FrameType | None = None) -> None:
+        """Look at once what has happened; a signal handler."""
+        self._news.ring()
 
     def run(self) -> JobRecord:
         """Live until the job is completed; its final record."""
@@ -63,6 +75,7 @@ class Life:
                 pass
         finally:
             self._let_go()
+            self._news.close()
         return self.job
 
     def _attempt(self) -> bool:
@@ -147,9 +160,9 @@ class Life:
             self._left.remove(hook)
             self._note(hook)
         if self._terminal is None:
-            time.sleep(_TICK_SECONDS)
+            wakeups.wait(next(self._pauses), self._news)
         else:
-            self._terminal.pump(_TICK_SECONDS)
+            self._terminal.pump(next(self._pauses), self._news)
 
     def _start(self) -> Verdict:
         """All of the start within one `$prologalarm` (mom_main.c:5713-5726)."""
@@ -207,6 +220,7 @@ class Life:
     def _hook(self, kind: str) -> Hook:
         hook = Hook(self._home, kind, self.job, terminal=self._terminal.slave if self._terminal else None)
         hook.start()
+        self._pauses = growing(longest=_LONGEST_PAUSE_SECONDS)
         return hook
 
     def _until_done(self, hook: Hook, *, pause: Callable[[], None] | None = None) -> int:
@@ -243,4 +257,5 @@ def live(
     life = Life(home, job, place=place)
     install(signal.SIGTERM, life.delete)
     install(signal.SIGUSR1, life.rerun)
+    install(signal.SIGCHLD, life.hear)
     return life.recover() if recover else life.run()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from vtorque import files
 from vtorque.errors import CommandError, StateError
-from vtorque.model import JobId, job_key
+from vtorque.job import JobId, job_key
 from vtorque.proc import Identity
 
 DEFAULT_ALARM_SECONDS = 300

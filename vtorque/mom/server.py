@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from vtorque import files, proc
@@ -20,9 +21,11 @@ from vtorque.mom import arrays, nodes, wire
 from vtorque.mom.places import Places, Start
 from vtorque.mom.rules import JOB_EXEC_FAIL2
 from vtorque.mom.spool import Home, JobRecord
+from vtorque.wakeups import Bell
 
 _REQUEST_LIMIT = 64 << 20
-_TICK_SECONDS = 0.1
+# Requests and lives that end are told of; nodes that come, go or are changed by hand are not.
+_LONGEST_PAUSE_SECONDS = 1.0
 _NO_SUCH_JOB, _NOT_YOURS, _BAD_NODES, _BAD_VALUE, _BAD_STATE = 153, 159, 190, 166, 170
 _PRIVATE = frozenset(("variables", "home", "terminal"))
 
@@ -47,10 +50,12 @@ class Server:
         self._lives: dict[str, proc.Child] = {}
         self._completed: set[str] = set()
         self._stop = False
+        self._news = Bell()
 
     def serve(self, *, install: Callable[..., object]) -> None:
         """Until SIGTERM. `install` is signal.signal."""
-        install(signal.SIGTERM, lambda number, frame: setattr(self, "_stop", True))
+        install(signal.SIGTERM, self._end)
+        install(signal.SIGCHLD, lambda number, frame: self._news.ring())
         self._home.prepare()
         self._home.socket.unlink(missing_ok=True)
         with socket.socket(socket.AF_UNIX) as listener, selectors.DefaultSelector() as selector:
@@ -61,13 +66,21 @@ class Server:
             selector.register(listener, selectors.EVENT_READ)
             files.replace(self._home.pid_file, f"{os.getpid()}\n".encode(), mode=0o644)
             self._recover()
+            selector.register(self._news, selectors.EVENT_READ)
             while not self._stop:
-                if selector.select(_TICK_SECONDS):
-                    self._answer(listener)
+                for key, _ in selector.select(_LONGEST_PAUSE_SECONDS):
+                    if key.fileobj is listener:
+                        self._answer(listener)
+                    else:
+                        self._news.drain()
                 self._advance()
         self._delete_all()
         for path in (self._home.socket, self._home.pid_file):
             path.unlink(missing_ok=True)
+
+    def _end(self, number: int, frame: FrameType | None) -> None:
+        self._stop = True
+        self._news.ring()
 
     def _delete_all(self) -> None:
         """An engine that is stopped takes its jobs along, each through its own epilogue."""

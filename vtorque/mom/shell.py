@@ -68,7 +68,7 @@ class Shell:
             assert child.stdin is not None
             # The shell reads the script's path, not the script (start_exec.c:2683-2736).
             with contextlib.suppress(BrokenPipeError), child.stdin as pipe:
-                pipe.write(f"{self._home.script(self._job.id)} {self._job.arguments}".rstrip().encode() + b"\n")
+                pipe.write(os.fsencode(f"{self._home.script(self._job.id)} {self._job.arguments}".rstrip() + "\n"))
             return self._until_ended(child, lambda text: os.write(err, text.encode()))
         except CommandError as error:
             os.write(err, f"PBS: {error}\n".encode())

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from vtorque import files, units
-from vtorque.model import JobId, job_key
+from vtorque.job import JobId, job_key
 from vtorque.mom.places import Place
 
 _RECORD_LIMIT = 4 << 20

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from vtorque.mom import wire
 from vtorque.mom.spool import JobRecord
 from vtorque.mom.wire import Hello, Outlet
+from vtorque.wakeups import Wakeup
 
 _ATTACH_SECONDS = 10.0
 _LAST_WORDS_SECONDS = 2.0
@@ -75,12 +76,12 @@ class Terminal:
         if hello.characters:
             _set_characters(self.slave, hello.characters)
 
-    def pump(self, seconds: float) -> None:
-        """Pass on what there is, and wait at most so long for something."""
-        if not (self.connected or self._open):
-            time.sleep(seconds)
-            return
+    def pump(self, seconds: float, *also: Wakeup) -> None:
+        """Pass on what there is, and wait at most so long for something, or until `also` has something to tell."""
         poll = select.poll()
+        others = {each.fileno(): each for each in also}
+        for handle in others:
+            poll.register(handle, select.POLLIN)
         if self.connected:
             wanted = 0 if self._to_job.full else select.POLLIN
             poll.register(self._connection, wanted | (select.POLLOUT if self._to_user else 0))
@@ -88,7 +89,9 @@ class Terminal:
             wanted = 0 if self._to_user.full else select.POLLIN
             poll.register(self._master, wanted | (select.POLLOUT if self._to_job else 0))
         for handle, event in poll.poll(seconds * 1000):
-            if handle == self._master:
+            if handle in others:
+                others[handle].drain()
+            elif handle == self._master:
                 self._serve_job(event)
             else:
                 self._serve_user(event)

@@ -20,19 +20,22 @@ with warnings.catch_warnings():
     import paramiko
 
 from vtorque.backends.transport import KeyPair, Sink, Terminal, XServer, keys, reach
-from vtorque.deadline import Deadline
+from vtorque.backends.transport.reader import Reader
+from vtorque.deadline import Deadline, growing
 from vtorque.errors import DeadlineExceeded, TransportError
 
 _PORT = 22
 _KEY_TYPE = "ssh-ed25519"
 _CONNECT_SECONDS = 5.0
+_PATIENCE_SECONDS = 0.1
 # A guest that is gone does not close its connections: it is noticed by what it fails to acknowledge.
 _KEEPALIVE_SECONDS = 5
 _ACKNOWLEDGE_SECONDS = 30
 _CHUNK = 1 << 16
 _MEGABYTE = 1 << 20
-# After a command has ended, something it left behind may hold its output open for ever.
-_DRAIN_SECONDS = 1.0
+# sshd has the user's shell run a command. As the outermost one (SHLVL), Debian's and Red Hat's bash reads
+# ~/.bashrc before (bash(1): INVOCATION), and what that prints would be the command's.
+_NO_OUTERMOST_SHELL = {"SHLVL": "1"}
 
 
 class NotListening(TransportError):
@@ -87,13 +90,23 @@ class Ssh:
         """Those addresses at which a machine still answers; its sshd logs a connection that said nothing."""
         return reach.answering(addresses, port=self._port, seconds=seconds)
 
+    def _connect(self, address: str, deadline: Deadline) -> socket.socket:
+        """A new connection. What a booting guest misses of it the kernel repeats after 1 s, then 3 s: we, sooner."""
+        deadline.require(f"connect to {address}")
+        limit = deadline.within(_CONNECT_SECONDS)
+        patience = growing(first=_PATIENCE_SECONDS, longest=_CONNECT_SECONDS)
+        while True:
+            seconds = min(next(patience), limit.remaining or _PATIENCE_SECONDS)
+            try:
+                return socket.create_connection((address, self._port), timeout=seconds)
+            except OSError as error:
+                if isinstance(error, TimeoutError) and not limit.expired:
+                    continue
+                reason = error.strerror or str(error)
+                raise NotListening(f"the guest at {address} does not answer SSH: {reason}") from error
+
     def _transport(self, address: str, deadline: Deadline) -> paramiko.Transport:
-        limit = min(_CONNECT_SECONDS, deadline.require(f"connect to {address}"))
-        try:
-            connection = socket.create_connection((address, self._port), timeout=limit)
-        except OSError as error:
-            reason = error.strerror or str(error)
-            raise NotListening(f"the guest at {address} does not answer SSH: {reason}") from error
+        connection = self._connect(address, deadline)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _ACKNOWLEDGE_SECONDS * 1000)
         transport = paramiko.Transport(connection, default_window_size=16 * _MEGABYTE)
@@ -124,13 +137,14 @@ class SshSession:
 
         Each sink is called from a thread of its own.
         """
-        with self._losing():
-            channel = self._open(display)
-            channel.exec_command(command)
-            readers = [_Reader(channel.recv, stdout), _Reader(channel.recv_stderr, stderr)]
-            if stdin:
-                channel.sendall(stdin)
-        return self._end(channel, readers, deadline)
+        with self._ending(deadline):
+            with self._losing():
+                channel = self._open(display)
+                channel.exec_command(command)
+                readers = [Reader(channel.recv, stdout), Reader(channel.recv_stderr, stderr)]
+                if stdin:
+                    channel.sendall(stdin)
+            return self._end(channel, readers)
 
     def interact(self, command: str, *, terminal: Terminal, display: XServer | None = None) -> int:
         """Run a command on a terminal; what is typed goes there until the command ends."""
@@ -138,9 +152,9 @@ class SshSession:
             channel = self._open(display)
             channel.get_pty(terminal.term, terminal.columns, terminal.rows)
             channel.exec_command(command)
-            readers = [_Reader(channel.recv, terminal.write)]
+            readers = [Reader(channel.recv, terminal.write)]
             threading.Thread(target=_type, args=(terminal.read, channel), daemon=True).start()
-        return self._end(channel, readers, None)
+        return self._end(channel, readers)
 
     def resize(self, columns: int, rows: int) -> None:
         """Another size for the terminal of the running command."""
@@ -165,6 +179,24 @@ class SshSession:
         self._transport.close()
 
     @contextlib.contextmanager
+    def _ending(self, deadline: Deadline | None) -> Iterator[None]:
+        """Hang up when the time is over: for some of a guest's answers paramiko waits without end."""
+        if deadline is None:
+            yield
+            return
+        timer = threading.Timer(deadline.remaining, self.close)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        except TransportError:
+            if deadline.expired:
+                raise DeadlineExceeded(f"the guest at {self._address} did not answer in time") from None
+            raise
+        finally:
+            timer.cancel()
+
+    @contextlib.contextmanager
     def _losing(self) -> Iterator[None]:
         try:
             yield
@@ -174,6 +206,7 @@ class SshSession:
     def _open(self, display: XServer | None) -> paramiko.Channel:
         channel = self._transport.open_session()
         self._channel = channel
+        channel.update_environment(_NO_OUTERMOST_SHELL)
         if display is not None:
             channel.request_x11(
                 screen_number=display.screen, auth_cookie=display.cookie,
@@ -181,53 +214,15 @@ class SshSession:
             )
         return channel
 
-    def _end(
-        self, channel: paramiko.Channel, readers: Sequence["_Reader"], deadline: Deadline | None
-    ) -> int:
-        status = self._await_status(channel, deadline)
+    def _end(self, channel: paramiko.Channel, readers: Sequence[Reader]) -> int:
+        # Not recv_exit_status(): it cannot be told from a status when the connection is lost.
+        channel.status_event.wait()
         for reader in readers:
             reader.finish()
         channel.close()
-        if status is None:
+        if channel.exit_status < 0:
             raise TransportError(f"lost the connection to the guest at {self._address}")
-        return status
-
-    def _await_status(self, channel: paramiko.Channel, deadline: Deadline | None) -> int | None:
-        # Not recv_exit_status(): it cannot be told from a status when the connection is lost.
-        if not channel.status_event.wait(None if deadline is None else deadline.remaining):
-            self.close()
-            raise DeadlineExceeded(f"the guest at {self._address} did not answer in time")
-        status = channel.exit_status
-        return status if status >= 0 else None
-
-
-class _Reader:
-    """Hands one stream over as it comes."""
-
-    def __init__(self, receive: Callable[[int], bytes], sink: Sink) -> None:
-        self._receive = receive
-        self._sink = sink
-        self._count = 0
-        self._error: Exception | None = None
-        self._thread = threading.Thread(target=self._read, daemon=True)
-        self._thread.start()
-
-    def finish(self) -> None:
-        """Wait for the stream's end, or until nothing came for a while; raises what the sink raised."""
-        before = -1
-        while self._thread.is_alive() and before != self._count:
-            before = self._count
-            self._thread.join(_DRAIN_SECONDS)
-        if self._error is not None:
-            raise self._error
-
-    def _read(self) -> None:
-        try:
-            while data := self._receive(_CHUNK):
-                self._sink(data)
-                self._count += 1
-        except Exception as error:  # noqa: BLE001
-            self._error = error
+        return int(channel.exit_status)
 
 
 def _type(read: Callable[[], bytes], channel: paramiko.Channel) -> None:
