@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Jobs in real guests: what a script sees and says is what it would on bare metal."""
 
+import itertools
+
 import pytest
 
 from tests.e2e.conftest import Lab
-from vtorque import plan
+from vtorque import plan, timings
 from vtorque.lab import parts
 
 pytestmark = pytest.mark.e2e
@@ -34,16 +36,30 @@ def test_the_debian_guest_lets_nobody_else_in(the_lab: Lab, debian_image: str) -
     ended = the_lab.run(
         "#!/bin/bash\nhostname\n/usr/sbin/sshd -V 2>/dev/null\ngrep -h . /etc/ssh/sshd_config.d/*\n"
         "grep -c '^root:[!*]' /etc/passwd /etc/shadow 2>/dev/null\n"
-        "ls -l /etc/ssh/ssh_host_*_key\nid -u\nsu root -c id </dev/null\nwc -c </etc/machine-id\n",
+        "ls -l /etc/ssh/ssh_host_*_key\nid -u\nsu root -c id </dev/null\nwc -c </etc/machine-id\n"
+        "cat /sys/module/nfs/parameters/nfs4_unique_id\n",
         vm=f"img={debian_image}",
     )
     text = ended.out.decode()
     for line in ("PasswordAuthentication no", "PermitRootLogin no", f"AllowUsers {parts.USER}"):
         assert line in text
     assert "uid=0" not in text
+    assert str(plan.guest_uuid(ended.id, 0)) in text, "two jobs' guests are one client to a file server"
     assert [line for line in text.splitlines() if line.startswith("-rw")] == [
         line for line in text.splitlines() if line.endswith("/etc/ssh/ssh_host_ed25519_key") and "root root" in line
     ]
+
+
+def test_root_accounts_for_every_phase_of_a_job(the_lab: Lab) -> None:
+    ended = the_lab.run("#!/bin/sh\nexit 3\n")
+    accounts = timings.of_job(parts.ROOT / "log/accounting", ended.id.__eq__)
+    phases = [entry["phase"] for entry in accounts]
+    assert phases[:5] == ["begun", "image", "planned", "defined", "started"]
+    assert phases[-3:] == ["ready", "ended", "torn-down"]
+    assert {"first-packet", "announced", "ssh", "cloud-init"} <= set(phases[5:-3])
+    assert {entry["phase"] for entry in accounts if entry.get("word") == "guest"} == {"announced", "cloud-init"}
+    assert [entry["exit_status"] for entry in accounts if entry["phase"] == "ended"] == [3]
+    assert all(before["time"] <= after["time"] for before, after in itertools.pairwise(accounts))
 
 
 def test_status_streams_environment_and_directory_are_those_of_bare_metal(the_lab: Lab) -> None:
@@ -100,10 +116,14 @@ def test_walltime_ends_the_script_in_the_guest(the_lab: Lab) -> None:
 
 
 def test_two_guests_on_one_node(the_lab: Lab) -> None:
-    ended = the_lab.run("#!/bin/bash\n" + PROOF + 'cat "$PBS_NODEFILE"\n', vm="img=tiny.qcow2,ram=192M,vms_per_node=2")
-    lines = ended.out.decode().splitlines()
-    assert lines[0] == str(plan.guest_uuid(ended.id, 0))
-    assert [line.rpartition("-")[2] for line in lines[1:]] == ["1", "2"]
+    client = "cat /sys/module/nfs/parameters/nfs4_unique_id\n"
+    ended = the_lab.run(
+        "#!/bin/bash\n" + PROOF + client + 'cat "$PBS_NODEFILE"\n', vm="img=tiny.qcow2,ram=192M,vms_per_node=2"
+    )
+    proof, client, *names = ended.out.decode().splitlines()
+    assert proof == str(plan.guest_uuid(ended.id, 0))
+    assert client == proof, "guests of two jobs have the same host name, and must not be one client to a server"
+    assert [name.rpartition("-")[2] for name in names] == ["1", "2"]
 
 
 def test_a_job_without_a_request_is_an_ordinary_job(the_lab: Lab) -> None:
