@@ -39,7 +39,9 @@ def main() -> None:
     names = [name for name in EVENTS if getattr(pbs, name.upper(), None) == event.type]
     name = names[0] if names else ""
     if name == "exechost_periodic":
-        ask({"event": name}, event)
+        answer = ask({"event": name}, event)
+        if answer["verdict"] == "offline":
+            take_offline(event, answer["message"])
         event.accept()
     request = text(event.job.Resource_List["site"])
     if not name or not request.startswith("vt1."):
@@ -59,6 +61,14 @@ def main() -> None:
             event.job.rerun()
         event.reject("vtorque: {}".format(answer["message"]))
     event.accept()
+
+
+def take_offline(event: "pbs.event", reason: str) -> None:
+    """Every virtual node of this mom's; an administrator brings them back, with pbsnodes -r."""
+    pbs.logmsg(pbs.LOG_ERROR, "vtorque: {}".format(reason))
+    for name in event.vnode_list:
+        event.vnode_list[name].state = pbs.ND_OFFLINE
+        event.vnode_list[name].comment = "vtorque: {}".format(reason)
 
 
 def text(value: object) -> str:

@@ -8,15 +8,17 @@ import shutil
 import stat
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from vtorque import doctor_checks, install
+from vtorque import chain, doctor_checks, install
 from vtorque.errors import ConfigError, StateError
-from vtorque.install import Setup, manifest
+from vtorque.install import Setup, manifest, modes
+from vtorque.mom import rules
 
 pytestmark = [
     pytest.mark.runs,
@@ -42,6 +44,8 @@ class Node:
         self.system = system
         for name in ("vtorque", "scripts", "templates", "templates-vm", "contrib", "doc/man"):
             shutil.copytree(ROOT / name, root / "opt/vtorque" / name, ignore=shutil.ignore_patterns("__pycache__"))
+        for path in (root / "opt", *(root / "opt").rglob("*")):
+            path.chmod(0o755 if path.stat().st_mode & 0o100 else 0o644)
         for name in ("etc/profile.d", "etc/vtorque", "etc/logrotate.d", "var/lib", "usr/local/share"):
             self.path(name).mkdir(parents=True)
         self.mom_priv = root / "var/spool/torque/mom_priv"
@@ -104,7 +108,7 @@ def a_node(root: Path, system: str) -> Node:
     node.original("prologue.user")
     node.original("prologue.gpu")
     (node.mom_priv / "prologue.parallel").symlink_to("/usr/local/sbin/on-sisters")
-    (node.mom_priv / "epilogue.parallel").symlink_to("prologue")
+    (node.mom_priv / "epilogue.parallel").symlink_to("epilogue")
     os.utime(node.mom_priv / "prologue.parallel", ns=(LONG_AGO, LONG_AGO), follow_symlinks=False)
     node.put("etc/logrotate.d/vtorque", "# a site's own\n", mode=0o640, owner=2)
     node.put("etc/slurm/slurm.conf", "ClusterName=x\nProlog=/usr/local/sbin/prolog\nPrologFlags=X11\n", mode=0o644)
@@ -174,13 +178,14 @@ def test_what_is_written_names_where_this_site_has_things(tmp_path: Path) -> Non
     node = a_node(tmp_path / "node", "torque")
     node.path("opt/vtorque").rename(node.path("opt/vt2"))
     node.path("opt/vtorque").mkdir()
-    node.configure("STATE_DIR: /run/vt\nLOG_DIR: /var/log/vt\n")
+    node.configure("STATE_DIR: /run/vt\nLOG_DIR: /var/log/vt\nACCOUNTING_DIR: /var/acct\n")
     program = node.path("opt/vt2/scripts/vmgr")
     words = [sys.executable, "-I", str(program), "install", "--system", "torque", "--root", str(node.root)]
     assert subprocess.run(words, check=True, capture_output=True).returncode == 0
     assert "\nVTORQUE_DIR=/opt/vt2\n" in node.path("etc/profile.d/99-mikelangelo-hpc_stack.sh").read_text()
     assert "\nd /run/vt 0711 root root -\n" in node.path("etc/tmpfiles.d/vtorque.conf").read_text()
-    assert "\n/var/log/vt/*.log {\n" in node.path("etc/logrotate.d/vtorque").read_text()
+    rotation = node.path("etc/logrotate.d/vtorque").read_text()
+    assert "\n/var/log/vt/*.log {\n" in rotation and "\n/var/acct/[0-9]" in rotation
     assert "/opt/vt2/scripts/vmgr sweep" in node.path("etc/cron.d/vtorque").read_text()
 
 
@@ -278,7 +283,7 @@ def test_another_versions_links_are_led_to_this_one(node: Node) -> None:
 class Killed:
     """Ends this process, with nothing tidied up, when so many things have been changed in the file system."""
 
-    EFFECTS = ("fsync", "rename", "link", "symlink", "mkdir", "rmdir", "unlink", "chmod", "fchmod", "write")
+    EFFECTS = ("fsync", "rename", "link", "symlink", "mkdir", "rmdir", "unlink", "chmod", "fchmod", "fchown", "write")
 
     def __init__(self, number: int) -> None:
         self.left = number
@@ -327,6 +332,13 @@ def uninstall_from(node: Node) -> None:
         install.perform(plan)
 
 
+@pytest.fixture
+def memory() -> Iterator[Path]:
+    """A directory that costs no disk's time: these effects are counted, and made durable, by the thousand."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as directory:
+        yield Path(directory)
+
+
 def hooks_are_there(node: Node) -> bool:
     """Torque takes a hook that is missing for one that succeeded."""
     return all(os.path.lexists(node.mom_priv / kind) for kind in ("prologue", "epilogue", "prologue.parallel"))
@@ -335,9 +347,15 @@ def hooks_are_there(node: Node) -> bool:
 @pytest.mark.parametrize("system", ["torque", "slurm"])
 @pytest.mark.parametrize("then", ["finished", "undone"])
 def test_killed_after_every_effect_it_is_finished_or_undone_by_the_next_call(
-    tmp_path: Path, system: str, then: str
+    memory: Path, system: str, then: str
 ) -> None:
-    node = a_node(tmp_path / "node", system)
+    node = a_node(memory / "node", system)
+    for path in node.path("opt/vtorque/vtorque").rglob("*.py"):
+        # Each is looked at some thousand times.
+        if path.name != "pelog.py":
+            path.unlink()
+    node.path("opt/vtorque/scripts/hook").chmod(0o700)
+    node.original("epilogue", mode=0o4600)
     before = node.digest()
     install_in(node)
     installed = without_times(node.digest())
@@ -359,9 +377,15 @@ def test_killed_after_every_effect_it_is_finished_or_undone_by_the_next_call(
 @pytest.mark.parametrize("system", ["torque", "slurm"])
 @pytest.mark.parametrize("then", ["finished", "installed again"])
 def test_killed_while_it_is_undone_the_next_call_undoes_it_or_installs_it_again(
-    tmp_path: Path, system: str, then: str
+    memory: Path, system: str, then: str
 ) -> None:
-    node = a_node(tmp_path / "node", system)
+    node = a_node(memory / "node", system)
+    for path in node.path("opt/vtorque/vtorque").rglob("*.py"):
+        # Each is looked at some thousand times.
+        if path.name != "pelog.py":
+            path.unlink()
+    node.path("opt/vtorque/scripts/hook").chmod(0o700)
+    node.original("epilogue", mode=0o4600)
     before = node.digest()
     for number in range(1, MOST_EFFECTS):
         install_in(node)
@@ -407,6 +431,10 @@ def no_mom(node: Node) -> None:
     (node.mom_priv / "jobs").rmdir()
 
 
+def a_link_to_others(node: Node) -> None:
+    node.put("usr/local/sbin/on-sisters", "#!/bin/sh\n", owner=2)
+
+
 REFUSALS: dict[str, tuple[Callable[[Node], object], str]] = {
     "no mom_priv": (lambda node: shutil.rmtree(node.mom_priv), "mom_priv (set TORQUE_HOME)"),
     "a mom_priv that is none": (no_mom, "is not a mom's directory: no config, no jobs (set TORQUE_HOME)"),
@@ -414,9 +442,16 @@ REFUSALS: dict[str, tuple[Callable[[Node], object], str]] = {
     "a home of others": (lambda node: loosen(node, "var/spool/torque", 0o775), "is writable by others (chmod go-w"),
     "an /etc of others": (lambda node: loosen(node, "etc/profile.d", 0o777), "is writable by others"),
     "a tree of others": (lambda node: loosen(node, "opt/vtorque/scripts", 0o777), "is writable by others"),
-    "a script of others": (lambda node: os.chown(node.path("opt/vtorque/scripts/prologue"), 2, 2), "belongs to uid 2"),
-    "a script for root only": (lambda node: loosen(node, "opt/vtorque/scripts/epilogue.precancel", 0o500),
-                               "has mode 0500, so it cannot be a hook (chmod 755"),
+    "modules of others": (lambda node: os.chown(node.path("opt/vtorque/vtorque/cli"), 2, 2), "cli belongs to uid 2"),
+    "a hook of others": (lambda node: node.original("epilogue", owner=2),
+                         "mom_priv/epilogue belongs to uid 2: mom does not run it, and ours would (look at what"),
+    "a hook for others to write": (lambda node: node.original("epilogue", mode=0o757),
+                                   "mom_priv/epilogue is writable by others: mom does not run it, and ours would"),
+    "a hook of others by a link": (a_link_to_others, "/usr/local/sbin/on-sisters belongs to uid 2: mom does not run"),
+    "a hook of a user that leads to ours": (
+        lambda node: (node.mom_priv / "prologue.gpu.sh").symlink_to("prologue"),
+        "prologue.gpu.sh is a link to prologue, which is going to be ours (make it a file: cp --remove-destination",
+    ),
     "two hooks": (both_there, "prologue is not ours, and /var/spool/torque/mom_priv/prologue.orig is there already"),
     "a hook that did not run": (only_the_kept, "it would begin to run (move it away, or --force)"),
     "a directory": (a_directory, "epilogue.precancel is a directory (move it away)"),
@@ -440,6 +475,108 @@ def test_a_hook_that_did_not_run_may_be_taken_for_the_sites_own(node: Node) -> N
     assert node.install("--force").returncode == 0
     assert node.uninstall().returncode == 0
     assert (node.mom_priv / "prologue").read_text() == "#!/bin/sh\necho ours\n"
+
+
+def spoil(node: Node) -> None:
+    """What was copied by somebody else, with another umask, and hooks that mom has refused so far."""
+    os.chown(node.path("opt/vtorque/scripts/hook"), 2, 2)
+    node.path("opt/vtorque/scripts/prologue").chmod(0o4700)
+    node.path("opt/vtorque/vtorque/model.py").chmod(0o660)
+    node.path("opt/vtorque/templates").chmod(0o700)
+    node.original("epilogue", "#!/bin/sh\n:\n", mode=0o4644)
+    node.put("usr/local/sbin/on-sisters", "#!/bin/sh\n", mode=0o640)
+
+
+@pytest.mark.parametrize("leads", ["prologue", "{mom_priv}/prologue", "by-way", "epilogue.precancel"])
+def test_a_hook_that_is_a_link_to_another_goes_on_to_be_the_other(node: Node, leads: str) -> None:
+    (node.mom_priv / "by-way").symlink_to("prologue")
+    (node.mom_priv / "prologue.parallel").unlink()
+    (node.mom_priv / "prologue.parallel").symlink_to(leads.format(mom_priv="/var/spool/torque/mom_priv"))
+    before = node.digest()
+    node.install()
+    other = "prologue" if leads == "by-way" else Path(leads).name
+    assert str((node.mom_priv / "prologue.parallel.orig").readlink()) == f"{other}.orig"
+    assert chain.original(node.mom_priv / "epilogue.parallel") is not None
+    assert (node.mom_priv / "epilogue.parallel.orig").read_text() == "#!/bin/sh\nexit 0\n"
+    assert node.install().stdout.splitlines()[-1] == "nothing to do"
+    node.uninstall()
+    assert node.digest() == before
+
+
+@pytest.mark.parametrize("weakened", [False, True])
+def test_owners_and_modes_are_what_the_daemons_demand_and_later_what_they_were(
+    node: Node, monkeypatch: pytest.MonkeyPatch, weakened: bool
+) -> None:
+    spoil(node)
+    before = node.digest()
+    shown = node.install("--dry-run").stdout
+    assert node.digest() == before
+    for line in (
+        "/opt/vtorque/scripts/hook to root's, mode 0755; it is uid 2's, mode 0755",
+        "/opt/vtorque/scripts/prologue to root's, mode 0755; it is root's, mode 4700",
+        "/opt/vtorque/vtorque/model.py to root's, mode 0644; it is root's, mode 0660",
+        "/opt/vtorque/templates to root's, mode 0755; it is root's, mode 0700",
+        "/var/spool/torque/mom_priv/epilogue to root's, mode 0744; it is root's, mode 4644",
+        "/usr/local/sbin/on-sisters to root's, mode 0740; it is root's, mode 0640",
+    ):
+        assert f"set      {line}\n" in shown
+    assert shown.count("set      ") == 6
+    assert node.install().stdout.splitlines()[:-1] == shown.splitlines()[:-1]
+    for kind in ("prologue", "prologue.parallel", "epilogue"):
+        for path in (node.root / "opt/vtorque/scripts" / kind, node.mom_priv / f"{kind}.orig"):
+            path = node.root / "usr/local/sbin/on-sisters" if path.is_symlink() else path
+            assert rules.allowed(kind, path.stat(), user=2)
+    assert node.install().stdout.splitlines()[-1] == "nothing to do"
+    if weakened:
+        monkeypatch.setattr(modes, "to_uninstall", lambda *known: ())
+        uninstall_from(node)
+    else:
+        assert node.uninstall().returncode == 0
+    assert (node.digest() == before) is not weakened
+
+
+def test_with_force_a_hook_of_others_becomes_roots_and_loses_what_it_may_do_besides(node: Node) -> None:
+    node.original("epilogue", mode=0o6775, owner=2)
+    before = node.digest()
+    assert node.install("--force").returncode == 0
+    about = (node.mom_priv / "epilogue.orig").stat()
+    assert (about.st_uid, stat.S_IMODE(about.st_mode)) == (0, 0o755)
+    node.uninstall()
+    assert node.digest() == before
+
+
+def test_where_mom_checks_less_the_sites_own_hooks_stay_as_they_are(node: Node) -> None:
+    node.original("config", "$reduce_prolog_checks true\n", mode=0o644)
+    node.original("epilogue", mode=0o775, owner=2)
+    assert "set      " not in node.install().stdout
+    assert (node.mom_priv / "epilogue.orig").stat().st_uid == 2
+
+
+def test_an_owner_or_a_mode_that_was_changed_since_is_the_administrators(node: Node) -> None:
+    spoil(node)
+    node.install()
+    hook, model = node.path("opt/vtorque/scripts/hook"), node.path("opt/vtorque/vtorque/model.py")
+    hook.chmod(0o711)
+    model.write_text("another version\n")
+    node.uninstall()
+    assert (stat.S_IMODE(hook.stat().st_mode), hook.stat().st_uid) == (0o711, 0)
+    assert stat.S_IMODE(model.stat().st_mode) == 0o644
+
+
+def test_a_record_of_the_first_releases_is_understood(node: Node) -> None:
+    before = node.digest()
+    node.install()
+    record = node.path(RECORD)
+    old = json.loads(record.read_text()) | {"schema": 1}
+    del old["mended"]
+    record.write_text(json.dumps(old))
+    assert node.uninstall().returncode == 0
+    assert node.digest() == before
+
+
+def test_a_mom_priv_that_users_cannot_pass_through_is_named(node: Node) -> None:
+    node.mom_priv.chmod(0o700)
+    assert "mom_priv is closed to users, as whom mom runs epilogue.precancel; chmod 751 " in node.install().stdout
 
 
 @pytest.mark.parametrize("remote", ["var/spool/torque/mom_priv", "opt", "var"])
@@ -502,9 +639,9 @@ def test_a_file_of_the_sites_that_is_as_ours_would_be_is_the_sites(node: Node) -
 
 
 @pytest.mark.parametrize("text, says", [
-    ("", "is damaged"), ("[]", "is damaged"), ("{}", "has schema None, this version knows 1"),
-    ('{"schema": 2}', "has schema 2, this version knows 1 (use the version that installed it)"),
-    ('{"schema": 1, "system": 5}', "is damaged"), ("\0\xff", "is damaged"),
+    ("", "is damaged"), ("[]", "is damaged"), ("{}", "has schema None, this version knows 2"),
+    ('{"schema": 3}', "has schema 3, this version knows 2 (use the version that installed it)"),
+    ('{"schema": 1, "system": 5}', "is damaged"), ('{"schema": 2}', "is damaged"), ("\0\xff", "is damaged"),
 ])
 def test_a_record_that_is_not_understood_is_named_and_left_alone(node: Node, text: str, says: str) -> None:
     node.put(RECORD, text, mode=0o600)
@@ -593,7 +730,9 @@ def test_openpbs_server_gets_the_hook_once_and_a_new_text_when_there_is_one(tmp_
     asked = (qmgr.parent / "asked").read_text().splitlines()
     assert asked.count("create hook vtorque enabled = false") == 1
     (node.root / "var/spool/torque/server_priv").rmdir()
-    shutil.copy2(ROOT / "contrib/openpbs/vtorque_hook.py", node.path("opt/vtorque/contrib/openpbs/vtorque_hook.py"))
+    hook = node.path("opt/vtorque/contrib/openpbs/vtorque_hook.py")
+    shutil.copy2(ROOT / "contrib/openpbs/vtorque_hook.py", hook)
+    hook.chmod(0o644)
     assert node.digest() == before
 
 
@@ -620,6 +759,8 @@ esac
     )
     for name in ("ssh", "pdsh"):
         (directory / name).chmod(0o755)
+    for name in ("sed", "tr"):
+        (directory / name).symlink_to(f"/usr/bin/{name}")
     return directory
 
 
@@ -629,7 +770,7 @@ def test_many_nodes_are_installed_and_those_that_failed_are_named_with_the_reaso
         (stand_ins / "pdsh").unlink()
     words = [sys.executable, "-I", str(ROOT / "scripts/vmgr"), "install", "--system", "torque", "-w", "n[1-3],n10,n1"]
     done = subprocess.run(words, capture_output=True, text=True, check=False,
-                          env={"PATH": f"{stand_ins}:/usr/bin:/bin"})
+                          env={"PATH": str(stand_ins)})
     lines = done.stdout.splitlines()
     assert done.returncode == 1 and done.stderr == ""
     assert lines[0] == "n1   ok          installed" and lines[3] == "n10  ok          installed"
@@ -643,6 +784,6 @@ def test_many_nodes_are_installed_and_those_that_failed_are_named_with_the_reaso
 def test_a_list_of_nodes_that_is_none_reaches_nobody(stand_ins: Path, hosts: str) -> None:
     words = [sys.executable, "-I", str(ROOT / "scripts/vmgr"), "uninstall", f"-w={hosts}"]
     done = subprocess.run(words, capture_output=True, text=True, check=False,
-                          env={"PATH": f"{stand_ins}:/usr/bin:/bin"})
+                          env={"PATH": str(stand_ins)})
     assert (done.returncode, done.stdout) == (2, "")
     assert not (stand_ins / "ran").exists()

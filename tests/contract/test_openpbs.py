@@ -24,7 +24,7 @@ from tests.contract import test_hooks as hooks
 from tests.contract import test_sisters as sisters
 from tests.contract.test_hooks import Site
 from tests.contract.test_sisters import Cluster, Sister
-from vtorque import follow, published, request, state
+from vtorque import follow, guardpost, published, request, service, state
 from vtorque.backends.batch.openpbs import OpenPbs
 from vtorque.cli import pbshook
 from vtorque.deadline import Deadline
@@ -242,6 +242,15 @@ class TestVerdicts:
         outcome = rig.event(name, answer)
         assert outcome["accepted"] is True and outcome["log"][-1].startswith("vtorque: the hook failed: ")
 
+    def test_a_node_that_is_out_is_set_offline_by_the_periodic_event_and_by_no_other(self, rig: Rig) -> None:
+        def out(told: dict[str, Any]) -> bytes:
+            return b'{"verdict": "offline", "message": "node n1 takes no jobs"}'
+
+        outcome = rig.event("exechost_periodic", out)
+        assert outcome["accepted"] and outcome["log"] == ["vtorque: node n1 takes no jobs"]
+        assert outcome["vnodes"] == {"n1": {"state": 1, "comment": "vtorque: node n1 takes no jobs"}}
+        assert "vnodes" not in rig.event("exechost_periodic") | rig.event("execjob_end", out)
+
     def test_a_command_that_is_not_there_lets_the_job_find_out(self, rig: Rig) -> None:
         shutil.rmtree(rig.prefix / "scripts")
         assert rig.event("execjob_begin", stderr=subprocess.DEVNULL)["accepted"] is True
@@ -403,7 +412,7 @@ def test_a_begin_rejected_on_the_mother_superior_leaves_nothing_though_nothing_f
     make: Callable[..., Cluster]
 ) -> None:
     moms = Moms(make())
-    moms.mother.node = replace(moms.mother.node, site=replace(moms.mother.node.site, requeue_limit=2))
+    moms.mother.node = replace(moms.mother.node, site=moms.mother.node.site.but(requeue_limit=2))
     moms.mother.hypervisor.fail_at = 1
     assert not moms.start() and moms.seen == [("n1", "execjob_begin")]
     assert moms.nothing_is_left() and moms.cluster.directory.exists()
@@ -417,7 +426,7 @@ def test_a_begin_rejected_on_a_sister_gives_back_everybodys_guests_and_the_next_
 ) -> None:
     moms = Moms(make(nodes=3))
     failing = moms.cluster.sisters[2]
-    failing.node = replace(failing.node, site=replace(failing.node.site, requeue_limit=2))
+    failing.node = replace(failing.node, site=failing.node.site.but(requeue_limit=2))
     failing.hypervisor.fail_at = 1
     assert not moms.start()
     assert ("n3", "execjob_abort") not in moms.seen and ("n2", "execjob_abort") in moms.seen
@@ -443,7 +452,7 @@ def test_a_guest_that_does_not_come_up_is_another_start_until_it_has_happened_to
 ) -> None:
     cluster = make()
     moms = Moms(cluster)
-    moms.mother.node = replace(moms.mother.node, site=replace(moms.mother.node.site, requeue_limit=2))
+    moms.mother.node = replace(moms.mother.node, site=moms.mother.node.site.but(requeue_limit=2))
     cluster.sisters[1].said = lambda: b"failed: cannot mount nfs:/home\n"  # type: ignore[method-assign]
     assert not moms.start() and moms.nothing_is_left() and cluster.directory.exists()
     assert moms.start()
@@ -519,6 +528,22 @@ def test_the_periodic_event_tears_down_what_mom_has_forgotten(make: Callable[...
     moms._forget()
     assert moms.event("exechost_periodic", 0)["accepted"]
     assert moms.mother.left() == []
+
+
+def test_a_node_that_is_out_starts_nothing_and_says_so_at_the_periodic_event(make: Callable[..., Cluster]) -> None:
+    moms = Moms(make(nodes=1))
+    node = moms.mother.node
+    service.take_out(node.site, "its memory is bad")
+    assert not moms.start()
+    assert moms.mother.hypervisor.calls == []
+    sweep = pbshook.verb_for(OpenPbs().parse_event(
+        json.dumps({"event": "exechost_periodic", "seconds": 25, "home": "/"}).encode()), node, moms.mother.launch)
+    said = pbshook.carry_out(sweep, Deadline(60), when_out="offline")
+    assert said["verdict"] == "offline" and "its memory is bad" in said["message"]
+    assert service.bring_back(node.site)
+    assert pbshook.carry_out(sweep, Deadline(60), when_out="offline") == {"verdict": "accept", "message": ""}
+    assert moms.start()
+    moms.end()
 
 
 def test_mom_knows_an_element_of_an_array_by_its_name_with_brackets(make: Callable[..., Cluster]) -> None:
@@ -640,7 +665,7 @@ class TestClassicScripts:
 
     def test_where_the_hooks_have_begun_nothing_is_done(self, installed: Site) -> None:
         self.plenty_of_time(installed)
-        place = state.guard(installed.root / "run", "12.srv")
+        place = guardpost.take(installed.root / "run", "12.srv")
         assert place is not None
         done = self.call(installed, "prologue")
         os.close(place)

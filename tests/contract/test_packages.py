@@ -1,16 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """The Debian package and the Ansible role: they have what `vmgr install` needs, and name nothing that is not there."""
 
+import contextlib
 import os
 import re
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from tests.contract.machines import Machine, NoOverlay, machine
 from tests.contract.test_install import a_node
 from vtorque.install import parts
 
@@ -105,10 +109,96 @@ def test_a_node_with_the_package_is_installed_from_it_and_is_as_it_was_afterward
 
 def test_what_the_package_runs_is_plain_shell(package: Path, tmp_path: Path) -> None:
     subprocess.run(["dpkg-deb", "-e", package, tmp_path / "control"], check=True)
-    for name in ("postinst", "prerm"):
+    for name in ("postinst", "prerm", "postrm"):
         path = tmp_path / "control" / name
         assert os.access(path, os.X_OK)
         subprocess.run(["/bin/sh", "-n", path], check=True)
+
+
+@pytest.fixture(scope="module")
+def newer(package: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The next version, which has one file more."""
+    directory = tmp_path_factory.mktemp("newer")
+    tree = directory / "tree"
+    subprocess.run(["dpkg-deb", "-R", package, tree], check=True)
+    for path in (tree / "DEBIAN/control", tree / "usr/lib/vtorque/vtorque/__init__.py"):
+        path.write_text(path.read_text().replace(field(package, "Version"), "999"))
+    (tree / "usr/lib/vtorque/contrib/new").write_text("new\n")
+    path = directory / "vtorque_999_all.deb"
+    subprocess.run(["dpkg-deb", "--root-owner-group", "-b", tree, path], check=True, stdout=subprocess.DEVNULL)
+    return path
+
+
+MOM_PRIV = "var/spool/torque/mom_priv"
+CONFIGURATION = "BATCH_SYSTEM: torque\nLIBVIRT_URI: test:///default\n"
+
+
+@pytest.fixture
+def node(package: Path, newer: Path) -> Iterator[Machine]:
+    """A machine with a mom who has a prologue of the site's own, and a configuration that waits for the package."""
+    with contextlib.ExitStack() as stack:
+        try:
+            node = stack.enter_context(machine())
+        except NoOverlay as error:
+            pytest.skip(str(error))
+        node.put(f"{MOM_PRIV}/config", "$prologalarm 300\n")
+        node.put(f"{MOM_PRIV}/prologue", "#!/bin/sh\necho site\n", mode=0o755)
+        node.put("etc/vtorque/vtorque.yaml", CONFIGURATION)
+        for path in (package, newer):
+            shutil.copy(path, node.path("tmp"))
+        yield node
+
+
+def dpkg(node: Machine, *words: str, status: int = 0) -> str:
+    # Triggers make man's index, for all there is.
+    return node.run("dpkg", "--no-triggers", *words, status=status)
+
+
+def changed(node: Machine) -> set[str]:
+    """What is not as it was on the machine, but for dpkg's and Python's own records."""
+    own = ("/var/lib/dpkg/", "/var/log/dpkg.log", "/var/cache/", "/var/lib/systemd/")
+    return {name for name in node.changed() if not name.startswith(own) and "__pycache__" not in name}
+
+
+def test_dpkg_installs_upgrades_removes_and_purges_it_and_nothing_is_left(
+    node: Machine, package: Path, newer: Path
+) -> None:
+    before = changed(node)
+    dpkg(node, "-i", f"/tmp/{package.name}")
+    assert node.run("vmgr", "--version") == f"vtorque {field(package, 'Version')}\n"
+    assert node.run("vsub", "--version").endswith(f" {field(package, 'Version')}\n")
+    hook = node.path(f"{MOM_PRIV}/prologue")
+    assert not hook.is_symlink() and not node.path("var/lib/vtorque").exists()
+    assert {name for name in changed(node) - before if not name.startswith("/usr/")} == set()
+    node.run("vmgr", "install", "--system", "torque")
+    assert str(hook.readlink()) == "/usr/lib/vtorque/scripts/prologue"
+
+    assert "nothing to do" in dpkg(node, "-i", f"/tmp/{newer.name}")
+    assert node.run("vmgr", "--version") == "vtorque 999\n"
+    assert str(hook.readlink()) == "/usr/lib/vtorque/scripts/prologue"
+    assert node.path("usr/lib/vtorque/contrib/new").is_file()
+
+    node.put("var/log/vtorque/vtorque.log", "{}\n")
+    node.put("var/lib/vtorque/disks/7.srv/console", "")
+    assert "everything is as it was" in dpkg(node, "-r", "vtorque")
+    assert hook.read_text() == "#!/bin/sh\necho site\n" and not hook.with_name("prologue.orig").exists()
+    assert changed(node) - before == {"/var/log/vtorque/vtorque.log", "/var/lib/vtorque/disks/7.srv/console"}
+    dpkg(node, "-P", "vtorque")
+    assert changed(node) == before
+    assert node.path("etc/vtorque/vtorque.yaml").read_text() == CONFIGURATION
+    assert not node.path("usr/lib/vtorque").exists() and not node.path("var/lib/vtorque").exists()
+
+
+def test_a_package_that_a_job_still_needs_is_not_removed(node: Machine, package: Path) -> None:
+    dpkg(node, "-i", f"/tmp/{package.name}")
+    node.run("vmgr", "install", "--system", "torque")
+    node.path("run/vtorque/jobs/12.srv").mkdir(parents=True)
+    assert "job 12.srv may have guests on this node" in dpkg(node, "-r", "vtorque", status=1)
+    assert node.path(f"{MOM_PRIV}/prologue").is_symlink()
+    assert node.run("vmgr", "--version") == f"vtorque {field(package, 'Version')}\n"
+    node.path("run/vtorque/jobs/12.srv").rmdir()
+    dpkg(node, "-r", "vtorque")
+    assert not node.path(f"{MOM_PRIV}/prologue").is_symlink()
 
 
 def documents() -> dict[str, Any]:

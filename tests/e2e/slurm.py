@@ -175,11 +175,15 @@ class Slurm:
 
         _until(has, f"job {job} has {fields}", JOB_SECONDS)
 
-    def ended(self, job: str) -> Ended:
-        """Wait for a job's end, its Epilogs included."""
+    def over(self, job: str) -> dict[str, str]:
+        """Wait for a job's end, its Epilogs included; its fields."""
         # COMPLETING goes before the other state, and ends with the last Epilog.
         _until(lambda: self.job(job)["JobState"] in _OVER, f"job {job} is over", JOB_SECONDS)
-        about = self.job(job)
+        return self.job(job)
+
+    def ended(self, job: str) -> Ended:
+        """The end of a batch job."""
+        about = self.over(job)
         files = [Path(about[name]) for name in ("StdOut", "StdErr")]
         out, err = (path.read_text() if path.exists() else "" for path in files)
         return Ended(id=job, state=about["JobState"], exit_code=about["ExitCode"], out=out, err=err)

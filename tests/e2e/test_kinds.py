@@ -4,9 +4,7 @@
 import contextlib
 import json
 import os
-import pty
 import re
-import select
 import socket
 import subprocess
 import threading
@@ -16,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.conftest import JOB_SECONDS, TINY, Lab
+from tests.e2e.conftest import TINY, Lab
+from tests.e2e.typist import Typist
 from vtorque import plan
 from vtorque.lab import parts
 
@@ -25,47 +24,6 @@ pytestmark = pytest.mark.e2e
 ROOT = Path(__file__).resolve().parents[2]
 PROOF = "cat /sys/class/dmi/id/product_uuid"
 KINDS = ("file", "stdin", "arguments", "scripts", "block")
-
-
-class Typist:
-    """A user at a terminal: what he types, what he sees."""
-
-    def __init__(self, lab: Lab, command: str, *, columns: int, rows: int) -> None:
-        self._master, slave = pty.openpty()
-        subprocess.run(["/bin/stty", "rows", str(rows), "cols", str(columns)], stdin=slave, check=True)
-        self.child = subprocess.Popen(
-            ["/bin/su", "-", parts.USER, "-c", f"TERM=vt220 {command}"], stdin=slave, stdout=slave, stderr=slave,
-            start_new_session=True,
-        )
-        os.close(slave)
-        self.seen = ""
-
-    def types(self, text: str) -> None:
-        os.write(self._master, text.encode())
-
-    def until(self, pattern: str) -> re.Match[str]:
-        """Read until something is seen; what was seen before it is forgotten."""
-        end = time.monotonic() + JOB_SECONDS
-        while (match := re.search(pattern, self.seen)) is None:
-            assert time.monotonic() < end, self.seen
-            if select.select([self._master], [], [], 0.2)[0]:
-                try:
-                    self.seen += os.read(self._master, 1 << 16).decode(errors="replace")
-                except OSError:
-                    assert re.search(pattern, self.seen), f"the terminal was closed: {self.seen}"
-        self.seen = self.seen[match.end():]
-        return match
-
-    def ends(self) -> int:
-        """Wait for the command's end."""
-        end = time.monotonic() + JOB_SECONDS
-        while self.child.poll() is None:
-            assert time.monotonic() < end
-            with contextlib.suppress(OSError):
-                if select.select([self._master], [], [], 0.1)[0]:
-                    self.seen += os.read(self._master, 1 << 16).decode(errors="replace")
-        os.close(self._master)
-        return self.child.returncode
 
 
 def test_batch_jobs_of_every_kind(the_lab: Lab) -> None:
@@ -125,7 +83,7 @@ def test_every_element_of_an_array_has_guests_of_its_own(the_lab: Lab) -> None:
 
 
 def test_an_interactive_job_is_a_terminal_in_the_guest(the_lab: Lab) -> None:
-    user = Typist(the_lab, f"vsub -I -vm {TINY}", columns=101, rows=31)
+    user = Typist(f"vsub -I -vm {TINY}", columns=101, rows=31)
     job = user.until(r"qsub: job (\S+) ready")[1]
     user.types("stty size; echo $TERM $PBS_ENVIRONMENT; cat /sys/class/dmi/id/product_uuid\r")
     user.until(r"31 101\s+vt220 PBS_INTERACTIVE")
@@ -145,7 +103,7 @@ def test_an_interactive_job_is_a_terminal_in_the_guest(the_lab: Lab) -> None:
 
 def test_a_script_may_run_on_the_terminal(the_lab: Lab) -> None:
     name = the_lab.write("ask.sh", f"#!/bin/sh\n#VM {TINY}\nprintf 'name? '\nread name\necho hello $name; exit 4\n")
-    user = Typist(the_lab, f"vsub -I -x {name}", columns=80, rows=24)
+    user = Typist(f"vsub -I -x {name}", columns=80, rows=24)
     job = user.until(r"qsub: job (\S+) ready")[1]
     user.until(r"name\? ")
     user.types("ann\r")

@@ -2,6 +2,7 @@
 """Jobs under Slurm's real daemons, on two nodes, each with a network, a mount namespace and a libvirt of its own."""
 
 import contextlib
+import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 from tests.e2e.conftest import TINY, Lab
 from tests.e2e.slurm import Slurm, SlurmNode, a_slurm
+from tests.e2e.typist import Typist
 from vtorque import plan
 from vtorque.lab import nodes, parts
 
@@ -18,6 +20,7 @@ pytestmark = pytest.mark.e2e
 NODES = ("vtn1", "vtn2")
 _CHANGED = {"BATCH_SYSTEM": "slurm", "PBS_QSUB_ON_FE": "/usr/bin/sbatch", "PBS_QSUB_ON_NODES": "/usr/bin/sbatch",
             "REQUEUE_LIMIT": "3"}
+_PROMPT = r"[$] $"
 _UUID = "cat /sys/class/dmi/id/product_uuid\n"
 
 
@@ -156,3 +159,43 @@ def test_a_job_that_takes_too_long_is_told_so_as_on_bare_metal(site: SlurmLab) -
     ended = site.slurm.ended(job)
     assert (ended.state, ended.out) == ("TIMEOUT", "told\n")
     assert "DUE TO TIME LIMIT" in ended.err
+
+
+def test_an_interactive_job_is_a_terminal_in_the_guest(site: SlurmLab) -> None:
+    user = Typist(f"SLURM_CONF={site.slurm.conf} vsub -I -vm {TINY}", columns=101, rows=31)
+    job = user.until(r"salloc: Granted job allocation (\d+)")[1]
+    for line, sees in (
+        ("stty size; echo $TERM $PBS_ENVIRONMENT $PBS_JOBID", rf"31 101\s+vt220 PBS_INTERACTIVE {job}\s"),
+        ("cat /sys/class/dmi/id/product_uuid", str(plan.guest_uuid(job, 0))),
+    ):
+        user.until(_PROMPT)
+        user.types(f"{line}\r")
+        user.until(sees)
+    user.until(_PROMPT)
+    user.resize(columns=77, rows=22)
+    user.types("stty size\r")
+    user.until(r"22 77\s")
+    user.until(_PROMPT)
+    user.types("sleep 1000\r")
+    user.until("sleep 1000\\s")
+    time.sleep(0.5)
+    user.types("\x03")
+    user.until(_PROMPT)
+    user.types("echo inter''rupted $?\r")
+    user.until("interrupted 130")
+    user.until(_PROMPT)
+    user.types("exit 7\r")
+    assert user.ends() == 7
+    assert site.slurm.over(job)["ExitCode"] == "7:0"
+    assert not list((site.lab.home / ".vtorque").iterdir())
+
+
+def test_a_script_may_run_on_the_terminal(site: SlurmLab) -> None:
+    name = site.lab.write("ask.sh", "#!/bin/sh\nprintf 'name? '\nread name\necho hello $name; exit 4\n")
+    user = Typist(f"SLURM_CONF={site.slurm.conf} vsub -I -x -vm {TINY} {name}", columns=80, rows=24)
+    job = user.until(r"salloc: Granted job allocation (\d+)")[1]
+    user.until(r"name\? ")
+    user.types("ann\r")
+    user.until("hello ann")
+    assert user.ends() == 4
+    assert site.slurm.over(job)["ExitCode"] == "4:0"

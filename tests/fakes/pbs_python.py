@@ -55,6 +55,19 @@ class Resources(dict[str, Any]):
         return None
 
 
+class Vnode:
+    """One of the mom's own virtual nodes: what is set goes to the server."""
+
+    _name: str
+    _outcome: dict[str, Any]
+
+    def __init__(self, name: str, outcome: dict[str, Any]) -> None:
+        self.__dict__.update(_name=name, _outcome=outcome)
+
+    def __setattr__(self, attribute: str, value: Any) -> None:
+        self._outcome.setdefault("vnodes", {}).setdefault(self._name, {})[attribute] = value
+
+
 class Event:
     """`pbs.event()`: accepting and rejecting end the hook."""
 
@@ -62,6 +75,8 @@ class Event:
         self._outcome = outcome
         self.type = CODES[about["event"]]
         self.hook_name = "vtorque"
+        if about["event"] == "exechost_periodic":
+            self.vnode_list = {name: Vnode(name, outcome) for name in about.get("vnodes", [about["node"]])}
         if "job" in about:
             self.job = Job(about["event"], about["job"], outcome)
 
@@ -86,6 +101,7 @@ def module(about: dict[str, Any], outcome: dict[str, Any]) -> ModuleType:
         event=lambda: event,
         get_local_nodename=lambda: about["node"],
         LOG_ERROR=3,
+        ND_OFFLINE=1,
         logmsg=lambda level, text: outcome["log"].append(text),
         logjobmsg=lambda job, text: outcome["log"].append(f"{job};{text}"),
     )

@@ -109,14 +109,14 @@ def test_a_directory_is_made_once_outer_ones_first_and_removed_inner_ones_first(
 ])
 def test_what_ends_a_job_is_there_before_what_starts_one(system: str, wants: list[str]) -> None:
     setup = Setup(system=system, prefix=PREFIX, site=SiteConfig())
-    assert [item.path.name for item in parts.items(setup, {}, {}) if item.is_hook] == wants
+    assert [item.path.name for item in parts.items(setup, {}, {}, {}) if item.is_hook] == wants
 
 
 @pytest.mark.parametrize("system", parts.SYSTEMS)
 def test_a_front_end_gets_no_hooks_and_nothing_that_runs(system: str) -> None:
     sources = dict.fromkeys(parts.source_names(), "text")
     setup = Setup(system=system, prefix=PREFIX, site=SiteConfig(), front_end=True)
-    places = {str(item.path.parent) for item in parts.items(setup, sources, {})}
+    places = {str(item.path.parent) for item in parts.items(setup, sources, {}, {})}
     assert places and all(place.startswith(("/etc/profile.d", "/usr/local/share")) for place in places)
 
 

@@ -13,14 +13,13 @@ import logging
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
-from vtorque import lifecycle, logs, state
+from vtorque import guardpost, lifecycle, logs, service
 from vtorque.backends.batch.openpbs import Event, OpenPbs
 from vtorque.cli import PREFIX, assembly, pelog
 from vtorque.deadline import Deadline
-from vtorque.errors import ConfigError, RequestError, VtorqueError
+from vtorque.errors import ConfigError, NodeOut, RequestError, VtorqueError
 from vtorque.model import Job
 from vtorque.node import Node
 
@@ -47,23 +46,24 @@ def main() -> int:
             # wrapper finds no ready marker, and ends it.
             verdict = _verdict("accept", error)
         else:
-            verdict = carry_out(verb, Deadline(event.seconds - _MARGIN_SECONDS - (time.monotonic() - started)))
+            deadline = Deadline(event.seconds - _MARGIN_SECONDS - (time.monotonic() - started))
+            verdict = carry_out(verb, deadline, when_out="offline" if event.job is None else "requeue")
     print(json.dumps(verdict), flush=True)
     return 0
 
 
-def carry_out(verb: Verb, deadline: Deadline) -> dict[str, str]:
-    """What the hook has to tell OpenPBS of this event: `accept` or `requeue`, and why."""
+def carry_out(verb: Verb, deadline: Deadline, *, when_out: str = "requeue") -> dict[str, str]:
+    """What the hook has to tell OpenPBS of this event: `accept` or `requeue`, `when_out` of a node that is; and why."""
     try:
         verb(deadline)
     except Exception as error:  # noqa: BLE001
-        return _verdict("requeue", error)
+        return _verdict(when_out if isinstance(error, NodeOut) else "requeue", error)
     return {"verdict": "accept", "message": ""}
 
 
 def classic(job: Job, node: Node, launch: lifecycle.Launch) -> Verb:
     """The classic prologue of a single-node site, which has no hooks: everything in one."""
-    if state.is_guarded(Path(node.site.state_dir), job.key):
+    if guardpost.is_taken(Path(node.site.state_dir), job.key):
         # The hooks are installed as well, and have begun.
         return lambda deadline: None
     if len(job.nodes) > 1:
@@ -78,7 +78,7 @@ def classic(job: Job, node: Node, launch: lifecycle.Launch) -> Verb:
 def _prepare(event: Event, stack: contextlib.ExitStack) -> Verb:
     """Everything up to the verb itself, which is all that a requeue may repeat."""
     site = assembly.site(PREFIX)
-    logs.setup(assembly.log_file(site), verbose=site.debug_default)
+    assembly.open_logs(site, step=event.name)
     if event.job is not None:
         stack.enter_context(logs.about(job=event.job.id))
     stack.enter_context(logs.step(event.name))
@@ -97,7 +97,7 @@ def verb_for(event: Event, node: Node, launch: lifecycle.Launch) -> Verb:
         case "execjob_begin":
             # Here the mother superior is like her sisters: mom does nothing else meanwhile.
             return lambda deadline: lifecycle.prologue_parallel(
-                replace(job, nodes=(), spool_script=None), node, launch, deadline=deadline
+                job._replace(nodes=(), spool_script=None), node, launch, deadline=deadline
             )
         case "execjob_prologue" | "execjob_launch":
             return lambda deadline: lifecycle.muster(job, node, deadline=deadline)
@@ -108,7 +108,8 @@ def verb_for(event: Event, node: Node, launch: lifecycle.Launch) -> Verb:
 
 
 def _sweep(node: Node, deadline: Deadline) -> None:
-    lifecycle.sweep(node, deadline=deadline)
+    lifecycle.sweep(node, deadline=deadline, thorough=True)
+    service.require(node.site, node=node.shape.name)
 
 
 def _verdict(word: str, error: Exception) -> dict[str, str]:

@@ -6,14 +6,12 @@ import pwd
 import shlex
 import sys
 from collections.abc import Sequence
-from datetime import datetime
 from pathlib import Path
 
-from vtorque import proc, qsub, sbatch, sbatchlines
+from vtorque import proc, qsub, sbatch, sbatchforms, sbatchlines
 from vtorque.cli import vsub
 from vtorque.qsub import CommandLine
 from vtorque.sbatch import Submit
-from vtorque.sbatchforms import Place
 
 _THE_SCRIPT = "/dev/stdin"
 
@@ -24,9 +22,7 @@ def run(line: CommandLine, name: str, text: bytes, directives: Sequence[tuple[st
         raise qsub.only_in_guests(line)
     options = (*directives, *line.options)
     user = pwd.getpwuid(os.getuid())
-    place = Place(
-        user=user.pw_name, home=user.pw_dir, directory=str(Path.cwd()), now=datetime.now(), is_directory=os.path.isdir,
-    )
+    place = sbatchforms.here(user=user.pw_name, home=user.pw_dir, directory=str(Path.cwd()))
     interactive = line.has("I")
     slurm = sbatch.translate(
         options, place=place, name="" if interactive else name,

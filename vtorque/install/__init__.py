@@ -16,7 +16,7 @@ from vtorque import config, proc, state
 from vtorque.config import SiteConfig
 from vtorque.deadline import Deadline
 from vtorque.errors import ConfigError, StateError, VtorqueError
-from vtorque.install import checks, manifest, parts, pbshook, slurm, steps, tree
+from vtorque.install import checks, manifest, modes, parts, pbshook, slurm, steps, tree
 from vtorque.install.manifest import Manifest
 from vtorque.install.parts import Setup
 from vtorque.install.steps import Step, Verb
@@ -83,11 +83,15 @@ def to_install(setup: Setup, root: Path, *, force: bool, qmgr: str | None) -> Pl
     why hooks linked like this would do harm.
     """
     conf = slurm.settings(setup.site, root) if setup.system == "slurm" and not setup.front_end else {}
-    items = parts.items(setup, _sources(setup.prefix, root), conf)
+    items = parts.items(setup, _sources(setup.prefix, root), conf, _aliases(setup, root))
     notes = checks.refuse(setup, items, root, force=force)
     before = earlier(root)
     made = before.made if before else ()
-    changes = steps.to_install(items, tree.look(root, steps.paths(items, made)), made, force=force)
+    seen = tree.look(root, steps.paths(items, made))
+    changes = steps.to_install(items, seen, made, force=force)
+    demands = tuple(checks.demands(setup, changes.made, seen, root))
+    held = tree.held(root, (each.path for each in demands))
+    mends, mended = modes.to_install(demands, held, before.mended if before else (), force=force)
     notes += [*changes.notes, *checks.notes(setup, root)]
     if setup.system == "slurm" and not setup.front_end:
         lines = slurm.missing_lines(setup.site, conf)
@@ -98,11 +102,11 @@ def to_install(setup: Setup, root: Path, *, force: bool, qmgr: str | None) -> Pl
     done = Manifest(
         system=setup.system, prefix=setup.prefix, front_end=setup.front_end, classic=setup.classic, is_complete=True,
         made=changes.made, directories=tuple(dict.fromkeys(directories)),
-        pbs_hook=bool(last) or (before is not None and before.pbs_hook),
+        pbs_hook=bool(last) or (before is not None and before.pbs_hook), mended=mended,
     )
-    is_due = bool(changes.steps or last or before != done)
+    is_due = bool(mends or changes.steps or last or before != done)
     return Plan(
-        root=root, begun=replace(done, is_complete=False), steps=changes.steps,
+        root=root, begun=replace(done, is_complete=False), steps=(*mends, *changes.steps),
         last=(*(_timer_started(setup, root) if is_due else ()), *last),
         record=done, notes=(*notes, *says), is_due=is_due,
     )
@@ -119,6 +123,9 @@ def to_uninstall(root: Path, *, force: bool, qmgr: str | None) -> Plan | None:
     _require_idle(before.prefix, root, force=force)
     seen = tree.look(root, [*steps.paths((), before.made), *before.directories])
     changes = steps.to_uninstall(before.made, before.directories, seen, force=force)
+    held = tree.held(root, steps.paths((), before.made) | {each.path for each in before.mended})
+    restored = [each.path for each in changes.steps if each.verb is Verb.RESTORE]
+    unmends = modes.to_uninstall(before.mended, before.made, held, restored)
     notes = list(changes.notes)
     last: tuple[tuple[str, ...], ...] = ()
     if before.pbs_hook and qmgr:
@@ -128,7 +135,8 @@ def to_uninstall(root: Path, *, force: bool, qmgr: str | None) -> Plan | None:
     timed = root == ROOT and has_systemd(root) and any(each.path.name == _TIMER for each in before.made)
     runs = timed and any(path.name == _TIMER for path in seen)
     return Plan(
-        root=root, begun=replace(before, is_complete=False), steps=changes.steps, record=None, notes=tuple(notes),
+        root=root, begun=replace(before, is_complete=False), steps=(*changes.steps, *unmends), record=None,
+        notes=tuple(notes),
         first=(("systemctl", "stop", _TIMER),) if runs else (),
         last=(*((("systemctl", "daemon-reload"),) if timed else ()), *last), is_due=True,
     )
@@ -166,6 +174,17 @@ def _require_idle(prefix: Path, root: Path, *, force: bool) -> None:
         raise StateError(
             f"job {jobs[0]}{more} may have guests on this node", hint="wait, or vmgr sweep; --force does not wait"
         )
+
+
+def _aliases(setup: Setup, root: Path) -> dict[str, str]:
+    """Hooks of the site's own that are links to another, also when ours have taken their place."""
+    found = {}
+    for kind in setup.hooks:
+        for name in (kind, f"{kind}{parts.KEPT_LINK}"):
+            others = [each for each in tree.siblings(root, setup.mom_priv / name) if each in setup.hooks]
+            if others and others[0] != kind:
+                found[str(kind)] = others[0]
+    return found
 
 
 def _sources(prefix: Path, root: Path) -> dict[str, str]:

@@ -12,12 +12,15 @@ from pathlib import Path
 from vtorque import files, orders
 from vtorque.errors import StateError
 from vtorque.install import tree
+from vtorque.install.modes import Mended
 from vtorque.install.steps import Made, temporary
 
 PATH = Path("/var/lib/vtorque/install.json")
 """Not in STATE_DIR: it outlives reboots, and changes of the configuration."""
 
-SCHEMA = 1
+SCHEMA = 2
+# Before owners and modes were set.
+_FIRST_SCHEMA = 1
 _LIMIT = 1 << 20
 
 
@@ -38,6 +41,7 @@ class Manifest:
     made: tuple[Made, ...]
     directories: tuple[Path, ...]
     pbs_hook: bool
+    mended: tuple[Mended, ...] = ()
 
 
 def read(root: Path) -> Manifest | None:
@@ -45,7 +49,10 @@ def read(root: Path) -> Manifest | None:
     path = tree.inside(root, PATH)
     try:
         data = files.read(path, limit=_LIMIT, owner=os.geteuid())
-        schema = json.loads(data).get("schema")
+        found = json.loads(data)
+        schema = found.get("schema")
+        if schema == _FIRST_SCHEMA:
+            return orders.decode(Manifest, json.dumps({**found, "schema": SCHEMA, "mended": []}).encode())
         if schema != SCHEMA:
             raise StateError(
                 f"{path} has schema {schema}, this version knows {SCHEMA}", hint="use the version that installed it"

@@ -4,9 +4,10 @@
 import fnmatch
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
+from vtorque import accounting
 from vtorque.config import SiteConfig
 from vtorque.errors import ConfigError
 from vtorque.model import PelogKind
@@ -15,6 +16,7 @@ SYSTEMS = ("torque", "openpbs", "slurm")
 
 # What the files in contrib say, to be replaced by what this site has.
 _PREFIX, _STATE, _LOG = "/opt/vtorque", "/run/vtorque", "/var/log/vtorque"
+_ACCOUNTING = f"{_LOG}/accounting/"
 _PROFILE = "99-mikelangelo-hpc_stack.sh"
 _SWEEP = "vtorque-sweep"
 _UNITS = Path("/etc/systemd/system")
@@ -33,6 +35,8 @@ _TORQUE = (
     PelogKind.PROLOGUE,
 )
 _CLASSIC = (PelogKind.EPILOGUE, PelogKind.PROLOGUE)
+KEPT_LINK = ".link"
+"""What a site's hook that is a link to another of its hooks is kept as, beside an `.orig` that leads to the other's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +64,13 @@ class Setup:
         """Whether there are hooks in mom_priv."""
         return not self.front_end and (self.system == "torque" or self.classic)
 
+    @property
+    def hooks(self) -> tuple[PelogKind, ...]:
+        """Those in mom_priv that become ours."""
+        if not self.links_hooks:
+            return ()
+        return _TORQUE if self.system == "torque" else _CLASSIC
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Item:
@@ -73,14 +84,20 @@ class Item:
     is_hook: bool = False
 
 
-def items(setup: Setup, sources: Mapping[str, str], conf: Mapping[str, str]) -> tuple[Item, ...]:
+def items(
+    setup: Setup, sources: Mapping[str, str], conf: Mapping[str, str], aliases: Mapping[str, str]
+) -> tuple[Item, ...]:
     """All that is to be there, hooks last.
 
     `sources` are the texts of the tree's files that are copied or linked, by
     their names below the prefix; what is not among them is left out. `conf`
-    are the settings of slurm.conf.
+    are the settings of slurm.conf, `aliases` the hooks of the site's own that are
+    links to another.
     """
-    return (*_for_everybody(setup, sources), *(() if setup.front_end else _for_nodes(setup, sources, conf)))
+    if setup.front_end:
+        return tuple(_for_everybody(setup, sources))
+    hooks = (each for kind in setup.hooks for each in _mom_hook(setup, kind, aliases))
+    return (*_for_everybody(setup, sources), *_for_nodes(setup, sources, conf), *hooks)
 
 
 def source_names() -> tuple[str, ...]:
@@ -152,9 +169,15 @@ def _for_nodes(setup: Setup, sources: Mapping[str, str], conf: Mapping[str, str]
     if setup.system == "slurm":
         for name in ("Epilog", "Prolog"):
             yield from _slurm(setup, conf, name)
-    if setup.links_hooks:
-        for kind in _TORQUE if setup.system == "torque" else _CLASSIC:
-            yield _hook(setup, setup.mom_priv / kind, kind)
+
+
+def _mom_hook(setup: Setup, kind: PelogKind, aliases: Mapping[str, str]) -> Iterator[Item]:
+    hook = _hook(setup, setup.mom_priv / kind, kind)
+    if kind in aliases:
+        # Kept as it is, it would lead to ours.
+        yield _item(setup.mom_priv / hook.aside, target=f"{aliases[kind]}.orig")
+        hook = replace(hook, aside=f"{kind}{KEPT_LINK}")
+    yield hook
 
 
 def _slurm(setup: Setup, conf: Mapping[str, str], name: str) -> Iterator[Item]:
@@ -174,6 +197,7 @@ def _hook(setup: Setup, path: Path, script: str) -> Item:
 def _text(setup: Setup, sources: Mapping[str, str], name: str, path: Path) -> Iterator[Item]:
     if name in sources:
         text = sources[name].replace(_PREFIX, str(setup.prefix))
+        text = text.replace(_ACCOUNTING, f"{accounting.directory(setup.site)}/")
         yield _item(path, text=text.replace(_STATE, setup.site.state_dir).replace(_LOG, setup.site.log_dir))
 
 

@@ -61,17 +61,19 @@ class Verb(StrEnum):
     RESTORE = "restore"
     REMOVE = "remove"
     UNMAKE = "unmake"
+    SET = "set"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """One change: `other` is the name at which something is kept, or what a link leads to."""
+    """One change: `other` is the name at which something is kept, what a link leads to, or how it was set before."""
 
     verb: Verb
     path: Path
     other: str = ""
     text: str = ""
     mode: int = 0
+    uid: int = 0
 
     def __str__(self) -> str:
         match self.verb:
@@ -89,6 +91,9 @@ class Step:
                 return f"remove   {self.path}"
             case Verb.UNMAKE:
                 return f"remove   {self.path}, if nothing is left in it"
+            case Verb.SET:
+                owner = f"uid {self.uid}" if self.uid else "root"
+                return f"set      {self.path} to {owner}'s, mode {self.mode:04o}; it is {self.other}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
