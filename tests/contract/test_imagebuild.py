@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which packages an image is built with, and when it is built at all; a stand-in installs them."""
 
+import re
 import subprocess
 from collections.abc import Iterable
 from pathlib import Path
@@ -9,12 +10,15 @@ import pytest
 
 from vtorque import imagebuild, images
 from vtorque.errors import ImageError, RequestError
+from vtorque.imagebuild import disk, stock
 from vtorque.model import Image
 
 pytestmark = pytest.mark.runs
 
 NAME = "debian-12.qcow2"
 OWN = imagebuild.RECIPES["debian-12"].packages
+STOCK_NAME = "debian-12-stock.qcow2"
+STOCK = imagebuild.STOCK["debian-12"].packages
 # What the real one does about a package that there is not.
 MMDEBSTRAP = """\
 #!/bin/sh
@@ -31,29 +35,35 @@ class Builder:
         self.pool, self._called = root / "pool", root / "mmdebstrap.words"
         self.said: list[str] = []
 
-    def build(self, *packages: str, name: str = "", force: bool = False) -> Image:
+    def build(self, *packages: str, name: str = "", force: bool = False, as_stock: bool = False) -> Image:
         return imagebuild.build(
-            "debian-12", self.pool, progress=self.said.append, packages=packages, name=name, force=force
+            "debian-12", self.pool, progress=self.said.append, packages=packages, name=name, force=force,
+            as_stock=as_stock,
         )
 
-    def installs(self, *packages: str, name: str = "", force: bool = False) -> list[str]:
+    def installs(self, *packages: str, name: str = "", force: bool = False, as_stock: bool = False) -> list[str]:
         """What a build asks for beyond the recipe's own packages."""
         self._called.unlink(missing_ok=True)
-        with pytest.raises(ImageError, match=f"^cannot build {name or NAME}: E: Unable to locate package no-such$"):
-            self.build(*packages, name=name, force=force)
+        called = name or (STOCK_NAME if as_stock else NAME)
+        with pytest.raises(ImageError, match=f"^cannot build {called}: E: Unable to locate package no-such$"):
+            self.build(*packages, name=name, force=force, as_stock=as_stock)
         initrd, *given = self._called.read_text().splitlines()
-        assert initrd == "No"
+        assert initrd == ("" if as_stock else "No"), "whether the kernel's package makes an initramfs"
         (words,) = [word for word in given if word.startswith("--include=")]
-        asked = words.removeprefix("--include=").split(",")
-        assert tuple(asked[:len(OWN)]) == OWN
-        return asked[len(OWN):]
+        own, asked = STOCK if as_stock else OWN, words.removeprefix("--include=").split(",")
+        assert tuple(asked[:len(own)]) == own
+        return asked[len(own):]
 
-    def has(self, name: str = NAME, *, packages: str | None = None) -> None:
+    def has(self, name: str = NAME, *, packages: str | None = None, as_stock: bool = False) -> None:
         """Put an image there that was built with these packages, or came from elsewhere."""
-        disk = self.pool.parent / "disk"
-        subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", disk, "1M"], check=True)
+        made = self.pool.parent / "disk"
+        subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", made, "1M"], check=True)
         entry = {"name": name, "distro": "debian", "arch": "x86_64", "description": ""}
-        images.publish(self.pool, entry | ({} if packages is None else {"packages": packages}), {name: disk})
+        entry |= {} if packages is None else {"packages": packages}
+        kernel = made.with_name(Path(name).with_suffix(".vmlinux").name)
+        kernel.write_bytes(b"")
+        parts = {name: made} if as_stock else {name: made, kernel.name: kernel}
+        images.publish(self.pool, entry | ({} if as_stock else {"kernel": kernel.name}), parts)
 
 
 @pytest.fixture
@@ -92,6 +102,47 @@ def test_nor_does_an_image_count_that_is_forced_damaged_of_another_name_or_from_
     builder.installs()
     builder.has("other.qcow2")
     builder.installs(name="other.qcow2")
+
+
+def test_the_layout_of_the_distribution_is_another_image(builder: Builder) -> None:
+    assert builder.installs("g++", as_stock=True) == ["g++"]
+    builder.has(packages="")
+    assert builder.installs(as_stock=True) == []
+    builder.installs(as_stock=True, name=NAME)
+    builder.has(STOCK_NAME, packages="", as_stock=True)
+    assert builder.build(as_stock=True).name == STOCK_NAME
+    builder.installs(name=STOCK_NAME)
+
+
+def sector(image: Path, number: int) -> bytes:
+    with image.open("rb") as file:
+        file.seek(number * 512)
+        return file.read(512)
+
+
+@pytest.mark.parametrize(("layout", "core", "root"), [("ours", 1, 2048), ("stock", 2048, 8192)])
+def test_boot_code_finds_its_core_and_the_core_its_rest(tmp_path: Path, layout: str, core: int, root: int) -> None:
+    tree, image, raw = tmp_path / "tree", tmp_path / "a.qcow2", tmp_path / "raw"
+    (tree / "boot").mkdir(parents=True)
+    (tmp_path / "initrd").write_bytes(b"")
+    if layout == "stock":
+        disk.make_stock(tree, image, version="6.1", uuid=stock.ROOT_UUID, cmdline=stock.RECIPE.cmdline)
+    else:
+        disk.make(tree, image, version="6.1", initrd=tmp_path / "initrd", cmdline="quiet")
+    subprocess.run(["qemu-img", "convert", "-O", "raw", image, raw], check=True)
+    boot = sector(raw, 0)
+    assert boot[-2:] == b"\x55\xaa"
+    assert int.from_bytes(boot[0x5C:0x64], "little") == core
+    assert int.from_bytes(sector(raw, core)[0x1F4:0x1FC], "little") == core + 1
+    assert b"GRUB" in boot and sector(raw, core).strip(b"\0")
+    superblock = sector(raw, root + 2)
+    assert superblock[56:58] == b"\x53\xef", "ext4, where the partition table says"
+    table = subprocess.run(["sfdisk", "-d", raw], check=True, stdout=subprocess.PIPE, text=True).stdout
+    assert f"label: {'gpt' if layout == 'stock' else 'dos'}" in table
+    assert f"raw1 : start={root:>12}," in table
+    if layout == "stock":
+        assert superblock[104:120].hex() == stock.ROOT_UUID.replace("-", "")
+        assert re.search(r"raw14 : start= +2048, size= +6144, type=21686148-6449-6E6F-744E-656564454649", table)
 
 
 @pytest.mark.parametrize(
