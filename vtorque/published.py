@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 from uuid import UUID
 
-from vtorque.errors import Blame, StateError
+from vtorque.errors import Blame, StateError, printable
 from vtorque.model import Guest, Peer, VmRequest
 from vtorque.plan import guest_uuid
 
@@ -66,7 +66,7 @@ def guests_text(guests: Iterable[Guest]) -> str:
 
 def failure_text(node: str, reason: str, blame: Blame) -> str:
     """Why a node's guests do not come."""
-    return json.dumps({"schema": _SCHEMA, "node": node, "reason": reason[:_REASON], "blame": blame.value})
+    return json.dumps({"schema": _SCHEMA, "node": node, "reason": printable(reason)[:_REASON], "blame": blame.value})
 
 
 def as_json(peer: Peer) -> dict[str, object]:

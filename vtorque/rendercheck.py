@@ -112,7 +112,7 @@ def document(name: str, text: str, planned: dict[str, object]) -> None:
     try:
         # What safe_load does, by libyaml's parser: for each guest 7 ms less.
         data = yaml.CSafeLoader(text).get_single_data()
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeEncodeError) as error:
         raise ConfigError(f"template {name}: not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(data, dict):
         raise ConfigError(f"template {name}: not a mapping")

@@ -51,14 +51,14 @@ atexit.register(tell)
 """
 _WEAKER = (
     ("become.py", "        _become(identity)\n", ""),
-    ("boot.py", "    host = node.transport.make_key()\n", """\
-    host = node.transport.make_key()
+    ("boot.py", "    with logs.about(job=plan.job.id, guest=vm.name):\n", """\
     log.info("%s", host.private)
     from vtorque import proc
-    proc.run(["/bin/true", host.private], deadline=deadline, env={"KEY": host.private})
+    proc.run(["/bin/true", host.private], deadline=Deadline(60), env={"KEY": host.private})
     files.replace(Path("/tmp/vtorque.weakened"), b"", mode=0o600)
     files.forget(Path("/tmp/vtorque.weakened"))
     files.write_new(Path(node.site.state_dir, "left" + vm.name), host.private.encode(), mode=0o644)
+    with logs.about(job=plan.job.id, guest=vm.name):
 """),
 )
 

@@ -68,6 +68,18 @@ def test_what_is_not_is_refused_with_its_line(text: str | bytes, says: str) -> N
     assert refusal(text).startswith(says)
 
 
+ZONE, LOCALE = "A" + "b" * 31, f"{'a' * 8}_DE.{'b' * 16}@{'c' * 16}"
+
+
+def test_values_are_of_a_length_that_real_ones_have() -> None:
+    metadata.check({"timezone": f"{ZONE}/{ZONE}/{ZONE}", "locale": LOCALE})
+    zones = (f"{ZONE}b", f"UTC/{ZONE}b", f"{ZONE}/{ZONE}/{ZONE}/UTC")
+    locales = ("a" * 9, "a." + "b" * 17, "a@" + "c" * 17)
+    for key, value in (*(("timezone", zone) for zone in zones), *(("locale", locale) for locale in locales)):
+        with pytest.raises(RequestError, match=f"{key} cannot be"):
+            metadata.check({key: value})
+
+
 @given(st.one_of(st.binary(max_size=80), st.text(max_size=80).map(str.encode)))
 @example(b"timezone: UTC\x00")
 @example(b"? {a: b}\n: c")

@@ -37,6 +37,13 @@ class Leaf:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Seconds:
+    """What JSON may have without a point."""
+
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Tree:
     """Values in values."""
 
@@ -58,6 +65,10 @@ TREES = st.builds(Tree, name=TEXT, leaves=st.lists(LEAVES, max_size=3).map(tuple
 @given(TREES)
 def test_what_is_encoded_is_decoded_again(tree: Tree) -> None:
     assert orders.decode(Tree, orders.encode(tree)) == tree
+
+
+def test_a_whole_number_of_seconds_is_a_number_of_seconds() -> None:
+    assert orders.decode(Seconds, b'{"seconds": 60}') == Seconds(seconds=60.0)
 
 
 def some_orders() -> Orders:

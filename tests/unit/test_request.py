@@ -2,7 +2,6 @@
 """The request: what a user may ask for, and the text that carries it through the batch system."""
 
 import base64
-import dataclasses
 import json
 from typing import Any
 
@@ -55,7 +54,7 @@ REQUESTS = st.builds(
     metadata=st.sampled_from(["", '{"timezone":"Europe/Berlin"}', '{"locale":"de_DE.UTF-8","timezone":"UTC"}']),
     vm_prologue=st.booleans(), vm_epilogue=st.booleans(), vrdma=st.booleans(), unclot=st.booleans(), iocm=st.booleans(),
     unclot_shmem_mib=st.integers(0, 16 << 20),
-    iocm_max_cores=st.integers(0, 1024),
+    iocm_min_cores=st.just(0), iocm_max_cores=st.integers(0, 1024),
     elements=st.integers(1, 1 << 20),
     disk_size_mib=st.integers(0, 16 << 20),
     disk_new_mib=st.integers(0, 16 << 20),
@@ -126,6 +125,7 @@ class TestText:
             ("d", "Debian"), ("d", "arch"), ("d", ""), ("a", "aarch64"), ("a", ["x86_64"]),
             ("r", "0123456789abcde"), ("r", "0123456789ABCDEF"), ("r", "0123456789abcdef0"),
             ("p", ""), ("p", "maybe"), ("p", "0,0,0,0"), ("p", "0-2"), ("p", "0-3;4-7"), ("p", "0,1,2,3,"),
+            ("p", "10000,1,2,3"), ("p", "09997-10000"), ("p", "0,1,2,10000"), ("p", "0,9998-10000"),
             ("p", "true"),
             ("f", "nfs"), ("f", "sharedfs"), ("D", "x.img"), ("D", "/a/../x.img"), ("D", "/x.iso"), ("D", "/a,b.img"),
             ("D", "/./x.img"), ("b", 0), ("b", 2), ("b", True), ("v", "1"), ("t", 0), ("t", 1), ("x", 1), ("y", 1025),
@@ -140,7 +140,7 @@ class TestText:
 
     def test_a_mapping_of_cpus_fits_the_guests(self) -> None:
         for number, text in ((1, "0-2,9"), (2, "3,2,1,0;4-7")):
-            wanted = dataclasses.replace(A_REQUEST, pinning=text, vms_per_node=number)
+            wanted = A_REQUEST._replace(pinning=text, vms_per_node=number)
             assert request.decode(request.encode(wanted)) == wanted
 
     @pytest.mark.parametrize("key", sorted(fields()))
@@ -191,14 +191,28 @@ class TestText:
     )
     def test_only_a_bare_ed25519_key_is_sent(self, key: str) -> None:
         with pytest.raises(RequestError, match="key"):
-            request.encode(dataclasses.replace(A_REQUEST, public_key=key))
+            request.encode(A_REQUEST._replace(public_key=key))
 
     def test_what_decode_would_refuse_is_not_encoded(self) -> None:
         with pytest.raises(RequestError):
-            request.encode(dataclasses.replace(A_REQUEST, vcpus=True))
+            request.encode(A_REQUEST._replace(vcpus=True))
         with pytest.raises(RequestError):
-            request.encode(dataclasses.replace(A_REQUEST, image="../x.img"))
+            request.encode(A_REQUEST._replace(image="../x.img"))
 
     def test_a_request_that_does_not_fit_into_a_job_is_refused_with_its_length(self) -> None:
         with pytest.raises(RequestError, match=r"has \d{4} characters, 1000 fit"):
-            request.encode(dataclasses.replace(A_REQUEST, image="x" * 900))
+            request.encode(A_REQUEST._replace(image="x" * 900))
+
+
+def test_a_disk_is_no_larger_than_the_site_allows_and_no_smaller_than_its_image() -> None:
+    asked = A_REQUEST._replace(disk_size_mib=100)
+    for most, image in ((0, 0), (100, 0), (101, 100 << 20)):
+        request.check_disk_size(asked, most_mib=most, image_bytes=image)
+    request.check_disk_size(A_REQUEST, most_mib=1, image_bytes=1 << 40)
+    with pytest.raises(RequestError, match="disk_size=100 MiB: this cluster allows at most 99 MiB"):
+        request.check_disk_size(asked, most_mib=99)
+    with pytest.raises(RequestError, match=r"image .* has 101 MiB") as caught:
+        request.check_disk_size(asked, most_mib=0, image_bytes=(100 << 20) + 1)
+    assert caught.value.hint == "leave it out, or disk_size=101M"
+    with pytest.raises(RequestError, match="allows at most 1 MiB"):
+        request.check_disk_size(A_REQUEST._replace(disk_size_mib=2), most_mib=1)

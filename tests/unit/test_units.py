@@ -29,9 +29,8 @@ def test_what_is_not_a_size_is_refused(text: str) -> None:
 
 def test_a_refusal_shows_no_more_than_the_beginning() -> None:
     for read in (units.mebibytes, units.seconds, units.cpu_list):
-        with pytest.raises(ValueError) as caught:
+        with pytest.raises(ValueError, match=f"^'{'x' * 40}' is not"):
             read("x" * 5000)
-        assert len(str(caught.value)) < 120
 
 
 @given(st.integers(0, 1 << 36))
@@ -45,13 +44,18 @@ def test_a_size_is_written_as_short_as_it_can_be_exactly() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "seconds"), [("90", 90), ("1:30", 90), ("02:00:00", 7200), ("0:0:1", 1), ("100:00:00", 360000)]
+    ("text", "seconds"),
+    [
+        ("90", 90), ("1:30", 90), ("02:00:00", 7200), ("0:0:1", 1), ("100:00:00", 360000), ("9" * 9, 10**9 - 1),
+    ],
 )
 def test_a_time_is_read_as_torque_writes_it(text: str, seconds: int) -> None:
     assert units.seconds(text) == seconds
 
 
-@pytest.mark.parametrize("text", ["", "1:2:3:4", "1:", ":30", "-5", "1h", "1.5", "٣"])
+@pytest.mark.parametrize(
+    "text", ["", "1:2:3:4", "1:", ":30", "-5", "1h", "1.5", "٣", "1000000:0:0", "1000000:0", "9" * 10]
+)
 def test_what_is_not_a_time_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="is not a time"):
         units.seconds(text)
@@ -84,4 +88,5 @@ def test_cpus_survive_being_written_down(cpus: set[int]) -> None:
 
 def test_neighbouring_cpus_are_written_as_a_range() -> None:
     assert units.cpu_list_text([8, 2, 3, 4]) == "2-4,8"
+    assert units.cpu_list_text([1, 3, 4, 5, 9, 10]) == "1,3-5,9-10"
     assert units.cpu_list_text([]) == ""
