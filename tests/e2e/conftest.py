@@ -5,9 +5,10 @@ import contextlib
 import json
 import os
 import pwd
+import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from vtorque.lab import demo, nodes, parts
 PREFIX = Path(__file__).resolve().parents[2]
 JOB_SECONDS = 600
 PATIENCE_SECONDS = 20
+SCRIPTS = parts.ROOT / "scripts-vm"
 TINY = "img=tiny.qcow2,ram=192M"
 
 
@@ -121,6 +123,13 @@ class Lab:
         """What jobs have left on any node."""
         return demo.leftovers(nodes.views(lab.size()))
 
+    def delete_all(self) -> None:
+        """Delete whatever jobs there are, and wait for their ends."""
+        for record in json.loads(self.as_user("qstat", "--json").stdout):
+            if record["state"] != "C":
+                self.as_user("qdel", record["id"])
+                self.ended(record["id"])
+
     def on(self, node: str, *argv: str) -> str:
         """What a command says that runs on a simulated node as root."""
         done = subprocess.run(nodes.command(node, argv), check=False, capture_output=True, text=True)
@@ -194,14 +203,19 @@ def a_lab_with_two_nodes() -> Iterator[Lab]:
 def two_nodes(a_lab_with_two_nodes: Lab) -> Iterator[Lab]:
     """The lab with the nodes vtn1 and vtn2; after every test nothing of any job may be left on them."""
     yield a_lab_with_two_nodes
-    assert a_lab_with_two_nodes.leftovers() == set()
+    left = a_lab_with_two_nodes.leftovers()
+    a_lab_with_two_nodes.delete_all()
+    assert left == set()
 
 
 @pytest.fixture
 def the_lab(a_lab: Lab) -> Iterator[Lab]:
     """The lab; after every test nothing of any job may be left."""
     yield a_lab
-    assert a_lab.leftovers() == set()
+    left = a_lab.leftovers()
+    # A job that a failed test did not wait for is not the next one's.
+    a_lab.delete_all()
+    assert left == set()
 
 
 @pytest.fixture
@@ -222,3 +236,18 @@ def setting(a_lab: Lab) -> Iterator[object]:
 
     yield change
     a_lab.configuration.write_text(before)
+
+
+@pytest.fixture
+def scripts(setting: Callable[..., None]) -> Iterator[Callable[..., None]]:
+    """Puts the site's own scripts for guests in their place."""
+
+    def put(**texts: str) -> None:
+        SCRIPTS.mkdir(mode=0o755)
+        for name, text in texts.items():
+            (SCRIPTS / name).write_text(f"#!/bin/sh\n{text}\n")
+            (SCRIPTS / name).chmod(0o755)
+        setting(VM_SCRIPTS_DIR=SCRIPTS)
+
+    yield put
+    shutil.rmtree(SCRIPTS, ignore_errors=True)

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """A user's own disk from job to job, and the site's own scripts in guests."""
 
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,8 +12,6 @@ from vtorque.lab import parts
 
 pytestmark = pytest.mark.e2e
 
-SCRIPTS = parts.ROOT / "scripts-vm"
-
 
 @pytest.fixture
 def disk(the_lab: Lab) -> Iterator[Path]:
@@ -25,21 +22,6 @@ def disk(the_lab: Lab) -> Iterator[Path]:
     yield path
     for each in (path, diskserver.note_of(path)):
         each.unlink(missing_ok=True)
-
-
-@pytest.fixture
-def scripts(the_lab: Lab, setting: Callable[..., None]) -> Iterator[Callable[..., None]]:
-    """Puts the site's own scripts for guests in their place."""
-
-    def put(**texts: str) -> None:
-        SCRIPTS.mkdir(mode=0o755)
-        for name, text in texts.items():
-            (SCRIPTS / name).write_text(f"#!/bin/sh\n{text}\n")
-            (SCRIPTS / name).chmod(0o755)
-        setting(VM_SCRIPTS_DIR=SCRIPTS)
-
-    yield put
-    shutil.rmtree(SCRIPTS, ignore_errors=True)
 
 
 def test_a_disk_is_made_once_and_keeps_what_jobs_write(the_lab: Lab, disk: Path) -> None:
@@ -105,3 +87,25 @@ def test_a_prologue_of_the_sites_that_fails_is_named(the_lab: Lab, scripts: Call
     assert (ended.exit_status, ended.out) == (69, b"")
     assert b"the site's prologue ended with status 3" in ended.err
     assert "site's prologue: no licence" in (parts.ROOT / "log/vtorque.log").read_text()
+
+
+def test_a_guest_that_hangs_at_its_end_is_destroyed_and_its_disk_given_back(
+    the_lab: Lab, disk: Path, scripts: Callable[..., None]
+) -> None:
+    # What the power button leads to comes to no end.
+    hang = "#!/bin/sh\n[ $1 != poweroff ] || sleep 1000\n"
+    scripts(prologue=f"printf '{hang}' >/usr/local/sbin/systemctl".replace("\n", "\\n"))
+    vm = f"{TINY},disk={disk.name}:64M"
+    job = the_lab.submit(the_lab.write("job.sh", "#!/bin/sh\necho kept >/data/file; sync\nsleep 2\n"), vm=vm)
+    the_lab.until(job, "running")
+    config = the_lab.mom_priv / "config"
+    before = config.read_bytes() if config.exists() else b""
+    # Of what is left of an epilogue's time half is for the guest.
+    config.write_bytes(before + b"$prologalarm 30\n")
+    ended = the_lab.ended(job)
+    config.write_bytes(before)
+    assert ended.exit_status == 0, ended.err
+    assert "not shut down cleanly" in (parts.ROOT / "log/vtorque.log").read_text()
+    assert the_lab.leftovers() == set() and diskserver.holder(disk) == ""
+    again = the_lab.run("#!/bin/sh\ncat /data/file\n", vm=vm)
+    assert again.out == b"kept\n", again.err

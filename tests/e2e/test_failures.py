@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.conftest import TINY, Lab
+from tests.e2e.conftest import SCRIPTS, TINY, Lab
 from vtorque.backends.transport.ssh import Ssh
 from vtorque.lab import parts, services
 from vtorque.lab.parts import Network
@@ -122,6 +122,19 @@ def test_a_guest_that_dies_under_its_job(the_lab: Lab) -> None:
     ended = the_lab.ended(job)
     assert ended.exit_status == 76
     assert "lost the connection to the guest" in ended.err.decode()
+
+
+def test_a_guest_that_panics_ends_its_job_with_its_rank_and_node(
+    the_lab: Lab, setting: Change, scripts: Change
+) -> None:
+    crash = "until [ -e /home/$2/panic ]; do sleep 0.2; done; echo c >/proc/sysrq-trigger"
+    scripts(**{"prologue.parallel": f"({crash}) >/dev/null 2>&1 &"})
+    # It is not its silence that tells.
+    setting(VM_SCRIPTS_DIR=SCRIPTS, GUEST_TIMEOUT=600)
+    ended = the_lab.run("#!/bin/sh\ntouch ~/panic; sleep 1000\n", vm=f"{TINY},vms_per_node=2")
+    (the_lab.home / "panic").unlink()
+    assert ended.exit_status == 76
+    assert "of rank 1 on node " in ended.err.decode() and "it has stopped" in ended.err.decode()
 
 
 def _kill_qemu() -> None:
