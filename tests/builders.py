@@ -14,42 +14,37 @@ KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAICUWPyK1Dl6Ln8wPRUBfT4BXg7WEPrRM8mZSq
 
 
 def a_site(**changes: Any) -> SiteConfig:
-    return replace(
-        SiteConfig(vm_nfs_home="nfs:/home", vm_nfs_ws="nfs:/ws", vm_nfs_opt="nfs:/opt", hypervisor_type="qemu"),
-        **changes,
+    site = SiteConfig(
+        vm_nfs_home="nfs:/home", vm_nfs_ws="nfs:/ws", vm_nfs_opt="nfs:/opt", hypervisor_type="qemu",
+        # Tests of failures leave no note of them.
+        node_failure_limit=0,
     )
+    return site.but(**changes)
 
 
 def a_job(**changes: Any) -> Job:
-    return replace(Job(id=JobId("7.srv"), user="ann", node_index=0, nodes=("n1",), request=""), **changes)
+    return Job(id=JobId("7.srv"), user="ann", node_index=0, nodes=("n1",), request="")._replace(**changes)
 
 
 def a_request(**changes: Any) -> VmRequest:
-    return replace(
-        VmRequest(
-            request_id="0123456789abcdef", image="debian-12.qcow2", distro="debian", arch="x86_64",
-            vcpus=2, memory_mib=1024, vms_per_node=1, public_key=KEY,
-        ),
-        **changes,
+    request = VmRequest(
+        request_id="0123456789abcdef", image="debian-12.qcow2", distro="debian", arch="x86_64",
+        vcpus=2, memory_mib=1024, vms_per_node=1, public_key=KEY,
     )
+    return request._replace(**changes)
 
 
 def an_account(**changes: Any) -> Account:
     own, more = Group(name="ann", gid=2000), Group(name="hpc", gid=3000)
-    return replace(
-        Account(name="ann", uid=2000, group=own, groups=(own, more), home=Path("/home/ann"), shell="/bin/bash"),
-        **changes,
-    )
+    account = Account(name="ann", uid=2000, group=own, groups=(own, more), home=Path("/home/ann"), shell="/bin/bash")
+    return account._replace(**changes)
 
 
 def an_image(**changes: Any) -> Image:
-    return replace(
-        Image(
-            name="debian-12.qcow2", distro="debian", arch="x86_64", path=Path("/images/debian-12.qcow2"),
-            sha256="0" * 64,
-        ),
-        **changes,
+    image = Image(
+        name="debian-12.qcow2", distro="debian", arch="x86_64", path=Path("/images/debian-12.qcow2"), sha256="0" * 64,
     )
+    return image._replace(**changes)
 
 
 def a_shape(**changes: Any) -> NodeShape:

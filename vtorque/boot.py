@@ -12,15 +12,15 @@ from vtorque.backends.transport import KeyPair
 from vtorque.deadline import Deadline
 from vtorque.diskserving import DISK
 from vtorque.errors import VtorqueError
+from vtorque.imageprobe import Probed
 from vtorque.model import JobPlan, Resource, VmPlan
 from vtorque.node import Node
+from vtorque.render import Rendered
 from vtorque.serving import SHARE
 from vtorque.state import JobState
 from vtorque.teardown import DIRECTORY, DOMAIN, FILE
 
 log = logging.getLogger(__name__)
-
-_AT_ONCE = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,10 +37,12 @@ class Started:
     ends_cleanly: bool = False
 
 
-def start(plan: JobPlan, *, node: Node, state: JobState, deadline: Deadline) -> tuple[Started, ...]:
-    """Start all guests of the plan, several at once.
+def start(
+    plan: JobPlan, base: Probed, *, node: Node, state: JobState, deadline: Deadline
+) -> tuple[Started, ...]:
+    """Start all guests of the plan on its image, as it was probed, several at once.
 
-    Raises HypervisorError and others of blame NODE; then the ledger tells what
+    Raises ImageError when that has changed since, HypervisorError and others of blame NODE; then the ledger tells what
     was begun.
     """
     guestnet.fence(plan, node=node, state=state, deadline=deadline)
@@ -49,15 +51,20 @@ def start(plan: JobPlan, *, node: Node, state: JobState, deadline: Deadline) -> 
     probe = node.transport.make_key()
     scripts = sitescripts.read(node.site.vm_scripts_dir)
 
-    def one(vm: VmPlan) -> Started:
+    def one(vm: VmPlan, text: Rendered, host_key: str) -> Started:
         with logs.about(job=plan.job.id, guest=vm.name), logs.step("start"):
-            own = sitescripts.of_rank(scripts, vm.rank)
-            return _start(plan, vm, probe, own, node=node, state=state, deadline=deadline)
+            _start(plan, vm, base, text, node=node, state=state, deadline=deadline)
+        ends_cleanly = render.ends_cleanly(vm, sitescripts.of_rank(scripts, vm.rank))
+        return Started(vm=vm, host_key=host_key, probe=probe, ends_cleanly=ends_cleanly)
 
+    hosts = [node.transport.make_key() for _ in plan.vms]
+    # One after the other: threads would all compile the same templates, and share one interpreter anyway.
+    texts = [_rendered(plan, vm, host, probe, scripts, node) for vm, host in zip(plan.vms, hosts, strict=True)]
+    told = (plan.vms, texts, [host.public for host in hosts])
     if len(plan.vms) == 1 or not node.site.parallel:
-        return tuple(map(one, plan.vms))
-    with ThreadPoolExecutor(max_workers=_AT_ONCE, thread_name_prefix="start") as pool:
-        return tuple(pool.map(one, plan.vms))
+        return tuple(map(one, *told))
+    with ThreadPoolExecutor(max_workers=node.site.parallel_guests, thread_name_prefix="start") as pool:
+        return tuple(pool.map(one, *told))
 
 
 def _directory(path: Path, state: JobState, deadline: Deadline) -> None:
@@ -68,18 +75,23 @@ def _directory(path: Path, state: JobState, deadline: Deadline) -> None:
         files.require_trusted(path)
 
 
+def _rendered(
+    plan: JobPlan, vm: VmPlan, host: KeyPair, probe: KeyPair, scripts: Mapping[str, str], node: Node
+) -> Rendered:
+    with logs.about(job=plan.job.id, guest=vm.name):
+        return render.guest(
+            plan, vm, site=node.site, announce=node.announce, templates=node.templates,
+            keys=render.GuestKeys(host_private=host.private, host_public=host.public, probe_public=probe.public),
+            scripts=sitescripts.of_rank(scripts, vm.rank),
+        )
+
+
 def _start(
-    plan: JobPlan, vm: VmPlan, probe: KeyPair, scripts: Mapping[str, str],
-    *, node: Node, state: JobState, deadline: Deadline,
-) -> Started:
-    host = node.transport.make_key()
-    keys = render.GuestKeys(host_private=host.private, host_public=host.public, probe_public=probe.public)
-    rendered = render.guest(
-        plan, vm, site=node.site, keys=keys, announce=node.announce, templates=node.templates, scripts=scripts
-    )
+    plan: JobPlan, vm: VmPlan, base: Probed, rendered: Rendered, *, node: Node, state: JobState, deadline: Deadline
+) -> None:
     uid, gid = plan.runs_as or node.qemu_ids
     with state.taking(Resource(kind=FILE, name=str(vm.overlay)), deadline=deadline):
-        images.make_overlay(plan.image, vm.overlay, size_mib=plan.request.disk_size_mib)
+        images.make_overlay(base, vm.overlay, size_mib=plan.request.disk_size_mib)
         files.give(vm.overlay, uid=uid, gid=gid)
     with state.taking(Resource(kind=FILE, name=str(vm.seed)), deadline=deadline):
         contents = {
@@ -89,18 +101,22 @@ def _start(
         }
         files.write_new(vm.seed, seed.iso(contents), mode=0o600)
         files.give(vm.seed, uid=uid, gid=gid)
-    with state.taking(Resource(kind=FILE, name=str(vm.console)), deadline=deadline):
-        pass
+    # Others make these, when the domain starts.
+    for path in filter(None, (vm.console, vm.channel)):
+        with state.taking(Resource(kind=FILE, name=str(path)), deadline=deadline):
+            pass
     _serve(plan, vm, owner=(uid, gid), state=state, deadline=deadline)
     _serve_disk(plan, vm, owner=(uid, gid), state=state, deadline=deadline)
     with state.taking(Resource(kind=DOMAIN, name=vm.name), deadline=deadline):
+        node.journal.note("defined", rank=vm.rank)
+        base.require_same()
         try:
             node.hypervisor.create(rendered.domain_xml, deadline=deadline)
         except VtorqueError:
             for path in vm.share_sockets:
                 log.error("the server of %s said: %s", path, serving.said(_share_log(vm, path)))  # noqa: TRY400
             raise
-    return Started(vm=vm, host_key=host.public, probe=probe, ends_cleanly=render.ends_cleanly(vm, scripts))
+    node.journal.note("started", rank=vm.rank)
 
 
 def _serve(

@@ -1,37 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
 """The site's configuration file: read once, checked whole, every error reported at once."""
 
-import difflib
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import Field, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import yaml
-
-from vtorque import files, limits, units
+from vtorque import files, limits, sitelines, units
 from vtorque.errors import ConfigError, StateError
-from vtorque.optionforms import FORMS, INERT
+from vtorque.optionforms import FORMS, INERT, Option, fits
 from vtorque.options import ALIASES, LIMITS, OPTIONS, SiteConfig
 from vtorque.sitefile import find
+from vtorque.sitelines import Entry
 
-__all__ = ["FORMS", "Loaded", "Note", "SiteConfig", "find", "load", "load_noted", "load_whole"]
+__all__ = ["Loaded", "Note", "SiteConfig", "find", "load", "load_noted", "load_whole"]
 
 _SIZE_LIMIT = 256 * 1024
 _LONGEST_VALUE = 1024
 _MOST = 1 << 31
 _MOST_MIB = 16 << 20
-# The file is a mapping of options, and an option may hold a list.
-_DEPTH_LIMIT = 2
 _BOOLEANS = {"true": True, "yes": True, "false": False, "no": False}
+_NULLS = ("", "~", "null", "Null", "NULL")
 # No leading zero: to YAML 1.1 it makes the number octal.
 _NUMBER = re.compile(r"0|[1-9][0-9]{0,11}", re.ASCII)
-_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_CONTROL = r"[\x00-\x1f\x7f]"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Note:
+class Note(NamedTuple):
     """Something an administrator should know of a file that is not wrong."""
 
     line: int
@@ -39,8 +34,7 @@ class Note:
     text: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Loaded:
+class Loaded(NamedTuple):
     """The site's settings, notes on the file, and the line of each option that it sets."""
 
     site: SiteConfig
@@ -73,14 +67,15 @@ def load_whole(path: Path, *, trusted_owner: int | None) -> Loaded:
     lines: dict[str, int] = {}
     problems: list[tuple[int, str, str]] = []
     notes: list[Note] = []
-    for line, key, node in _entries(path, _read(path, trusted_owner)):
+    for entry in _entries(path, _read(path, trusted_owner)):
+        line, key = entry.line, entry.key
         name = ALIASES.get(key, key)
         try:
             if name in lines:
                 raise _Problem(f"sets {name} again, after line {lines[name]}")
             lines[name] = line
             option = _known(name)
-            values[option.name] = _value(option, node)
+            values[option.name] = _value(option, entry)
         except _Problem as problem:
             problems.append((line, key, str(problem)))
             continue
@@ -110,47 +105,14 @@ def _read(path: Path, trusted_owner: int | None) -> str:
         raise ConfigError(f"{path}:{line}: not UTF-8") from error
 
 
-def _entries(path: Path, text: str) -> list[tuple[int, str, yaml.Node]]:
-    """Line, key and value of every option; ConfigError when the file has no such form."""
-    try:
-        _require_plain(path, text)
-        root = yaml.compose(text, yaml.SafeLoader)
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 1
-        hint = "quote a value that begins with *" if "alias" in (error.context or "") else ""
-        raise ConfigError(f"{path}:{line}: not YAML: {error.problem}", hint=hint) from error
-    except yaml.reader.ReaderError as error:
-        line = text.count("\n", 0, error.position) + 1
-        raise ConfigError(f"{path}:{line}: not YAML: {error.reason}") from error
-    if root is None:
-        return []
-    if not isinstance(root, yaml.MappingNode):
-        raise ConfigError(f"{path}:{root.start_mark.line + 1}: the file must hold lines like OPTION: value")
-    entries = []
-    for key, node in root.value:
-        line = key.start_mark.line + 1
-        if not isinstance(key, yaml.ScalarNode) or _CONTROL.search(key.value):
-            raise ConfigError(f"{path}:{line}: the name of an option must be a single word")
-        entries.append((line, str(key.value), node))
-    return entries
+def _entries(path: Path, text: str) -> list[Entry]:
+    """Every option as the file has it; ConfigError when the file has no such form."""
+    found = sitelines.entries(text)
+    if found is None:
+        from vtorque import siteyaml
 
-
-def _require_plain(path: Path, text: str) -> None:
-    """Refuse what hides where a value comes from, before anything is built of it."""
-    depth = 0
-    line = 1
-    for event in yaml.parse(text, yaml.SafeLoader):
-        line = event.start_mark.line + 1 if event.start_mark else line
-        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-        what = ""
-        if getattr(event, "anchor", None):
-            what = "anchors and aliases (&name, *name) are not allowed"
-        elif getattr(event, "tag", None):
-            what = "tags (!name) are not allowed"
-        elif depth > _DEPTH_LIMIT:
-            what = "a list holds plain words only"
-        if what:
-            raise ConfigError(f"{path}:{line}: {what}")
+        found = siteyaml.entries(path, text)
+    return found
 
 
 def _beyond_limits(
@@ -180,71 +142,70 @@ def _half_mapped(
         yield lines[script], script, f"needs {switch}: true"
 
 
-def _known(name: str) -> "Field[Any]":
+def _known(name: str) -> Option:
     if name in OPTIONS:
         return OPTIONS[name]
+    import difflib  # for whoever mistyped something only
+
     near = difflib.get_close_matches(name.upper(), [*OPTIONS, *ALIASES], n=1)
     raise _Problem(f"is not an option{f'; did you mean {near[0]}?' if near else ''}")
 
 
-def _value(option: "Field[Any]", node: yaml.Node) -> object:
+def _value(option: Option, entry: Entry) -> object:
     kind = option.metadata.get("kind", "")
     if kind in ("list", "limits"):
-        return _limits(node) if kind == "limits" else _list(node)
-    if not isinstance(node, yaml.ScalarNode):
+        return _limits(entry) if kind == "limits" else _list(entry)
+    if entry.text is None:
         raise _Problem("must be a single value")
-    text = str(node.value)
     if kind == "size":
-        return _size(option, text)
+        return _size(option, entry.text)
     if option.type is bool:
-        return _boolean(text, node)
+        return _boolean(entry.text, entry)
     if option.type is int:
-        return _number(option, text, node)
-    if node.tag == "tag:yaml.org,2002:null" and not node.style:
-        text = ""
-    return _text(option, text, kind)
+        return _number(option, entry.text, entry)
+    is_null = entry.text in _NULLS and not entry.is_quoted
+    return _text(option, "" if is_null else entry.text, kind)
 
 
-def _list(node: yaml.Node) -> tuple[str, ...]:
-    if isinstance(node, yaml.ScalarNode):
-        return tuple(str(node.value).split())
-    if not isinstance(node, yaml.SequenceNode):
+def _list(entry: Entry) -> tuple[str, ...]:
+    if entry.text is not None:
+        return tuple(entry.text.split())
+    if entry.words is None:
         raise _Problem("must be a list of words")
-    return tuple(str(each.value) for each in node.value)
+    return entry.words
 
 
-def _limits(node: yaml.Node) -> tuple[str, ...]:
-    if not isinstance(node, yaml.SequenceNode):
+def _limits(entry: Entry) -> tuple[str, ...]:
+    if entry.words is None:
         raise _Problem('must be a list, like ["students max_vcpus=4 max_ram=8G"]')
-    texts = tuple(str(each.value) for each in node.value)
-    for text in texts:
+    for text in entry.words:
         try:
             limits.parse(text)
         except ValueError as error:
             raise _Problem(str(error)) from None
-    return texts
+    return entry.words
 
 
-def _boolean(text: str, node: yaml.ScalarNode) -> bool:
-    if text.lower() not in _BOOLEANS or node.style:
-        raise _Problem(f"must be true or false, not {_shown(text, node)}")
+def _boolean(text: str, entry: Entry) -> bool:
+    if text.lower() not in _BOOLEANS or entry.is_quoted:
+        raise _Problem(f"must be true or false, not {_shown(text, entry)}")
     return _BOOLEANS[text.lower()]
 
 
-def _number(option: "Field[Any]", text: str, node: yaml.ScalarNode) -> int:
-    if _NUMBER.fullmatch(text) is None or node.style:
-        raise _Problem(f"must be a whole number, not {_shown(text, node)}")
+def _number(option: Option, text: str, entry: Entry) -> int:
+    if _NUMBER.fullmatch(text) is None or entry.is_quoted:
+        raise _Problem(f"must be a whole number, not {_shown(text, entry)}")
     return _in_range(option, int(text))
 
 
-def _size(option: "Field[Any]", text: str) -> int:
+def _size(option: Option, text: str) -> int:
     try:
         return _in_range(option, units.mebibytes(text[:_LONGEST_VALUE]))
     except ValueError as error:
         raise _Problem(str(error)) from None
 
 
-def _in_range(option: "Field[Any]", value: int) -> int:
+def _in_range(option: Option, value: int) -> int:
     most = _MOST_MIB if option.metadata.get("kind") == "size" else _MOST
     low, high = option.metadata.get("low", 0), option.metadata.get("high", most)
     if not low <= value <= high:
@@ -253,13 +214,13 @@ def _in_range(option: "Field[Any]", value: int) -> int:
     return value
 
 
-def _text(option: "Field[Any]", text: str, kind: str) -> str:
+def _text(option: Option, text: str, kind: str) -> str:
     if kind == "switch":
         text = str(_BOOLEANS.get(text.lower(), text)).lower()
     choices = option.metadata.get("choices")
     if choices and text not in choices:
         raise _Problem(f"must be {' or '.join(choices)}, not {text[:80]!r}")
-    if len(text) > _LONGEST_VALUE or _CONTROL.search(text):
+    if len(text) > _LONGEST_VALUE or re.search(_CONTROL, text):
         raise _Problem(f"must be one line of at most {_LONGEST_VALUE} characters")
     if not text:
         if option.default and kind not in ("share", "dir"):
@@ -272,7 +233,7 @@ def _text(option: "Field[Any]", text: str, kind: str) -> str:
             return ".*"
         case "hosts" | "regex":
             return _regex(text)
-    if kind in FORMS and FORMS[kind][0].fullmatch(text) is None:
+    if kind in FORMS and not fits(kind, text):
         raise _Problem(f"must be {FORMS[kind][1]}, not {text[:80]!r}")
     return text
 
@@ -285,5 +246,5 @@ def _regex(text: str) -> str:
     return text
 
 
-def _shown(text: str, node: yaml.ScalarNode) -> str:
-    return f"the text {text[:80]!r}" if node.style else repr(text[:80])
+def _shown(text: str, entry: Entry) -> str:
+    return f"the text {text[:80]!r}" if entry.is_quoted else repr(text[:80])

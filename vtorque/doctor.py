@@ -13,8 +13,8 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
+from vtorque import accounts, doctor_network, doctor_openpbs, doctor_service, doctor_slurm, proc, topology
 from vtorque import doctor_checks as checks
-from vtorque import doctor_network, doctor_openpbs, doctor_slurm, proc, topology
 from vtorque.backends.hypervisor.libvirt import Libvirt
 from vtorque.config import SiteConfig
 from vtorque.deadline import Deadline
@@ -49,6 +49,7 @@ def examine(site: SiteConfig, *, prefix: Path, deadline: Deadline) -> list[Findi
     """What all checks found, in a fixed order. Never raises: a check that fails or hangs is an error."""
     within = deadline.reserve(_GRACE_SECONDS)
     every: list[tuple[str, Check]] = [
+        ("service", partial(doctor_service.in_service, site)),
         ("accelerator", lambda: checks.accelerator(site, device=checks.kvm_of_libvirt())),
         ("libvirt", partial(libvirt, site, deadline=within)),
         ("machine", partial(machine, site, deadline=within)),
@@ -173,7 +174,7 @@ def machine(site: SiteConfig, *, deadline: Deadline) -> Iterator[Finding]:
 def qemu_user(site: SiteConfig) -> Iterator[Finding]:
     """QEMU_USER is a user of this node."""
     try:
-        uid, gid = topology.user_ids(site.qemu_user)
+        uid, gid = accounts.user_ids(site.qemu_user)
     except ConfigError as trouble:
         yield error("qemu-user", trouble.brief, "set QEMU_USER, or apt-get install libvirt-daemon-system")
     else:

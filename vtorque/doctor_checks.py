@@ -16,9 +16,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from vtorque import files, images
+from vtorque import files, imageprobe, images
 from vtorque.backends import batch
 from vtorque.config import SiteConfig
+from vtorque.deadline import Deadline
 from vtorque.errors import ConfigError, RequestError
 from vtorque.model import NodeShape, PelogKind
 from vtorque.overhead import qemu_memory_mib
@@ -33,6 +34,7 @@ _KVM_GET_API_VERSION, _KVM_CREATE_VM, _KVM_API = 0xAE00, 0xAE01, 12
 _MOM_CONFIG_LIMIT = 64 * 1024
 # What Torque takes off, and what a hook keeps for its own end.
 _ALARM_MARGIN_SECONDS = 15
+_INSPECTION_SECONDS = 30.0
 REMOTE = frozenset(
     ("nfs", "nfs4", "cifs", "smb3", "ceph", "lustre", "beegfs", "gpfs", "9p", "afs", "autofs", "fuse.sshfs")
 )
@@ -157,7 +159,7 @@ def catalogue(directory: Path, default: str) -> Iterator[Finding]:
         return
     images.require_trusted(image)
     if not image.url:
-        images.inspect(image.path)
+        imageprobe.probe(image.path, deadline=Deadline(_INSPECTION_SECONDS))
     yield ok("images", f"{number} in {directory}, with IMG_DEFAULT {default}")
 
 

@@ -79,6 +79,10 @@ class NodeBusy(VtorqueError):
     """The node has what a job needs, but other jobs hold it now."""
 
 
+class NodeOut(VtorqueError):
+    """The node takes no jobs with guests until an administrator brings it back."""
+
+
 class GenerationClosed(VtorqueError):
     """The job was deleted or torn down while its guests were being started."""
 
@@ -87,3 +91,18 @@ class InternalError(VtorqueError):
     """Something that nobody foresaw."""
 
     blame = Blame.BUG
+
+
+def printable(text: str) -> str:
+    """Text of others in one line that does nothing to a terminal."""
+    return "".join(each if each.isprintable() else "?" for each in " ".join(text.split()))
+
+
+def known(error: Exception) -> VtorqueError:
+    """What went wrong, as a failure that the program knows."""
+    if isinstance(error, VtorqueError):
+        return error
+    if isinstance(error, OSError):
+        # A record of root's, as far as it has a name.
+        return StateError(f"{error.filename or 'a file of root'}: {error.strerror}")
+    return InternalError(f"internal error: {error!r}")

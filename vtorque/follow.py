@@ -11,9 +11,10 @@ from pathlib import Path
 from vtorque import proc
 from vtorque.deadline import Deadline
 from vtorque.errors import CommandError
-from vtorque.model import JobId
+from vtorque.job import JobId
 
 _FOREVER_SECONDS = 366 * 86400.0
+# Nobody tells a user's process that a job has ended, and each look is a process and a question to the server.
 _LONGEST_PAUSE_SECONDS = 2.0
 # Torque reports 256 plus the signal for a job whose shell a signal killed.
 _SIGNAL_BASE = 256
@@ -96,7 +97,9 @@ def _show_new(phases: Path, seen: int, start: float, show: Show) -> int:
         return seen
     for line in lines[seen:]:
         entry = json.loads(line)
-        show(str(entry["phase"]), max(0.0, float(entry["time"]) - start))
+        # What each guest did is for a report; that the job is queued the batch system says itself.
+        if "guests" not in entry and entry["phase"] != "queued":
+            show(str(entry["phase"]), max(0.0, float(entry["time"]) - start))
     return len(lines)
 
 

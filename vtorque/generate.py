@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """All files of a job in guests, written for the user to look at: nothing is submitted, nothing started."""
 
-import dataclasses
 import json
 import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from vtorque import images, plan, render, units
+from vtorque import images, orders, plan, render, units
 from vtorque.errors import RequestError
 from vtorque.model import Account, Job, JobId, JobPlan, NodeShape, VmRequest
 from vtorque.options import SiteConfig
@@ -39,15 +38,15 @@ def write(
         target.mkdir(parents=True)
     except FileExistsError:
         raise RequestError(f"--generate: {target} is there already") from None
-    wanted = dataclasses.replace(draft.resolved.request, public_key=public_key)
+    wanted = draft.resolved.request._replace(public_key=public_key)
     decided = _plan(wanted, site, account, host)
     program = "sbatch.sh" if draft.slurm else "qsub.sh"
     for name, data in {
         program: f"#!/bin/sh\nexec {shlex.join(command)}\n".encode(errors="surrogateescape"),
         "wrapper.sh": wrapper,
         "script.sh": draft.script.text,
-        "request.json": _json(dataclasses.asdict(wanted)),
-        "plan.json": _json(dataclasses.asdict(decided)),
+        "request.json": _json(wanted._asdict()),
+        "plan.json": _json(orders.plain(decided)),
         **_rendered(decided, site, templates),
     }.items():
         (target / name).write_bytes(data)

@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from vtorque import follow, proc, submit
+from vtorque import proc, submit
 from vtorque.deadline import Deadline
 from vtorque.errors import VtorqueError
 
@@ -38,9 +38,13 @@ def _tidy(jobs: Path, qstat: str, env: Mapping[str, str]) -> None:
         if directory.parent != jobs or not directory.is_dir() or directory.stat().st_mtime > long_ago:
             continue
         os.utime(directory)
-        answer = proc.run(
-            [qstat, "-f", link.name], deadline=Deadline(_QSTAT_SECONDS), env=env, statuses=(0, *follow.GONE)
-        )
-        if answer.status in follow.GONE or follow.says_over(answer.stdout):
-            submit.remove(directory, link.name)
+        _ask(directory, link.name, qstat, env)
         return
+
+
+def _ask(directory: Path, job: str, qstat: str, env: Mapping[str, str]) -> None:
+    from vtorque import follow  # not every submission finds one that old
+
+    answer = proc.run([qstat, "-f", job], deadline=Deadline(_QSTAT_SECONDS), env=env, statuses=(0, *follow.GONE))
+    if answer.status in follow.GONE or follow.says_over(answer.stdout):
+        submit.remove(directory, job)

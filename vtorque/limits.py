@@ -3,21 +3,20 @@
 
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from vtorque import units
 from vtorque.errors import RequestError
-from vtorque.model import VmRequest
+from vtorque.job import VmRequest
 from vtorque.options import SiteConfig
 
-_WORD = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@+-]*", re.ASCII)
-_NUMBER = re.compile(r"[0-9]{1,9}", re.ASCII)
+_WORD = r"[A-Za-z0-9_][A-Za-z0-9_.@+-]*"
+_NUMBER = r"[0-9]{1,9}"
 _OPTIONS = {"vcpus": "vcpus", "ram": "memory_mib", "vms_per_node": "vms_per_node", "disk_size": "disk_size_mib"}
 _SIZES = ("ram", "disk_size")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limit:
+class Limit(NamedTuple):
     """One entry of GROUP_LIMITS or IMAGE_LIMITS: a name, the most of each option, and who may at all."""
 
     name: str
@@ -28,7 +27,7 @@ class Limit:
 def parse(text: str) -> Limit:
     """`NAME max_vcpus=4 max_ram=8G max_vms_per_node=2 groups=a,b`; ValueError says what is wrong."""
     name, *words = text.split() or [""]
-    if _WORD.fullmatch(name) is None:
+    if re.fullmatch(_WORD, name, re.ASCII) is None:
         raise ValueError(f"{name[:80]!r} is not a name")
     most: dict[str, int] = {}
     groups: tuple[str, ...] = ()
@@ -36,7 +35,7 @@ def parse(text: str) -> Limit:
         key, _, value = word.partition("=")
         if key == "groups":
             groups = tuple(value.split(","))
-            if not all(map(_WORD.fullmatch, groups)):
+            if not all(re.fullmatch(_WORD, group, re.ASCII) for group in groups):
                 raise ValueError(f"{value[:80]!r} is not a list of groups: like groups=staff,guests")
         elif key.removeprefix("max_") in _OPTIONS and key.startswith("max_"):
             most[key.removeprefix("max_")] = _amount(key, value)
@@ -101,6 +100,6 @@ def _require(request: VmRequest, most: Mapping[str, int], who: str) -> None:
 def _amount(key: str, value: str) -> int:
     if key.removeprefix("max_") in _SIZES:
         return units.mebibytes(value)
-    if _NUMBER.fullmatch(value) is None:
+    if re.fullmatch(_NUMBER, value, re.ASCII) is None:
         raise ValueError(f"{key}={value[:80]!r} is not a whole number")
     return int(value)

@@ -11,13 +11,11 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import yaml
-
 from vtorque.errors import RequestError
 
 KEYS = {
-    "timezone": re.compile(r"[A-Za-z][A-Za-z0-9_+-]{0,31}(?:/[A-Za-z][A-Za-z0-9_+-]{0,31}){0,2}", re.ASCII),
-    "locale": re.compile(r"[A-Za-z]{1,8}(?:_[A-Z]{2})?(?:\.[A-Za-z0-9-]{1,16})?(?:@[a-z]{1,16})?", re.ASCII),
+    "timezone": r"[A-Za-z][A-Za-z0-9_+-]{0,31}(?:/[A-Za-z][A-Za-z0-9_+-]{0,31}){0,2}",
+    "locale": r"[A-Za-z]{1,8}(?:_[A-Z]{2})?(?:\.[A-Za-z0-9-]{1,16})?(?:@[a-z]{1,16})?",
 }
 """The keys of cloud-config that users may set, and what their values look like."""
 
@@ -28,6 +26,8 @@ _TEXT = "tag:yaml.org,2002:str"
 
 def read(text: bytes) -> str:
     """A user's YAML file as canonical JSON; RequestError that names line and key, and what is allowed."""
+    import yaml  # hardly a job has need of it
+
     if len(text) > LIMIT:
         raise _wrong(f"the file has more than {LIMIT} bytes")
     try:
@@ -50,11 +50,12 @@ def check(data: Mapping[object, object]) -> None:
         _check(key, value)
 
 
-def _entries(root: yaml.MappingNode) -> dict[str, str]:
+def _entries(root: Any) -> dict[str, str]:
+    """What a mapping of YAML says, once each key is checked."""
     entries: dict[str, str] = {}
     for key, node in root.value:
         line = _line(key.start_mark)
-        name = key.value if isinstance(key, yaml.ScalarNode) else "a list or mapping"
+        name = key.value if isinstance(key.value, str) else "a list or mapping"
         _check(name, node.value if node.tag == _TEXT else None, line=line)
         if name in entries:
             raise _wrong(f"{name} is there twice", line=line)
@@ -69,7 +70,7 @@ def _check(key: object, value: object, *, line: int = 0) -> None:
         raise _wrong(f"{str(key)[:80]!r} is not a key that users may set", line=line, hint=hint)
     if not isinstance(value, str):
         raise _wrong(f"{key} cannot be anything but a text", line=line)
-    if pattern.fullmatch(value) is None:
+    if re.fullmatch(pattern, value, re.ASCII) is None:
         raise _wrong(f"{key} cannot be {value[:80]!r}", line=line)
 
 

@@ -1,170 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the program talks about: frozen values, each later stage a later type."""
 
-import re
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
-from typing import NewType
 from uuid import UUID
 
-from vtorque.errors import RequestError
+from vtorque.job import JOB_EXEC_RETRY as JOB_EXEC_RETRY
+from vtorque.job import Account as Account
+from vtorque.job import Group as Group
+from vtorque.job import Image as Image
+from vtorque.job import Job as Job
+from vtorque.job import JobId as JobId
+from vtorque.job import PelogKind as PelogKind
+from vtorque.job import VmRequest as VmRequest
+from vtorque.job import job_id as job_id
+from vtorque.job import job_key as job_key
 from vtorque.shape import NodeShape as NodeShape
-
-JobId = NewType("JobId", str)
-
-JOB_EXEC_RETRY = -3
-_SIGNALLED = 256
-# Mom gave up (-1, -2) or the job went over a limit (-10 to -12): the server does not start it again.
-_FINAL = frozenset((-1, -2, -10, -11, -12))
-
-# `1234.server`, `58[2].server`, or the bare number when the server's
-# display_job_server_suffix is off (Torque: req_quejob.c:470-512).
-_JOB_ID = re.compile(r"[0-9]{1,12}(?:\[[0-9]{0,9}\])?(?:\.[A-Za-z0-9][A-Za-z0-9._-]{0,200})?", re.ASCII)
-
-
-class PelogKind(StrEnum):
-    """The hooks of a mom, by the name of their file in mom_priv."""
-
-    PROLOGUE = "prologue"
-    PROLOGUE_PARALLEL = "prologue.parallel"
-    EPILOGUE = "epilogue"
-    EPILOGUE_PARALLEL = "epilogue.parallel"
-    PRECANCEL = "epilogue.precancel"
-
-    @property
-    def starts(self) -> bool:
-        """Whether this hook brings a job up rather than down."""
-        return self in (PelogKind.PROLOGUE, PelogKind.PROLOGUE_PARALLEL)
-
-
-def job_id(text: str) -> JobId:
-    """A job id that is safe to build names from, or RequestError."""
-    if _JOB_ID.fullmatch(text) is None:
-        raise RequestError(f"not a job id: {text[:80]!r}")
-    return JobId(text)
-
-
-def job_key(job: JobId) -> str:
-    """The job id as a file or domain name: `58[2].srv` becomes `58-2.srv`, as in mom's own spool."""
-    return job.replace("[", "-").replace("]", "")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
-    """What the batch system says of a job on this node. `nodes` is empty on a sister: only the
-    mother superior is told all of them. `most_nodes` is the most that there can be, 0 when nobody tells.
-
-    `exit_status` is known to epilogues: the job's own, 256 plus a signal, or
-    one of mom's negative codes.
-    """
-
-    id: JobId
-    user: str
-    node_index: int
-    nodes: tuple[str, ...]
-    request: str
-    spool_script: Path | None = None
-    exit_status: int | None = None
-    most_nodes: int = 0
-
-    @property
-    def will_be_retried(self) -> bool:
-        """Whether this epilogue ends a start that is made again: JOB_EXEC_RETRY (pbs_job.h:1274-1287)."""
-        return self.exit_status == JOB_EXEC_RETRY
-
-    @property
-    def may_run_again(self) -> bool:
-        """Whether the server may yet start it anew: nothing tells a `qrerun` from a `qdel`, both kill the job's shell.
-
-        Negative are mom's own codes, of which some end a job for good.
-        """
-        status = self.exit_status
-        return status is not None and (status >= _SIGNALLED or (status < 0 and status not in _FINAL))
-
-    @property
-    def key(self) -> str:
-        """The id in the form that names files and domains."""
-        return job_key(self.id)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VmRequest:
-    """What a user asked for, complete: every default is filled in at submission.
-
-    `request_id` names the job's directory below `~/.vtorque`; `public_key` is
-    the OpenSSH text of the job's own ed25519 key. `pinning` is true, false,
-    auto, or the host CPUs of each vCPU, guest by guest: `0,2;1,3`. A
-    `disk_size_mib` of 0 is the image's own. `disk` is made with `disk_new_mib`
-    when it is not there, and has to be there when that is 0. `vm_prologue` and `vm_epilogue` say
-    that the job directory holds such a script. `metadata` is JSON, checked.
-    `elements` counts those of a job array.
-    """
-
-    request_id: str
-    image: str
-    distro: str
-    arch: str
-    vcpus: int
-    memory_mib: int
-    vms_per_node: int
-    public_key: str
-    pinning: str = "true"
-    fs_type: str = "sharedfs"
-    disk: str = ""
-    disk_new_mib: int = 0
-    disk_size_mib: int = 0
-    metadata: str = ""
-    vm_prologue: bool = False
-    vm_epilogue: bool = False
-    vrdma: bool = False
-    unclot: bool = False
-    unclot_shmem_mib: int = 0
-    iocm: bool = False
-    iocm_min_cores: int = 0
-    iocm_max_cores: int = 0
-    elements: int = 1
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Group:
-    """A group of the job's user, by name and number."""
-
-    name: str
-    gid: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Account:
-    """The job's user as the node's name service knows him."""
-
-    name: str
-    uid: int
-    group: Group
-    groups: tuple[Group, ...]
-    home: Path
-    shell: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Image:
-    """A catalogue entry. With a kernel the guest is started directly, without a boot loader.
-
-    With a `url` there is nothing at `path` until a node has fetched it for itself.
-    In one that is not `trusted` a user may become root.
-    """
-
-    name: str
-    distro: str
-    arch: str
-    path: Path
-    sha256: str
-    description: str = ""
-    kernel: Path | None = None
-    initrd: Path | None = None
-    cmdline: str = ""
-    url: str = ""
-    trusted: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -201,7 +52,8 @@ class VmPlan:
     anywhere. `page_kib` is the size of its huge pages, 0 for none. `threads` are
     those of a core that the guest sees. `share_sockets` are where the host's
     servers of its shares listen, if they are processes of their own, and
-    `disk_socket` that of the user's own disk, if the guest has it.
+    `disk_socket` that of the user's own disk, if the guest has it. At `channel`
+    QEMU passes on what the guest says of itself.
     """
 
     rank: int
@@ -229,6 +81,7 @@ class VmPlan:
     threads: int = 1
     share_sockets: tuple[Path, ...] = ()
     disk_socket: Path | None = None
+    channel: Path | None = None
 
     @property
     def pins(self) -> tuple[tuple[int, ...], ...]:

@@ -3,10 +3,11 @@
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from vtorque import slurmstarts
+from vtorque.accounting import Journal
 from vtorque.backends import batch
 from vtorque.backends.address import AddressBook
 from vtorque.backends.filter import Filter
@@ -29,7 +30,7 @@ class Node:
     guests the job has here and how long he will ask; `surroundings` looks at
     the node's network, which may have changed; `announce` is the node's
     address on the guests' bridge; `qemu_ids` are the numeric user and
-    group that guests run as.
+    group that guests run as; `journal` is where phases are noted.
     """
 
     site: SiteConfig
@@ -42,17 +43,25 @@ class Node:
     templates: Path
     announce: str
     qemu_ids: tuple[int, int]
+    journal: Journal = field(default_factory=Journal)
 
     @property
     def failing_drains(self) -> bool:
         """Whether a hook that fails takes this node out of the cluster."""
         return batch.by_name(self.site.batch_system).failure_drains
 
+    @property
+    def jobs_directory(self) -> Path:
+        """Where something changes when mom begins to know a job, or knows it no more."""
+        if self.site.batch_system == "slurm":
+            return slurmstarts.directory(Path(self.site.state_dir))
+        return Path(self.site.torque_home) / "mom_priv" / "jobs"
+
     def knows(self, key: str) -> bool:
         """Whether mom still knows the job: she keeps its script and her record of it while she does."""
         if self.site.batch_system == "slurm":
             return slurmstarts.knows(Path(self.site.state_dir), key)
-        jobs = Path(self.site.torque_home) / "mom_priv" / "jobs"
+        jobs = self.jobs_directory
         # OpenPBS leaves the brackets of an array's element in its files' names (start_exec.c).
         names = (key, _ELEMENT.sub(r"\1[\2]", key))
         return any((jobs / f"{name}.{ending}").exists() for name in names for ending in ("SC", "JB"))

@@ -5,9 +5,9 @@ One table drives the parser, the checks and the manual. Names are those of the
 vTorque manual, in lower case here and in upper case in the file.
 """
 
-from dataclasses import dataclass, fields
+from typing import Any
 
-from vtorque.optionforms import inert, option
+from vtorque.optionforms import Option, inert, option
 
 LIMITS = (
     ("max_vcpus", "vcpus_default"),
@@ -24,9 +24,11 @@ _SERVER = "nfs-server.my-domain.com:"
 _PACKAGES = "at every boot, which takes minutes of TIMEOUT"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class SiteConfig:
-    """What a site decided. Attributes are the options' names in lower case."""
+    """What a site decided, frozen. Attributes are the options' names in lower case.
+
+    Not a dataclass: what that generates for so many fields takes longer than all that vsub does with them.
+    """
 
     batch_system: str = option(
         "torque", "batch system of this cluster", choices=("torque", "openpbs", "slurm", "local")
@@ -39,6 +41,9 @@ class SiteConfig:
     disabled_hosts_list: str = option("", "short host names on which vsub refuses to work", kind="regex")
 
     vm_img_dir: str = option("/opt/vm-images", "the authorised images", kind="path")
+    vm_images_verified: bool = option(
+        False, "only images in which vmgr image verify found nobody who can become root mount NFS with sec=sys"
+    )
     suspended_image_dir: str = option(
         "/opt/vm-images-suspended", "suspended images, for vmgr show suspended", kind="path"
     )
@@ -90,9 +95,9 @@ class SiteConfig:
         kind="path",
     )
 
-    network_filter: bool = option(True, "drop what guests must not send or get, with nft (IPv4 only)")
+    network_filter: bool = option(True, "drop what guests must not send or get, with nft")
     guest_net_allow: str = option(
-        "", "what guests may reach all the same, NET or NET:PORT or NET:LOW-HIGH", kind="endpoints"
+        "", "what guests may reach all the same, NET or [NET6], with :PORT or :LOW-HIGH", kind="endpoints"
     )
     guest_net_deny: str = option("", "what guests may not reach either, in the same form", kind="endpoints")
 
@@ -124,6 +129,10 @@ class SiteConfig:
     undo_reserve: int = option(30, "of a hook's time kept for undoing", unit="seconds", low=1, high=3600)
     requeue_limit: int = option(
         3, "failed starts on a node until the user is told", unit="starts", low=1, high=100
+    )
+    node_failure_limit: int = option(
+        3, "jobs in a row that a node fails until it takes no more with guests, 0 for never", unit="jobs",
+        low=0, high=100,
     )
 
     name_server: str = option(
@@ -181,6 +190,7 @@ class SiteConfig:
     min_uid: int = option(1000, "lowest uid that may have guests", low=1, high=2**32 - 2)
 
     parallel: bool = option(True, "start the guests of a node at the same time")
+    parallel_guests: int = option(8, "most guests of a node that are started at the same time", low=1, high=64)
     allow_user_images: bool = inert(False, "images outside VM_IMG_DIR", "a user's image is never started")
     enable_dev_mode: bool = inert(False, "developers' switches", "root runs nothing of a user's")
     debug_default: bool = option(False, "verbose log of root's hooks")
@@ -208,61 +218,44 @@ class SiteConfig:
     state_dir: str = option("/run/vtorque", "root's record of running jobs, on tmpfs", kind="path")
     disk_dir: str = option("/var/lib/vtorque/disks", "guests' overlays, on a local disk", kind="path")
     log_dir: str = option("/var/log/vtorque", "root's log", kind="path")
+    audit_log: str = option(
+        "file", "where a line goes for each of root's acts: LOG_DIR/audit.log, syslog (authpriv)",
+        choices=("file", "syslog", "both", "none"),
+    )
+    accounting_dir: str = option(
+        "", "the phases of every job, a file a day, empty for LOG_DIR/accounting", kind="path"
+    )
+    accounting_days: int = option(400, "that files of ACCOUNTING_DIR are kept", unit="days", low=1, high=36500)
+    prometheus_file: str = option(
+        "", "metrics of this node for the node exporter's textfile collector, a name in .prom, empty for none",
+        kind="path",
+    )
     template_dir: str = option("/etc/vtorque/templates-vm", "the site's own templates, first", kind="path")
     vm_scripts_dir: str = option("", "root's own scripts for every guest, empty for none", kind="path")
+
+    def __init__(self, **values: Any) -> None:
+        if unknown := values.keys() - _DEFAULTS.keys():
+            raise TypeError(f"not an option: {min(unknown)}")
+        vars(self).update(_DEFAULTS | values)
+
+    def but(self, **changes: Any) -> "SiteConfig":
+        """The same site with other values."""
+        return SiteConfig(**vars(self) | changes)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"{name} cannot be changed")
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, SiteConfig) and vars(self) == vars(other)
+
+    def __hash__(self) -> int:
+        return hash(tuple(vars(self).values()))
 
 
 ALIASES = {"VM_IMAGE_DIR": "VM_IMG_DIR", "IMAGE_POOL_DIR": "VM_IMG_DIR"}
 """Other names the manual uses for the same option."""
 
-OPTIONS = {each.name.upper(): each for each in fields(SiteConfig)}
+OPTIONS = {name.upper(): each for name, each in vars(SiteConfig).items() if isinstance(each, Option)}
 """Every option by its name in the file."""
 
-EXAMPLES = {
-    "REGEX_FE": '"login[0-9]+"',
-    "DISABLED_HOSTS_LIST": '"^gpu"',
-    "NODE_CORE_COUNT": '64',
-    "NODE_RAM_MB": '256G',
-    "MAX_VCPUS": '32',
-    "MAX_RAM": '128G',
-    "MAX_VMS_PER_NODE": '8',
-    "MAX_DISK_SIZE": '100G',
-    "VM_SCRIPTS_DIR": '/etc/vtorque/scripts-vm',
-    "RAMDISK_LIMIT": '16G',
-    "IMAGE_CACHE_LIMIT": '200G',
-    "GROUP_LIMITS": '["students max_vcpus=4 max_ram=8G"]',
-    "IMAGE_LIMITS": '["win.qcow2 groups=staff max_vms_per_node=1"]',
-    "CUSTOM_IP_MAPPING": 'true',
-    "IP_TO_MAC_SCRIPT": '/etc/vtorque/ip-mapping.sh',
-    "VM_NFS_HOME": 'nfs1:/export/home',
-    "GUEST_NET_ALLOW": '10.0.0.7:27000-27009',
-    "GUEST_NET_DENY": '192.168.0.0/16',
-    "NAME_SERVER": '10.0.0.53 10.0.0.54',
-    "DOMAIN": 'cluster.example.org',
-    "SEARCH_DOMAIN": 'cluster.example.org example.org',
-    "NTP_SERVER_1": 'ntp1.example.org',
-    "NTP_SERVER_2": 'ntp2.example.org',
-    "SW_PACKAGES_DEBIAN": '[gdb, libgomp1]',
-    "SW_PACKAGES_REDHAT": '[gdb, libgomp]',
-    "SECURITY_UPDATES": 'true',
-    "VM_NFS_WS": 'nfs1:/export/work',
-    "VM_NFS_OPT": 'nfs1:/export/opt',
-}
-"""Values for the manual, where the default would not teach anything."""
-
-
-def written(name: str) -> str:
-    """The default of an option as an administrator would write it."""
-    default = OPTIONS[name].default
-    if isinstance(default, bool):
-        return str(default).lower()
-    if isinstance(default, tuple):
-        return f"[{', '.join(default)}]"
-    if OPTIONS[name].metadata.get("kind") == "hosts" and default == ".*":
-        return '"*"'
-    return str(default) or '""'
-
-
-def example(name: str) -> str:
-    """A line of the file that sets the option."""
-    return f"{name}: {EXAMPLES.get(name, written(name))}"
+_DEFAULTS = {each.name: each.default for each in OPTIONS.values()}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Frozen dataclasses as JSON and back: how a hook hands a guard her orders.
+"""Frozen values, dataclasses and named tuples, as JSON and back: how a hook hands a guard her orders.
 
 Whoever decodes says what he expects. Every value must be there, under its own
 name and of exactly its annotated type; nothing else may be there.
@@ -18,8 +18,8 @@ _AS_TEXT = (Path, UUID)
 
 
 def encode(value: object) -> bytes:
-    """A frozen dataclass, and all that it holds, as JSON; TypeError when there is no way back."""
-    return json.dumps(_plain(value), allow_nan=False).encode()
+    """A frozen value, and all that it holds, as JSON; TypeError when there is no way back."""
+    return json.dumps(plain(value), allow_nan=False).encode()
 
 
 def decode(kind: type[_Kind], data: bytes) -> _Kind:
@@ -28,11 +28,13 @@ def decode(kind: type[_Kind], data: bytes) -> _Kind:
     return found
 
 
-def _plain(value: object) -> object:
-    if is_dataclass(value) and not isinstance(value, type):
-        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
+def plain(value: object) -> Any:
+    """The same as a tree of mappings, lists, texts and numbers; TypeError."""
+    names = _names(value)
+    if names and not isinstance(value, type):
+        return {name: plain(getattr(value, name)) for name in names}
     if type(value) is tuple:
-        return [_plain(each) for each in value]
+        return [plain(each) for each in value]
     if isinstance(value, _AS_TEXT):
         return str(value)
     if type(value) in _PLAIN:
@@ -40,10 +42,17 @@ def _plain(value: object) -> object:
     raise TypeError(f"a {type(value).__name__} has no place in orders")
 
 
+def _names(value: Any) -> tuple[str, ...]:
+    """The fields of a dataclass or a named tuple, or of one's type; none of anything else."""
+    if is_dataclass(value):
+        return tuple(field.name for field in fields(value))
+    return tuple(getattr(value, "_fields", ()))
+
+
 def _value(kind: Any, data: Any, where: str) -> Any:
     if isinstance(kind, NewType):
         return _value(kind.__supertype__, data, where)
-    if is_dataclass(kind):
+    if _names(kind):
         return _object(kind, data, where)
     if get_origin(kind) is tuple and type(data) is list:
         return _tuple(get_args(kind), data, where)

@@ -5,7 +5,7 @@ import hashlib
 import uuid
 from pathlib import Path
 
-from vtorque import datadisk, numa, shares, units
+from vtorque import announcement, datadisk, numa, shares, units
 from vtorque.config import SiteConfig
 from vtorque.errors import ConfigError, NodeBusy, RequestError
 from vtorque.model import Account, Image, Job, JobPlan, NodeShape, VmPlan, VmRequest
@@ -225,7 +225,13 @@ def _vm(
         threads=place.threads,
         share_sockets=shares.sockets(name, site),
         disk_socket=datadisk.socket(request, name, rank, site),
+        channel=_channel(job, slot, site),
     )
+
+
+def _channel(job: Job, slot: int, site: SiteConfig) -> Path | None:
+    path = Path(site.state_dir, "jobs", job.key, f"channel.{slot + 1}")
+    return path if announcement.fits(path) else None
 
 
 def _tap(job_id: str, rank: int) -> str:

@@ -1,16 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The only module that starts processes."""
+"""The only module that starts programs."""
 
 import contextlib
-import ctypes
 import os
 import shlex
 import signal
-import socket
 import subprocess
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from vtorque.deadline import Deadline
 from vtorque.errors import CommandError, DeadlineExceeded
@@ -26,11 +24,9 @@ Child = subprocess.Popen[bytes]
 """A started process."""
 
 _EXCERPT = 2000
-_PR_SET_NO_NEW_PRIVS = 38
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Result:
+class Result(NamedTuple):
     """How a command ended: `status` is 0 to 255, or minus the signal that killed it."""
 
     argv: tuple[str, ...]
@@ -39,8 +35,7 @@ class Result:
     stderr: bytes
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Identity:
+class Identity(NamedTuple):
     """Numeric ids to run as; names are never looked up after a fork."""
 
     uid: int
@@ -190,43 +185,6 @@ def wait_in_group(child: Child, *, deadline: Deadline) -> int:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(child.pid, signal.SIGKILL)
             child.wait()
-
-
-def fork_as(identity: Identity, serve: Callable[[socket.socket], None]) -> tuple[int, socket.socket]:
-    """Fork a child that has become `identity` for good and runs `serve` on its end of a socket pair.
-
-    Call it before the first thread is started. The child is in a session of its
-    own, holds nothing open but 0 to 2 and the socket, and ends with `serve`.
-    """
-    ours, theirs = socket.socketpair()
-    pid = os.fork()
-    if pid:
-        theirs.close()
-        return pid, ours
-    status = 1
-    try:
-        os.setsid()
-        keep = theirs.fileno()
-        os.closerange(3, keep)
-        os.closerange(keep + 1, os.sysconf("SC_OPEN_MAX"))
-        _become(identity)
-        serve(theirs)
-        status = 0
-    finally:
-        # Nothing of the parent may run here: no atexit, no flushing of its buffers.
-        os._exit(status)
-
-
-def _become(identity: Identity) -> None:
-    os.setgroups(identity.groups)
-    os.setresgid(identity.gid, identity.gid, identity.gid)
-    os.setresuid(identity.uid, identity.uid, identity.uid)
-    if os.getresuid() != (identity.uid,) * 3 or os.getresgid() != (identity.gid,) * 3:
-        raise PermissionError("the ids were not dropped")
-    if ctypes.CDLL(None).prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
-        raise PermissionError("no_new_privs was refused")
-    os.umask(0o077)
-    os.chdir("/")
 
 
 def kill_session(leader: int, number: signal.Signals = signal.SIGKILL) -> None:

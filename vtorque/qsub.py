@@ -4,13 +4,12 @@
 import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from vtorque.errors import RequestError
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Grammar:
+class Grammar(NamedTuple):
     """A qsub's options: letters with a value, and without; what `--` means; which ones make an array."""
 
     with_value: frozenset[str]
@@ -50,8 +49,7 @@ class UsageError(RequestError):
     """The command line is not one that qsub would take; qsub itself exits with 2 then."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CommandLine:
+class CommandLine(NamedTuple):
     """What a user typed: `passed` is for the real qsub as it stands, the rest is ours.
 
     `options` holds qsub's own, letter and value, in order; `places` where the
@@ -86,8 +84,7 @@ class CommandLine:
         return words
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Header:
+class Header(NamedTuple):
     """A script's directives: the lines for qsub byte for byte, what they say, and those for us.
 
     `vm` holds numbers of lines and what they ask for.

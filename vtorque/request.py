@@ -10,12 +10,11 @@ for is not in the text, so that it stays short.
 import base64
 import json
 import re
-from dataclasses import fields
 from typing import Any
 
 from vtorque import metadata, units
 from vtorque.errors import RequestError
-from vtorque.model import VmRequest
+from vtorque.job import VmRequest
 from vtorque.optionforms import FORMS
 
 PREFIX = "vt1."
@@ -41,17 +40,17 @@ _INTEGERS = {
 }
 _CPUS = r"[0-9]{1,4}(?:-[0-9]{1,4})?(?:,[0-9]{1,4}(?:-[0-9]{1,4})?)*"
 _STRINGS = {
-    "i": ("image", FORMS["image"][0], FORMS["image"][1]),
-    "d": ("distro", re.compile("|".join(DISTROS)), f"one of {', '.join(DISTROS)}"),
-    "a": ("arch", re.compile("|".join(ARCHS)), " or ".join(ARCHS)),
-    "r": ("request_id", re.compile(r"[0-9a-f]{16}", re.ASCII), "16 hexadecimal digits"),
+    "i": ("image", *FORMS["image"]),
+    "d": ("distro", "|".join(DISTROS), f"one of {', '.join(DISTROS)}"),
+    "a": ("arch", "|".join(ARCHS), " or ".join(ARCHS)),
+    "r": ("request_id", r"[0-9a-f]{16}", "16 hexadecimal digits"),
     "p": (
-        "pinning", re.compile(rf"true|false|auto|{_CPUS}(?:;{_CPUS})*", re.ASCII),
+        "pinning", rf"true|false|auto|{_CPUS}(?:;{_CPUS})*",
         "true, false, auto, or lists of CPUs",
     ),
-    "f": ("fs_type", re.compile("sharedfs|ramdisk"), "sharedfs or ramdisk"),
+    "f": ("fs_type", "sharedfs|ramdisk", "sharedfs or ramdisk"),
     "D": (
-        "disk", re.compile(r"/(?!\.\.?/)(?!.*/\.\.?/)[A-Za-z0-9._+/@-]{1,254}\.(?:img|qcow2)", re.ASCII),
+        "disk", r"/(?!\.\.?/)(?!.*/\.\.?/)[A-Za-z0-9._+/@-]{1,254}\.(?:img|qcow2)",
         "the absolute path of an .img or .qcow2 file, of letters, digits and / . _ + @ -",
     ),
 }
@@ -59,7 +58,7 @@ _FLAGS = {"b": "vm_prologue", "e": "vm_epilogue", "v": "vrdma", "u": "unclot", "
 _METADATA, _PUBLIC_KEY = "M", "k"
 _REQUIRED = {"i", "d", "a", "r", "c", "m", "n", _PUBLIC_KEY}
 _KNOWN = {*_INTEGERS, *_STRINGS, *_FLAGS, _METADATA, _PUBLIC_KEY}
-_DEFAULTS = {each.name: each.default for each in fields(VmRequest)}
+_DEFAULTS = {name: VmRequest._field_defaults.get(name) for name in VmRequest._fields}
 # What a field is called in -vm, where that is something else.
 _OPTION = {
     "image": "img", "memory_mib": "ram", "pinning": "vcpu_pinning", "unclot_shmem_mib": "unclot_shmem",
@@ -110,7 +109,7 @@ def check(request: VmRequest) -> None:
     """What every request must be, wherever it comes from; RequestError with key, value and what is allowed."""
     for name, pattern, form in _STRINGS.values():
         value = getattr(request, name)
-        if value != _DEFAULTS[name] and pattern.fullmatch(value) is None:
+        if value != _DEFAULTS[name] and re.fullmatch(pattern, value, re.ASCII) is None:
             raise RequestError(f"-vm {_OPTION.get(name, name)}={value[:80]!r}: must be {form}")
     for name, low, high in _INTEGERS.values():
         value = getattr(request, name)

@@ -6,22 +6,21 @@ Nothing third-party is loaded for it: a job without guests needs it as well.
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
-_COUNT = re.compile(r"[0-9]{1,7}", re.ASCII)
+_COUNT = r"[0-9]{1,7}"
 # A size of Torque or OpenPBS: bytes or words, with a prefix (pbs_ifl: decode_size).
-_SIZE = re.compile(r"([0-9]{1,15})([kmgtp]?)([bw]?)", re.ASCII | re.IGNORECASE)
+_SIZE = r"([0-9]{1,15})([kmgtp]?)([bw]?)"
 _SHIFT = {"": 0, "k": 10, "m": 20, "g": 30, "t": 40, "p": 50}
 _WORD_BYTES = 8
 
 Options = Sequence[tuple[str, str]]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Chunk:
+class Chunk(NamedTuple):
     """`2:ppn=4:fast`, or `hostA`: how many nodes, the host if one is named, `key=value` parts and plain words."""
 
-    count: int
+    nodes: int
     host: str
     pairs: dict[str, str]
     words: tuple[str, ...]
@@ -48,11 +47,11 @@ def chunks(text: str) -> list[Chunk]:
     found = []
     for chunk in text.partition("#")[0].split("+") if text else ():
         head, *parts = chunk.split(":")
-        counted = _COUNT.fullmatch(head) is not None
+        counted = re.fullmatch(_COUNT, head, re.ASCII) is not None
         named = not counted and "=" not in head
         pairs = dict(part.partition("=")[::2] for part in (head, *parts) if "=" in part)
         found.append(Chunk(
-            count=int(head) if counted else 1,
+            nodes=int(head) if counted else 1,
             host=head if named else "",
             pairs=pairs,
             words=tuple(part for part in parts if "=" not in part),
@@ -62,12 +61,12 @@ def chunks(text: str) -> list[Chunk]:
 
 def number(text: str) -> int:
     """A whole number, or 0 for what the batch system itself will complain of."""
-    return int(text) if _COUNT.fullmatch(text) else 0
+    return int(text) if re.fullmatch(_COUNT, text, re.ASCII) else 0
 
 
 def size_bytes(text: str) -> int | None:
     """Bytes of a size, or nothing when it is none."""
-    match = _SIZE.fullmatch(text)
+    match = re.fullmatch(_SIZE, text, re.ASCII | re.IGNORECASE)
     if match is None:
         return None
     return (int(match[1]) << _SHIFT[match[2].lower()]) * (_WORD_BYTES if match[3].lower() == "w" else 1)

@@ -3,14 +3,13 @@
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from vtorque import imageheader, metadata, request, units, userdisk
+from vtorque import request, units
 from vtorque.errors import RequestError
-from vtorque.model import Image, VmRequest
-from vtorque.optionforms import FORMS
+from vtorque.job import Image, VmRequest
+from vtorque.optionforms import FORMS, fits
 from vtorque.options import SiteConfig
 from vtorque.overhead import guest_memory_mib
 from vtorque.vmoptions import KEYS, Given, Source, contents, wrong
@@ -27,8 +26,7 @@ _FIELDS = {"img": "image", "ram": "memory_mib", "vcpu_pinning": "pinning", "uncl
            "disk_size": "disk_size_mib"}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Setting:
+class Setting(NamedTuple):
     """A line of --explain."""
 
     key: str
@@ -36,8 +34,7 @@ class Setting:
     origin: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Resolved:
+class Resolved(NamedTuple):
     """The complete request, how it came about, what to tell the user, and his scripts by option."""
 
     request: VmRequest
@@ -46,8 +43,7 @@ class Resolved:
     scripts: Mapping[str, bytes]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Room:
+class Room(NamedTuple):
     """What one node's guests together may have when the job's own -l says it; nothing where it does not."""
 
     cores: int | None = None
@@ -76,6 +72,8 @@ def resolve(
     )
     request.check(wanted)
     if wanted.disk_size_mib:
+        from vtorque import imageheader
+
         size = imageheader.disk_bytes(find_image(wanted.image).path)
         request.check_disk_size(wanted, most_mib=site.max_disk_size, image_bytes=size)
     settings = tuple(
@@ -130,9 +128,8 @@ class _Reader:
         path = Path(name)
         if path.is_absolute() and path.parent == Path(self._site.vm_img_dir):
             name = path.name
-        pattern, form = FORMS["image"]
-        if pattern.fullmatch(name) is None:
-            raise self._wrong("img", name, f"must be {form}")
+        if not fits("image", name):
+            raise self._wrong("img", name, f"must be {FORMS['image'][1]}")
         self.image_name = name
         return find(name)
 
@@ -207,6 +204,8 @@ class _Reader:
         """The user's own, and what it may have to be made with; nothing when none is given."""
         if "disk" not in self._given:
             return {}
+        from vtorque import userdisk
+
         try:
             found = userdisk.read(self.text("disk", ""), self._directory)
         except RequestError as error:
@@ -230,6 +229,8 @@ class _Reader:
             return ""
         if not self._given["metadata"].value.endswith(".yaml"):
             raise self._wrong("metadata", self._given["metadata"].value, "must be the name of a .yaml file")
+        from vtorque import metadata
+
         return metadata.read(self._file("metadata"))
 
     def component(self, key: str, enabled: bool, default: bool) -> bool:

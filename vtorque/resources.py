@@ -6,18 +6,17 @@ In Torque's words, `-l nodes=2:ppn=4+big:ppn=8,mem=16gb`, and in OpenPBS's,
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from vtorque.errors import RequestError
-from vtorque.model import VmRequest
+from vtorque.job import VmRequest
 from vtorque.options import SiteConfig
 from vtorque.overhead import qemu_memory_mib
 from vtorque.reslist import Options, chunks, mib, number, value
 from vtorque.resolve import Room
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Need:
+class Need(NamedTuple):
     """What one node must give a job for its guests, its host and IOcm, and how it adds up."""
 
     cores: int
@@ -26,13 +25,12 @@ class Need:
     why_memory: str
 
 
-@dataclass(slots=True, kw_only=True)
-class Fitted:
+class Fitted(NamedTuple):
     """New values for options that are there, by number; options to add; what to tell the user."""
 
-    changed: dict[int, str] = field(default_factory=dict)
-    added: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
+    changed: dict[int, str]
+    added: list[str]
+    notes: list[str]
 
 
 def need(request: VmRequest, site: SiteConfig) -> Need:
@@ -88,7 +86,7 @@ def room(options: Options, site: SiteConfig, *, openpbs: bool) -> Room:
 def count_nodes(options: Options, *, openpbs: bool) -> int:
     """How many nodes -l asks for: `2:ppn=4+hostA` are three; one when nothing is said."""
     spelled = value(options, _names(options, openpbs=openpbs)[0])
-    return sum(chunk.count for chunk in chunks(spelled)) if spelled else 1
+    return sum(chunk.nodes for chunk in chunks(spelled)) if spelled else 1
 
 
 def fit(
@@ -99,7 +97,7 @@ def fit(
     The header's values count where the command line says nothing (-l merges by
     resource, qsub_functions.c:4333-4344), and are replaced by it.
     """
-    fitted = Fitted()
+    fitted = Fitted(changed={}, added=[], notes=[])
     both = [*header, *given]
     name, cores = _names(both, openpbs=openpbs)
     nodes = count_nodes(both, openpbs=openpbs)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Hand the job to its rank-0 guest: what root leaves for the wrapper, and what the wrapper does with it."""
+"""Hand the job to its rank-0 guest: what the job's wrapper does with what root has left for it."""
 
 import json
 import os
@@ -9,21 +9,19 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from vtorque import files, published, render
+from vtorque import files, markers, published, render
 from vtorque.backends.batch import CORES
 from vtorque.backends.transport import Session, Sink, Terminal, XServer
 from vtorque.deadline import Deadline
 from vtorque.errors import Blame, StateError, TransportError, VtorqueError
-from vtorque.model import Job, Peer, VmRequest
+from vtorque.model import Peer
 from vtorque.state import FAILED, READY
 
-_SCHEMA = 1
 _KEPT = re.compile(r"/tmp/vtorque\.[A-Za-z0-9]{8}", re.ASCII)
 _LIMIT = 1 << 20
 _NODES_OWN = ("DISPLAY", "XAUTHORITY")
-_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 class ExitStatus(IntEnum):
@@ -55,46 +53,6 @@ class NotStarted(VtorqueError):
         self.status = status
 
 
-class Asked(Protocol):
-    """A job and what it asks for: a plan, or the demand that plans are made of."""
-
-    @property
-    def job(self) -> Job: ...
-
-    @property
-    def request(self) -> VmRequest: ...
-
-
-def ready_marker(asked: Asked, peers: Sequence[Peer]) -> dict[str, object]:
-    """What root leaves when all guests are proven: without it the wrapper runs nothing.
-
-    A hook that was killed by a signal counts as a success in Torque
-    (prolog.c:1317-1323), so this file is the only evidence there is.
-    """
-    request = asked.request
-    node_file = render.node_file_path(asked.job.id)
-    return {
-        "schema": _SCHEMA,
-        "job": asked.job.id,
-        "boot_id": _boot_id(),
-        "vcpus": request.vcpus,
-        "guests": [published.as_json(peer) for peer in peers],
-        "environment": {
-            "PBS_NODEFILE": node_file,
-            "PBS_VM_NODEFILE": node_file,
-            "PBS_NP": str(request.vcpus * len(peers)),
-            "PBS_NUM_PPN": str(request.vcpus * request.vms_per_node),
-            "PBS_VMS_PN": str(request.vms_per_node),
-            "DISTRO": "SLG",
-        },
-    }
-
-
-def failure_marker(error: VtorqueError) -> dict[str, object]:
-    """What root leaves in place of the ready marker: the reason, and whose fault it is."""
-    return {"schema": _SCHEMA, "reason": error.one_line(), "blame": error.blame.value}
-
-
 def proven(state: Path, job: str, *, owner: int = 0) -> Guests:
     """What the prologue left for this job, believed only when it is root's and of this boot.
 
@@ -107,7 +65,7 @@ def proven(state: Path, job: str, *, owner: int = 0) -> Guests:
     ready = _marker(state / READY, owner)
     if ready is None:
         raise NotStarted("no guest was started for this job: its prologue did not end", ExitStatus.NO_GUEST)
-    if ready["job"] != job or ready["boot_id"] != _boot_id():
+    if ready["job"] != job or ready["boot_id"] != markers.boot_id():
         raise NotStarted(f"the guests on this node were started for job {ready['job']}", ExitStatus.NO_GUEST)
     peers = map(published.from_json, ready["guests"])
     return Guests(
@@ -203,12 +161,8 @@ def _marker(path: Path, owner: int) -> dict[str, Any] | None:
         data = json.loads(files.read(path, limit=_LIMIT, owner=owner))
     except FileNotFoundError:
         return None
-    if data.get("schema") != _SCHEMA:
+    if data.get("schema") != markers.SCHEMA:
         text = f"{path} was written by another version of vtorque, with schema {data.get('schema')}"
-        raise StateError(text, hint=f"this one knows {_SCHEMA}; submit the job again")
+        raise StateError(text, hint=f"this one knows {markers.SCHEMA}; submit the job again")
     marker: dict[str, Any] = data
     return marker
-
-
-def _boot_id() -> str:
-    return _BOOT_ID.read_text().strip()

@@ -5,6 +5,7 @@ The rules of the left side are in qsub(1) of Torque and OpenPBS, those of the
 right side in sbatch(1) of Slurm 22.05.
 """
 
+import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -46,6 +47,11 @@ class Place:
     directory: str
     now: datetime
     is_directory: Callable[[str], bool]
+
+
+def here(*, user: str, home: str, directory: str) -> Place:
+    """This machine, now."""
+    return Place(user=user, home=home, directory=directory, now=datetime.now(), is_directory=os.path.isdir)
 
 
 def unsupported(what: str, *, hint: str = "") -> RequestError:

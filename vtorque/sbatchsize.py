@@ -76,7 +76,7 @@ def _shape(name: str, asked: Mapping[str, str], chunks: list[Chunk], *, whole: b
             f"-l {name}={asked[name][:80]}: chunks of different sizes", hint="Slurm gives every node of a job the same",
         )
     one = shapes.pop()
-    nodes = sum(chunk.count for chunk in chunks)
+    nodes = sum(chunk.nodes for chunk in chunks)
     if "pack" in asked.get("place", "").split(":"):
         return _Shape(
             nodes=1, tasks=one.tasks * (1 if whole else nodes), cpus=one.cpus * (nodes if whole else 1),
@@ -87,8 +87,8 @@ def _shape(name: str, asked: Mapping[str, str], chunks: list[Chunk], *, whole: b
 
 def _of_chunk(name: str, chunk: Chunk, *, whole: bool) -> _Shape:
     pairs = dict(chunk.pairs)
-    if chunk.count < 1:
-        raise RequestError(f"-l {name}={chunk.count}: there must be a node at least")
+    if chunk.nodes < 1:
+        raise RequestError(f"-l {name}={chunk.nodes}: there must be a node at least")
     cores = _positive("ppn" if name == "nodes" else "ncpus", pairs.pop("ppn" if name == "nodes" else "ncpus", "1"))
     tasks = cores
     if name == "select":
@@ -135,7 +135,7 @@ def _which(chunks: list[Chunk]) -> Iterator[str]:
         yield f"--constraint={features[0]}"
         return
     counted = [
-        f"{f'({text})' if '&' in text else text}*{chunk.count}"
+        f"{f'({text})' if '&' in text else text}*{chunk.nodes}"
         for chunk, text in zip(chunks, features, strict=True) if text
     ]
     yield f"--constraint={counted[0]}" if len(counted) == 1 else f"--constraint=[{'&'.join(counted)}]"

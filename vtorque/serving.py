@@ -14,7 +14,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from vtorque import proc
+from vtorque import files, proc
 from vtorque.deadline import Deadline
 from vtorque.errors import ConfigError, StateError
 from vtorque.model import Account, Mount
@@ -66,8 +66,7 @@ def listening(path: Path, owner: tuple[int, int]) -> Iterator[socket.socket]:
         raise ConfigError(f"{path} is too long for a socket", hint="a shorter STATE_DIR")
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))
-        path.chmod(0o600)
-        os.chown(path, *owner)
+        files.give(path, uid=owner[0], gid=owner[1], mode=0o600)
         listener.listen(1)
         yield listener
 

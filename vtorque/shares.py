@@ -41,10 +41,12 @@ def mounts(account: Account, request: VmRequest, image: Image, site: SiteConfig)
         for source, target, options in wanted
         if source
     )
-    if not image.trusted and (bare := [each for each in exports if not _has_tickets(each.options)]):
+    doubt = "" if image.trusted and image.verified else "verified" if image.trusted else "trusted"
+    if doubt and (bare := [each for each in exports if not _has_tickets(each.options)]):
+        ways = "SHARE: virtiofs, or mount options with sec=krb5p"
         raise RequestError(
-            f"image {image.name} is not trusted, and its root could be everybody on {bare[0].source}",
-            hint="SHARE: virtiofs, or mount options with sec=krb5p",
+            f"image {image.name} is not {doubt}, and its root could be everybody on {bare[0].source}",
+            hint=ways if doubt == "trusted" else f"vmgr image verify {image.name}; {ways}",
         )
     return exports
 

@@ -76,7 +76,7 @@ def runs_again(root: Path, job: Job, *, environ: Mapping[str, str]) -> bool:
 
 def forget(root: Path, job: Job) -> None:
     """The job's Epilog has been here."""
-    _path(root, job.key).unlink(missing_ok=True)
+    files.forget(_path(root, job.key))
 
 
 def knows(root: Path, key: str) -> bool:
@@ -91,6 +91,11 @@ def knows(root: Path, key: str) -> bool:
     return any(Path(spool.anchor).glob(str(spool.relative_to(spool.anchor) / f"*_{key}.*")))
 
 
+def directory(root: Path) -> Path:
+    """Where there is a note for each job."""
+    return root / "slurm"
+
+
 def _noted(root: Path, key: str) -> _Start | None:
     try:
         return orders.decode(_Start, files.read(_path(root, key), limit=_LIMIT))
@@ -102,4 +107,4 @@ def _noted(root: Path, key: str) -> _Start | None:
 
 
 def _path(root: Path, key: str) -> Path:
-    return root / "slurm" / key
+    return directory(root) / key

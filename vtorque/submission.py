@@ -1,38 +1,37 @@
 # SPDX-License-Identifier: Apache-2.0
 """What vsub is going to submit: decided whole before anything is made."""
 
-import os
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
-from vtorque import limits, reslist, resolve, resources, sbatch, sbatchlines, submit, vmoptions
+from vtorque import limits, reslist, resolve, resources, submit, vmoptions
 from vtorque.errors import RequestError
-from vtorque.model import Account, Image
+from vtorque.job import Account, Image
 from vtorque.options import SiteConfig
 from vtorque.qsub import OPENPBS, SLURM, CommandLine, Grammar, Header
 from vtorque.reslist import Options
 from vtorque.resolve import Resolved
-from vtorque.sbatch import Submit
-from vtorque.sbatchforms import Place
 from vtorque.vmoptions import COMMAND_LINE, Source
+
+# What only a cluster with Slurm has need of is loaded there.
+if TYPE_CHECKING:
+    from vtorque.sbatch import Submit
 
 STDIN = "STDIN"
 """What qsub calls a job whose script comes from its standard input."""
 
 # qsub takes no blanks; the rest would be trouble in file names, shells or templates.
 _NAME = re.compile(r"[A-Za-z0-9_.+][A-Za-z0-9_.+:@=-]{0,229}", re.ASCII)
-_RANGE = re.compile(r"([0-9]{1,7})(?:-([0-9]{1,7}))?(?::([0-9]{1,7}))?", re.ASCII)
+_RANGE = r"([0-9]{1,7})(?:-([0-9]{1,7}))?(?::([0-9]{1,7}))?"
 _MOST_ELEMENTS = 1 << 20
 
 # What qsub is told, or Slurm; and what the user is.
-_Told = tuple[tuple[str, ...], Submit | None, list[str]]
+_Told = tuple[tuple[str, ...], "Submit | None", list[str]]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Script:
+class Script(NamedTuple):
     """The user's script: its text, the name of the job that qsub makes of it, and its header."""
 
     name: str
@@ -40,8 +39,7 @@ class Script:
     header: Header
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Submission:
+class Submission(NamedTuple):
     """Everything that is going to be handed over; `words` are qsub's, without request and wrapper.
 
     `slurm` says the same where there is no qsub.
@@ -49,7 +47,7 @@ class Submission:
 
     resolved: Resolved
     words: tuple[str, ...]
-    slurm: Submit | None
+    slurm: "Submit | None"
     notes: tuple[str, ...]
     script: Script
     shell: str
@@ -69,6 +67,8 @@ class Submission:
         """The lines of the script's header that the batch system reads, byte for byte."""
         if self.slurm is None:
             return self.script.header.lines
+        from vtorque import sbatchlines
+
         return b"".join(line + b"\n" for line in sbatchlines.directives(self.script.text))
 
     @property
@@ -77,8 +77,7 @@ class Submission:
         return {} if self.slurm is None else self.slurm.environ
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Surroundings:
+class Surroundings(NamedTuple):
     """Who submits, and from where."""
 
     account: Account
@@ -123,7 +122,7 @@ def prepare(
         shell=_shell(options, around.account.shell),
         exported=frozenset(submit.exported_names(lists, everything="V" in letters, environ=around.environ)),
         interactive="I" in letters,
-        runs_script=bool(script.text) and ("I" not in letters or "x" in letters),
+        runs_script=bool(script.text) and ("I" not in letters or "x" in letters or bool(line.command)),
         x11="X" in letters,
     )
 
@@ -136,19 +135,37 @@ def _words(
         line.options, script.header.options, resources.need(resolved.request, site),
         openpbs=around.grammar is OPENPBS, exclusive=site.pbs_exclusive_node_alloc,
     )
-    words = line.with_values(fitted.changed)
-    for entry in fitted.added:
-        words += ["-l", entry]
-    if line.has("I") and not line.has("x"):
+    changed, added = {**fitted.changed}, [word for entry in fitted.added for word in ("-l", entry)]
+    if around.grammar is OPENPBS and "I" in {letter for letter, _ in (*script.header.options, *line.options)}:
+        path = _shell_of_openpbs(script, resolved, around)
+        changed |= {number: path for number, (letter, _) in enumerate(line.options) if letter == "S"}
+        added += ["-S", path]
+    words = [*line.with_values(changed), *added]
+    if around.grammar is not OPENPBS and line.has("I") and not line.has("x"):
         # Torque runs the script of an interactive job only when told to, and ours is the way into the guest.
         words.append("-x")
     return tuple(words), None, fitted.notes
+
+
+def _shell_of_openpbs(script: Script, resolved: Resolved, around: Surroundings) -> str:
+    """What its mom runs on the terminal of an interactive job, as the user and without words: our wrapper.
+
+    She executes the shell that -S names, and the script of such a job never (start_exec.c, finish_exec). Where
+    there are no guests, there is no shell either.
+    """
+    directory = around.account.home / ".vtorque" / resolved.request.request_id
+    path = str(submit.wrapper_path(directory, script.name))
+    if set(path) & {"@", ","}:
+        raise RequestError(f"-I: qsub's -S cannot name {path}, with @ or a comma in it", hint="rename the script")
+    return path
 
 
 def _slurm(
     line: CommandLine, script: Script, resolved: Resolved, site: SiteConfig, around: Surroundings
 ) -> _Told:
     """The same for sbatch: qsub's options with what the guests need, translated; and what to say of it."""
+    from vtorque import sbatch, sbatchforms, sbatchlines
+
     header = script.header.options
     if reslist.value([*header, *line.options], "procs"):
         raise RequestError("-l procs=: guests need whole shares of nodes", hint="like -l nodes=2:ppn=4")
@@ -165,9 +182,8 @@ def _slurm(
     ]
     if site.pbs_exclusive_node_alloc and not reslist.value(options, "naccesspolicy"):
         options.append(("l", "naccesspolicy=singlejob"))
-    place = Place(
-        user=around.account.name, home=str(around.account.home), directory=str(around.directory), now=datetime.now(),
-        is_directory=os.path.isdir,
+    place = sbatchforms.here(
+        user=around.account.name, home=str(around.account.home), directory=str(around.directory)
     )
     said = sbatchlines.said(lines, around.environ)
     return (), sbatch.translate(options, place=place, name=script.name, whole=True, said=said), fitted.notes
@@ -189,8 +205,6 @@ def _sources(line: CommandLine, script: Script, home: Path) -> list[Source]:
 
 def _refuse(options: Sequence[tuple[str, str]], script: Script, grammar: Grammar) -> None:
     letters = [letter for letter, _ in options]
-    if "I" in letters and grammar is OPENPBS:
-        raise RequestError("-I: interactive jobs in guests are not supported with OpenPBS by this version")
     if "I" in letters and (array := next((letter for letter in letters if letter in grammar.arrays), "")):
         raise RequestError(f"-I and -{array} do not go together")
     if not script.text.strip() and "I" not in letters:
@@ -213,7 +227,7 @@ def _elements(options: Sequence[tuple[str, str]], grammar: Grammar) -> int:
     texts = [value for letter, value in options if letter in grammar.arrays]
     count = 0
     for part in texts[-1].partition("%")[0].split(",") if texts else ():
-        match = _RANGE.fullmatch(part.strip())
+        match = re.fullmatch(_RANGE, part.strip(), re.ASCII)
         if match is None:
             return 1
         first, last, step = int(match[1]), int(match[2] or match[1]), int(match[3] or 1)

@@ -5,18 +5,19 @@ import contextlib
 import json
 import re
 import shlex
-import shutil
+import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from vtorque import files, proc
 from vtorque.deadline import Deadline
 from vtorque.errors import RequestError
+from vtorque.job import phases_name
 
 _SCHEMA = 1
 _KEYGEN_SECONDS = 30.0
-_REQUEST_ID = re.compile(r"[0-9a-f]{16}", re.ASCII)
+_REQUEST_ID = r"[0-9a-f]{16}"
 
 # What -V would carry along from the front end although it is the guest's own.
 _GUESTS_OWN = frozenset(
@@ -24,8 +25,7 @@ _GUESTS_OWN = frozenset(
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class JobFile:
+class JobFile(NamedTuple):
     """What the wrapper has to know on the node. Without a script it gives the user a shell."""
 
     script: str
@@ -37,7 +37,7 @@ class JobFile:
 
     def text(self) -> bytes:
         """As it is kept, and read by the wrapper."""
-        return json.dumps({"schema": _SCHEMA, **{name: getattr(self, name) for name in self.__slots__}}).encode()
+        return json.dumps({"schema": _SCHEMA, **self._asdict()}).encode()
 
     @classmethod
     def parse(cls, data: bytes) -> "JobFile":
@@ -50,8 +50,7 @@ class JobFile:
         return cls(**{**fields, "exported": tuple(fields["exported"])})
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class JobDirectory:
+class JobDirectory(NamedTuple):
     """`~/.vtorque/<request id>`, and in it the script, the wrapper to submit, and a key pair."""
 
     path: Path
@@ -77,20 +76,23 @@ class JobDirectory:
 
     def keep_wrapper(self, name: str, wrapper: bytes) -> Path:
         """Put the wrapper here under the script's name, after which qsub names job and output files."""
-        (self.path / "submit").mkdir(mode=0o700)
-        path = self.path / "submit" / name
+        path = wrapper_path(self.path, name)
+        path.parent.mkdir(mode=0o700)
         files.write_new(path, wrapper, mode=0o700)
         return path
 
     def submitted(self, job: str) -> None:
-        """Make the directory known by the job's id as well."""
+        """Make the directory known by the job's id as well, and note that the job is queued."""
         with contextlib.suppress(OSError):
             self.path.with_name(job).symlink_to(self.path.name)
+            # The job may have begun already.
+            with self.phases.open("a") as file:
+                file.write(json.dumps({"time": round(time.time(), 3), "phase": "queued"}) + "\n")
 
 
-def phases_name(key: str, elements: int) -> str:
-    """The file of a job's phases: each element of an array has one of its own."""
-    return "phases" if elements == 1 else f"phases.{key}"
+def wrapper_path(directory: Path, name: str) -> Path:
+    """Where a job directory has the wrapper of a script."""
+    return directory / "submit" / name
 
 
 @contextlib.contextmanager
@@ -107,6 +109,8 @@ def job_directory(home: Path, request_id: str) -> Iterator[JobDirectory]:
         )
         yield JobDirectory(path=path)
     except BaseException:
+        import shutil
+
         shutil.rmtree(path, ignore_errors=True)
         raise
 
@@ -118,7 +122,7 @@ def directories(home: Path) -> dict[Path, str]:
         entries = sorted(jobs.iterdir())
     except FileNotFoundError:
         return {}
-    found = {path: "" for path in entries if not path.is_symlink() and _REQUEST_ID.fullmatch(path.name)}
+    found = {path: "" for path in entries if not path.is_symlink() and re.fullmatch(_REQUEST_ID, path.name, re.ASCII)}
     for path in entries:
         if path.is_symlink() and (target := jobs / path.readlink()) in found:
             found[target] = path.name
@@ -127,6 +131,8 @@ def directories(home: Path) -> dict[Path, str]:
 
 def remove(path: Path, job: str) -> None:
     """Remove a job directory of the user's own, and the link to it."""
+    import shutil  # with libraries for archives that a submission has no need of
+
     shutil.rmtree(path)
     for name in (job, f"{job}.cancelled") if job else ():
         path.with_name(name).unlink(missing_ok=True)

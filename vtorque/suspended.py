@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from vtorque import files
-from vtorque.catalogue import printable
-from vtorque.errors import RequestError, StateError
+from vtorque.errors import RequestError, StateError, printable
 
 _INFO_LIMIT = 4096
 

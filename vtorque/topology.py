@@ -1,25 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What this node has, and who its users are."""
+"""What this node has."""
 
 import fcntl
-import grp
 import os
-import pwd
 import re
 import socket
 import struct
 import sys
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Interface
 from pathlib import Path
 
 from vtorque import units
-from vtorque.errors import ConfigError, RequestError
-from vtorque.model import Account, Group, JobId, NodeShape
-from vtorque.shape import HugePages, NumaNode
-
-# Names go into a guest's passwd and group files, which know no quoting.
-_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}", re.ASCII)
+from vtorque.job import JobId
+from vtorque.shape import HugePages, NodeShape, NumaNode
 
 _ROUTE_GATEWAY = 2
 # netdevice(7).
@@ -117,46 +111,6 @@ def _cpu_list(path: Path) -> tuple[int, ...]:
         return ()
 
 
-def account(user: str, *, min_uid: int) -> Account:
-    """The user with all his groups; RequestError when he may not run jobs in guests."""
-    try:
-        entry = pwd.getpwnam(user)
-    except KeyError:
-        raise RequestError(f"user {user!r} is not known on this node") from None
-    if entry.pw_uid < min_uid:
-        raise RequestError(f"user {user!r} has uid {entry.pw_uid}, guests are for uids from {min_uid} on")
-    if _NAME.fullmatch(entry.pw_name) is None:
-        raise RequestError(f"user name {user!r} cannot be used in a guest")
-    home = Path(entry.pw_dir)
-    if not home.is_absolute() or home == Path("/") or any(c in entry.pw_dir for c in ":\n"):
-        raise RequestError(f"user {user!r} has no usable home directory: {entry.pw_dir!r}")
-    return Account(
-        name=entry.pw_name,
-        uid=entry.pw_uid,
-        group=_group(entry.pw_gid),
-        groups=tuple(_group(gid) for gid in sorted(os.getgrouplist(user, entry.pw_gid))),
-        home=home,
-        shell=entry.pw_shell or "/bin/sh",
-    )
-
-
-def primary_group(user: str) -> int:
-    """The numeric primary group of the user, or root's when there is no such user."""
-    try:
-        return pwd.getpwnam(user).pw_gid
-    except KeyError:
-        return 0
-
-
-def user_ids(user: str) -> tuple[int, int]:
-    """Numeric user and group of a system account; ConfigError when there is none."""
-    try:
-        entry = pwd.getpwnam(user)
-    except KeyError:
-        raise ConfigError(f"QEMU_USER: there is no user {user!r} on this node") from None
-    return entry.pw_uid, entry.pw_gid
-
-
 def address_on(interface: str) -> str:
     """The node's first IPv4 address on an interface, or nothing."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
@@ -177,6 +131,19 @@ def networks_on(interface: str) -> tuple[IPv4Network, ...]:
     )
 
 
+def ipv6_on(interface: str = "", *, table: Path = Path("/proc/net/if_inet6")) -> tuple[IPv6Interface, ...]:
+    """The node's IPv6 addresses on an interface, or on all, with their networks; none that is link-local.
+
+    Address, index, prefix, scope, flags and name of each are a line (net/ipv6/addrconf.c).
+    """
+    found = []
+    for address, _, prefix, _, _, name in (line.split() for line in _text(table).splitlines()):
+        entry = IPv6Interface((int(address, 16), int(prefix, 16)))
+        if interface in ("", name) and not entry.is_link_local:
+            found.append(entry)
+    return tuple(sorted(found))
+
+
 def own_addresses() -> tuple[IPv4Address, ...]:
     """The node's IPv4 addresses on all its interfaces."""
     import psutil
@@ -192,12 +159,3 @@ def gateways(table: Path = Path("/proc/net/route")) -> tuple[IPv4Address, ...]:
     """The routers that the node sends through: numbers in the host's byte order (net/ipv4/fib_trie.c)."""
     found = {int(line.split()[_ROUTE_GATEWAY], 16) for line in _text(table).splitlines()[1:]} - {0}
     return tuple(sorted(IPv4Address(number.to_bytes(4, sys.byteorder)) for number in found))
-
-
-def _group(gid: int) -> Group:
-    try:
-        name = grp.getgrgid(gid).gr_name
-    except KeyError:
-        name = ""
-    # A group without a name, or with one that a group file cannot hold, still counts by its number.
-    return Group(name=name if _NAME.fullmatch(name) else f"gid{gid}", gid=gid)

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 _SIZE = re.compile(r"([0-9]{1,12})\s*(?:([KMGT])(?:I?B)?)?", re.ASCII | re.IGNORECASE)
 _SHOWN = 40
 _KIB = {"K": 1, "M": 1 << 10, "G": 1 << 20, "T": 1 << 30}
-_DURATION = re.compile(r"(?:(?:([0-9]{1,6}):)?([0-9]{1,6}):)?([0-9]{1,9})", re.ASCII)
+_DURATION = r"(?:(?:([0-9]{1,6}):)?([0-9]{1,6}):)?([0-9]{1,9})"
 
 
 def mebibytes(text: str) -> int:
@@ -29,7 +29,7 @@ def size(mib: int) -> str:
 
 def seconds(text: str) -> int:
     """Seconds from `[[HH:]MM:]SS`, Torque's spelling of a time. Raises ValueError."""
-    match = _DURATION.fullmatch(text.strip())
+    match = re.fullmatch(_DURATION, text.strip(), re.ASCII)
     if match is None:
         raise ValueError(f"{text[:_SHOWN]!r} is not a time: [[HH:]MM:]SS")
     return int(match[1] or 0) * 3600 + int(match[2] or 0) * 60 + int(match[3])

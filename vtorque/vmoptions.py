@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The `-vm` options: what they are called, where they may stand, and which of them counts."""
 
-import difflib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from vtorque.errors import RequestError
 
@@ -37,16 +36,14 @@ COMMAND_LINE = "command line"
 _FILE_LIMIT = 64 << 10
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Source:
+class Source(NamedTuple):
     """A text of `key=value,…` and where it stands."""
 
     origin: str
     text: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Given:
+class Given(NamedTuple):
     """A value as the user wrote it, and where."""
 
     value: str
@@ -65,6 +62,8 @@ def collect(sources: Sequence[Source]) -> dict[str, Given]:
             if not value.isprintable():
                 raise wrong(source, f"{name}={value[:80]!r}: no control characters")
             if name not in KEYS:
+                import difflib  # for whoever mistyped something only
+
                 near = difflib.get_close_matches(name, KEYS, n=1)
                 hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(KEYS)}"
                 raise wrong(source, f"{name[:80]!r} is not a key", hint=hint)

@@ -12,7 +12,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from tests.bench import budgets, report, scenes
+from tests.bench import budgets, real, report, scenes
 from tests.bench.measure import Series
 from tests.bench.report import Spans
 from tests.bench.world import GUESTS, World, world
@@ -26,6 +26,8 @@ def main() -> int:
         sys.stderr.write("bench: only root can measure root's hooks\n")
         return 2
     options = _options()
+    if options.real:
+        return real.measure(options.out, rounds=options.boots, strict=options.strict)
     if not options.inside:
         os.execv(_NAMESPACES[0], [*_NAMESPACES, sys.executable, "-m", "tests.bench", *sys.argv[1:], _INSIDE])
     with world(heavier=options.heavier) as here:
@@ -65,6 +67,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--strict", action="store_true", help="fail for times as well, not for counts only")
     parser.add_argument("--heavier", action="store_true", help="with waste in every part, which the gates must notice")
     parser.add_argument("--rounds", type=int, default=15, help="how often each start is measured")
+    parser.add_argument("--real", action="store_true", help="instead: real guests in the lab, the boots of two images")
+    parser.add_argument("--boots", type=int, default=3, help="how often each image is booted")
     parser.add_argument("--out", type=Path, default=Path("build/bench"), help="where bench.json and bench.svg go")
     parser.add_argument(_INSIDE, action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args()

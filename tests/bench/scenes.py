@@ -17,7 +17,8 @@ from tests.bench.measure import Command, Series, interleaved, memory_mib, per_se
 from tests.bench.trace import Counts
 from tests.bench.world import GUESTS, JOB, World
 from tests.builders import KEY, a_job, a_plan, a_request, a_shape
-from vtorque import images, published, run, seed
+from vtorque import accounting, imageprobe, images, markers, published, run, seed, timings
+from vtorque.deadline import Deadline
 from vtorque.model import Guest, Peer
 
 NO_MORE: Mapping[str, str] = MappingProxyType({})
@@ -54,6 +55,7 @@ def counts(here: World) -> tuple[dict[str, float], dict[str, Counts]]:
         "vsub_plain.processes": plain.processes,
         "vsub_plain.third_party": len(set(plain.third_party) - set(bare.third_party)),
         "vsub_vm.processes": submitted.processes,
+        "vsub_vm.modules": submitted.modules,
         "vsub_vm.old_jobs": max(0, later.calls - submitted.calls),
         "start1.processes": start.processes,
         "start1.home_files": start.home_files,
@@ -92,6 +94,7 @@ def times(here: World, *, rounds: int) -> tuple[dict[str, float], dict[str, Seri
         "vsub_plain.ratio": ratio(found["vsub"], bare) - ratio(found["qsub"], bare),
         "vsub_vm.ratio": ratio(beyond, bare),
         "submissions": two_at_once,
+        "submissions.cpu": 2 / statistics.median(found["vsub -vm"].cpu),
         "start1.cpu": statistics.median(found["prologue, 1 guest"].cpu),
         "start16.cpu": statistics.median(found[f"prologue, {GUESTS} guests"].cpu),
         "reaction.ratio": statistics.median(found["wrapper"].wall) / statistics.median(found["ssh host true"].wall),
@@ -104,11 +107,21 @@ def times(here: World, *, rounds: int) -> tuple[dict[str, float], dict[str, Seri
 
 
 def phases(here: World, *, guests: int) -> list[tuple[str, float, float]]:
-    """Where the time of one start goes: name, begin and end in seconds since the hook was called."""
+    """Where the time of one start goes: name, begin and end in seconds since the hook was called.
+
+    First what single functions took, then the phases that root's accounting tells.
+    """
     here.job_directory()
     _call(here, "prologue", guests=guests, environ={standin.BEGUN: str(time.monotonic())})
     _call(here, "epilogue", guests=guests)
-    return [(name, begin, end) for name, begin, end in json.loads((here.root / "spans.json").read_text())]
+    spans = [(name, begin, end) for name, begin, end in json.loads((here.root / "spans.json").read_text())]
+    (marks,) = timings.last(timings.days(here.root / "log/accounting"), 1)
+    # The hook's own clock begins when its interpreter has loaded it.
+    loaded = next(end for name, _, end in spans if name == "import")
+    return spans + [
+        (f"phase: {phase}", loaded + marks[phase] - seconds, loaded + marks[phase])
+        for phase, seconds in accounting.durations(marks).items() if marks[phase] <= marks["ready"]
+    ]
 
 
 def _afresh(here: World, kind: str, guests: int) -> Command:
@@ -123,12 +136,13 @@ def _end_when_ready(here: World) -> None:
 
 def _disk_ms(here: World, rounds: int) -> float:
     image = images.find(here.root / "images", "a.qcow2")
+    base = imageprobe.probe(image.path, deadline=Deadline(_PATIENCE_SECONDS))
     contents = {"user-data": "x" * 30000, "meta-data": "x" * 100, "network-config": "x" * 100}
     seconds = []
     for _ in range(rounds + 1):
         overlay = here.root / "overlay"
         begun = time.monotonic()
-        images.make_overlay(image, overlay)
+        images.make_overlay(base, overlay)
         seed.iso(contents)
         seconds.append(time.monotonic() - begun)
         overlay.unlink()
@@ -219,7 +233,7 @@ def _merge(nodes: int) -> None:
         )
         text = published.guests_text(guests)
         found += published.read(text, job=JOB, node_index=index, request=request)
-    marker = run.ready_marker(planned, found)
+    marker = markers.ready_marker(planned, found)
     told = run.Guests(peers=tuple(found), vcpus=1, environment={"PBS_NODEFILE": "/n"})
     run.order(environment={}, directory="/", shell="/bin/sh", command=[], files=run.furnishing(told, "key"))
     json.dumps(marker)

@@ -86,7 +86,7 @@ def _stand_in(root: Path) -> None:
         def candidates(self, vm: Any) -> tuple[str, ...]:
             return () if (root / "silent").exists() else (f"127.0.1.{vm.slot + 1}",)
 
-        def wait(self, seconds: float) -> None:
+        def wait(self, seconds: float, *also: object) -> None:
             (root / "waiting").write_text(str(os.getpid()))
             time.sleep(seconds)
 

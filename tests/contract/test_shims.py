@@ -19,6 +19,7 @@ pytestmark = [
     pytest.mark.skipif(os.getuid() != 0, reason="mom is root"),
 ]
 
+PREFIX = Path(__file__).resolve().parents[2]
 PLACE = Path("/var/lib") / f"vtorque-shims-{os.getpid()}"
 OTHER = request.encode(a_request())
 MOM = {"PATH": "/bin:/usr/bin", "LANG": "C", "PBS_NODENUM": "0", "PBS_MSHOST": "n1"}
@@ -105,6 +106,20 @@ def test_whatever_is_in_moms_environment_ours_does_its_work(place: Site, hook: s
 def test_whatever_state_moms_process_is_in_ours_does_its_work(place: Site, hook: str, state: str) -> None:
     assert call(place, hook, guests=True, before=("/bin/sh", "-c", f'{state}; exec "$@"', "sh")) == (0, [])
     assert acted(place, hook)
+
+
+@pytest.mark.parametrize("hook", ROOTS)
+def test_a_tree_that_cannot_be_loaded_is_no_verdict_on_the_job(place: Site, hook: str, tmp_path: Path) -> None:
+    shutil.copytree(PREFIX / "scripts", tmp_path / "scripts")
+    (tmp_path / "vtorque").mkdir()
+    (tmp_path / "vtorque/__init__.py").touch()
+    path = place.home.mom_priv / hook
+    path.unlink()
+    path.symlink_to(tmp_path / "scripts" / hook)
+    status, lines = call(place, hook, guests=True)
+    # 1 would have Torque throw the job away.
+    assert status == 3
+    assert len(lines) == 1 and lines[0].startswith(f"vtorque: cannot load {tmp_path}: ")
 
 
 @pytest.mark.parametrize("hook", ROOTS)

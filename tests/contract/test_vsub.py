@@ -18,6 +18,7 @@ import pytest
 from tests.contract import corpus
 from vtorque import request
 from vtorque.model import VmRequest
+from vtorque.run import ExitStatus
 
 pytestmark = pytest.mark.runs
 
@@ -43,6 +44,17 @@ QSUB = """\
 printf '%b' "{prints}"
 printf '%b' "{complains}" >&2
 exit {status}
+"""
+
+
+# Becomes what OpenPBS's mom does of an interactive job: its shell, the last that -S says, under a name that tells
+# it to be a login shell, and without words (start_exec.c, finish_exec).
+OPENPBS_INTERACTIVE = """\
+#!/usr/bin/python3
+import os, sys
+shells = [sys.argv[number + 1] for number, word in enumerate(sys.argv) if word == "-S"]
+os.execve(shells[-1], ["-" + os.path.basename(shells[-1])], {**os.environ, "PBS_JOBID": "12.srv",
+          "PBS_ENVIRONMENT": "PBS_INTERACTIVE"})
 """
 
 
@@ -301,6 +313,29 @@ class TestKinds:
         assert done.returncode == 0, done.stderr
         assert (made(front) / "script/STDIN").read_bytes() == b"#!/bin/sh\nexec /bin/echo 'a b' -x\n"
 
+    @pytest.mark.parametrize("words", [["-I"], ["-I", "-S", "/bin/zsh"], ["-IS/bin/zsh"]])
+    def test_openpbs_runs_our_wrapper_in_place_of_an_interactive_jobs_shell(
+        self, front: Front, words: list[str]
+    ) -> None:
+        front.configure(BATCH_SYSTEM="openpbs", TORQUE_HOME=front.root, STATE_DIR=front.root / "run")
+        (front.root / "qsub").write_text(OPENPBS_INTERACTIVE)
+        done = front.run(*words, "-vm", "vcpus=1", front.script(b"#!/bin/sh\necho never\n"))
+        assert done.returncode == ExitStatus.NO_GUEST
+        assert done.stdout == b"", "neither a shell nor the script ran on the node"
+        assert done.stderr == b"vtorque: no guest was started for this job: its prologue did not end\n"
+
+    def test_openpbs_runs_the_command_of_an_interactive_job(self, front: Front) -> None:
+        front.configure(BATCH_SYSTEM="openpbs")
+        front.qsub(status=1)
+        (front.root / "qsub").write_text('#!/bin/sh\nfor last; do :; done; cat "${last%/*/*}"/script/*\n')
+        done = front.run("-I", "-vm", "vcpus=1", "--", "/bin/echo", "a b")
+        assert done.stdout == b"#!/bin/sh\nexec /bin/echo 'a b'\n"
+
+    def test_what_qsubs_own_option_cannot_name_is_refused(self, front: Front) -> None:
+        front.configure(BATCH_SYSTEM="openpbs")
+        done = front.run("-I", "-vm", "vcpus=1", front.script(b"#!/bin/sh\necho\n", "a@b"))
+        assert done.returncode == 2 and b"/submit/a@b, with @ or a comma in it (rename the script)" in done.stderr
+
     def test_with_z_nothing_is_printed_and_all_is_well(self, front: Front) -> None:
         front.qsub(prints="")
         done = front.run("-z", "-vm", "vcpus=1", front.script(b"#!/bin/sh\necho\n"))
@@ -375,6 +410,12 @@ class TestResources:
 
 
 class TestShowing:
+    def test_what_cannot_be_shown_is_a_failure(self, front: Front) -> None:
+        with Path("/dev/full").open("w") as full:
+            done = subprocess.run([front.root / "scripts/vsub", "--help"], stdout=full, check=False)
+        assert done.returncode == 1
+        assert b"-vm" in front.run("--help").stdout
+
     def test_a_dry_run_shows_what_would_be_submitted(self, front: Front) -> None:
         before = set(JOBS.glob("*"))
         name = front.script(b"#!/bin/sh\n#PBS -N x\necho\n")

@@ -2,13 +2,16 @@
 """Put the parts together that a node's own configuration names."""
 
 import contextlib
+import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from vtorque import config, files, guestnet, topology
+from vtorque import accounting, accounts, audit, config, files, guestnet, logs, topology
+from vtorque.accounting import Journal
 from vtorque.backends.address import AddressBook
 from vtorque.backends.address.arp import ArpTable
+from vtorque.backends.address.derived import Derived
 from vtorque.backends.address.mapping import MappingScript
 from vtorque.backends.address.neighbour import Neighbours
 from vtorque.backends.filter.nft import Nft
@@ -43,13 +46,27 @@ def log_file(site: SiteConfig) -> Path | None:
     return directory / "vtorque.log"
 
 
+def open_logs(site: SiteConfig, *, step: str) -> None:
+    """Send what this process, a hook or a guard, says and does to root's logs."""
+    logs.setup(log_file(site), verbose=site.debug_default)
+    audit.setup(site.audit_log, Path(site.log_dir), step=step)
+
+
 @contextlib.contextmanager
-def node(site: SiteConfig, prefix: Path) -> Iterator[Node]:
-    """This node, with the backends that its configuration asks for."""
+def node(site: SiteConfig, prefix: Path, *, begun: float | None = None) -> Iterator[Node]:
+    """This node, with the backends that its configuration asks for.
+
+    `begun` is when this process was called, in seconds of the monotonic clock; now if it is not given.
+    """
+    shape = topology.node_shape()
+    ago = 0.0 if begun is None else time.monotonic() - begun
+    journal = Journal(
+        accounting.directory(site), node=shape.name, begun=time.time() - ago, days=site.accounting_days
+    )
     with contextlib.closing(Libvirt(site.libvirt_uri)) as hypervisor:
-        yield Node(
+        found = Node(
             site=site,
-            shape=topology.node_shape(),
+            shape=shape,
             hypervisor=hypervisor,
             addresses=partial(_addresses, site),
             transport=LateSsh(),
@@ -57,15 +74,29 @@ def node(site: SiteConfig, prefix: Path) -> Iterator[Node]:
             surroundings=lambda deadline: guestnet.look(site, deadline=deadline),
             templates=prefix / "templates-vm",
             announce=topology.address_on(site.bridge),
-            qemu_ids=topology.user_ids(site.qemu_user),
+            qemu_ids=accounts.user_ids(site.qemu_user),
+            journal=journal,
         )
+        try:
+            yield found
+        finally:
+            if site.prometheus_file:
+                from vtorque import metrics  # with it comes what knows of images
+
+                metrics.publish(found)
 
 
 def _addresses(site: SiteConfig, guests: int, deadline: Deadline) -> AddressBook:
-    """Where this site's guests' addresses are learned; a script of its own goes before any table."""
+    """Where this site's guests' addresses are learned; a script of its own goes before any table.
+
+    Where the bridge has IPv6 only they are known, and nothing would tell the table of them.
+    """
     if site.custom_ip_mapping:
         name = topology.node_shape().name
         return MappingScript(Path(site.ip_to_mac_script), node=name, guests=guests, deadline=deadline)
     if site.address_source == "arp":
         return ArpTable(Path(site.arp_bin), bridge=site.bridge, deadline=deadline)
+    networks = tuple(dict.fromkeys(each.network for each in topology.ipv6_on(site.bridge)))
+    if networks and not topology.address_on(site.bridge):
+        return Derived(networks, deadline=deadline)
     return Neighbours(site.bridge)

@@ -11,8 +11,8 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from vtorque import __version__, options, units, vmoptions
-from vtorque.cli import completion, vmgr, vsubhelp
+from vtorque import __version__, units, vmoptions
+from vtorque.cli import completion, vmgr, vsubhelp, wording
 from vtorque.cli.completion import Command
 from vtorque.cli.wording import KEY_EXAMPLES, KIND_FORMS
 from vtorque.lab import parts
@@ -134,6 +134,7 @@ def _vmgr() -> list[str]:
         f"{OPTIONS['VM_IMG_DIR'].default}/": "the catalogue of images, `VM_IMG_DIR`",
         f"{OPTIONS['STATE_DIR'].default}/": "what jobs hold on this node, `STATE_DIR`",
         f"{OPTIONS['LOG_DIR'].default}/vtorque.log": "a JSON object a line, `LOG_DIR`",
+        f"{OPTIONS['LOG_DIR'].default}/accounting/": "the phases of every job, a file a day, `ACCOUNTING_DIR`",
         f"{parts.ROOT}/": "the one-machine lab",
         f"{parts.IMAGES}/": "images of the lab, which stay",
     }, about["examples"], "vsub(1)", "vtorque.yaml(5)")
@@ -186,7 +187,7 @@ def _configuration() -> list[str]:
     for name, why in inert.items():
         page += _option(name, why)
     page += [_heading("OTHER NAMES"), *_entries({alias: f"`{name}`" for alias, name in ALIASES.items()})]
-    return page + _end({}, "\n".join(f"  {options.example(name)}" for name in options.EXAMPLES), "vsub(1)", "vmgr(8)")
+    return page + _end({}, "\n".join(f"  {wording.example(name)}" for name in wording.EXAMPLES), "vsub(1)", "vmgr(8)")
 
 
 def _option(name: str, why: str = "") -> list[str]:
@@ -204,7 +205,7 @@ def _option(name: str, why: str = "") -> list[str]:
         form += f", at least {units.size(about['low'])}"
     limits = "".join(f" 0, or at least `{usual.upper()}`." for limit, usual in LIMITS if limit == option.name)
     text = f"{about['text']}.{form and f' Value: {form}.'}{limits}{why and f' No effect: {why}.'}"
-    return _entry(_bold(name, f": {options.written(name)}"), text)
+    return _entry(_bold(name, f": {wording.written(name)}"), text)
 
 
 def _top(name: str, part: int, group: str, brief: str) -> list[str]:

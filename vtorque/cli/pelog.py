@@ -11,7 +11,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from vtorque import chain, logs, orders, proc, slurmconf, slurmstarts
@@ -19,8 +19,8 @@ from vtorque.backends import batch
 from vtorque.backends.batch import openpbs, slurm
 from vtorque.cli import PREFIX
 from vtorque.deadline import Deadline
-from vtorque.errors import Blame, ConfigError, StateError, VtorqueError
-from vtorque.model import JOB_EXEC_RETRY, Job, PelogKind
+from vtorque.errors import ConfigError, StateError, VtorqueError, known
+from vtorque.job import JOB_EXEC_RETRY, Job, PelogKind
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +38,8 @@ class Call:
     """How mom or slurmd called a hook: kept as it was for the site's own, and to learn the job from.
 
     `system` is whose hook it is. OpenPBS tells its own nothing of the job's
-    resources: the shim has found the `request` elsewhere.
+    resources: the shim has found the `request` elsewhere. `begun` is when it was
+    called, by the monotonic clock.
     """
 
     system: str
@@ -49,6 +50,7 @@ class Call:
     directory: Path
     umask: int
     request: str = ""
+    begun: float | None = None
 
 
 def main(argv: Sequence[str]) -> int:
@@ -70,6 +72,7 @@ def main(argv: Sequence[str]) -> int:
         directory=Path.cwd(),
         umask=os.umask(_UMASK),
         request=request,
+        begun=started,
     )
     be_orderly()
     # Until there is a log file: Python would print warnings and worse to the job's stderr.
@@ -148,8 +151,7 @@ def _own_part(call: Call, deadline: Deadline) -> int:
         except Exception as error:  # noqa: BLE001
             # Whatever it is, it must not become the exit status 1 that aborts the job.
             _report(call, error)
-            blame = error.blame if isinstance(error, VtorqueError) else Blame.BUG
-            return batch.by_name(call.system).exit_status(call.kind, blame)
+            return batch.by_name(call.system).exit_status(call.kind, known(error).blame)
     return 0
 
 
@@ -161,7 +163,7 @@ def _prepare(call: Call, stack: contextlib.ExitStack) -> Callable[[Deadline], No
     from vtorque.cli import assembly
 
     site = assembly.site(PREFIX)
-    logs.setup(assembly.log_file(site), verbose=site.debug_default)
+    assembly.open_logs(site, step=call.kind)
     if (call.system == "slurm") != (site.batch_system == "slurm"):
         raise ConfigError(f"this hook is for {call.system}", hint=f"BATCH_SYSTEM is {site.batch_system}")
     dialect = batch.by_name(site.batch_system)
@@ -169,7 +171,7 @@ def _prepare(call: Call, stack: contextlib.ExitStack) -> Callable[[Deadline], No
     job = dialect.parse_job(call.kind, call.arguments, environ, _node_file(call))
     stack.enter_context(logs.about(job=job.id))
     stack.enter_context(logs.step(call.kind))
-    node = stack.enter_context(assembly.node(site, PREFIX))
+    node = stack.enter_context(assembly.node(site, PREFIX, begun=call.begun))
     if call.system == "slurm":
         job = _noted(call, job, Path(site.state_dir), stack)
     match call.kind:
@@ -199,13 +201,13 @@ def _noted(call: Call, job: Job, root: Path, stack: contextlib.ExitStack) -> Job
         return job
     stack.callback(slurmstarts.forget, root, job)
     again = slurmstarts.runs_again(root, job, environ=call.environ)
-    return replace(job, exit_status=JOB_EXEC_RETRY) if again else job
+    return job._replace(exit_status=JOB_EXEC_RETRY) if again else job
 
 
 def launch(told: object, place: int) -> None:
     """Start a guard in a session of its own. Her orders hold a key: they go through a pipe of our own."""
     child = proc.spawn(
-        [sys.executable, "-I", str(PREFIX / "scripts" / "hook"), _GUARD],
+        [sys.executable, "-IS", str(PREFIX / "scripts" / "hook"), _GUARD],
         stdin=proc.PIPE, stdout=proc.DEVNULL, stderr=proc.DEVNULL, env=proc.CLEAN_ENV, cwd=Path("/"),
         pass_fds=(place,),
     )
@@ -221,7 +223,7 @@ def _guard() -> int:
     from vtorque.cli import assembly
 
     site = assembly.site(PREFIX)
-    logs.setup(assembly.log_file(site), verbose=site.debug_default)
+    assembly.open_logs(site, step=_GUARD)
     # Written by the hook that started us, into a pipe that nobody else has.
     told = orders.decode(guard.Orders, sys.stdin.buffer.read())
     with logs.about(job=told.demand.job.id), logs.step(_GUARD), assembly.node(site, PREFIX) as node:
@@ -234,7 +236,7 @@ def _guard() -> int:
 
 
 def _report(call: Call, error: Exception) -> None:
-    said = error.one_line() if isinstance(error, VtorqueError) else f"internal error: {error!r}"
+    said = known(error).one_line()
     log.error("%s: %s", call.kind, said, exc_info=error)
     _say(said)
 

@@ -6,7 +6,16 @@ import sys
 from collections.abc import Callable, Sequence
 
 from vtorque import __version__
-from vtorque.cli import vmgr_guests, vmgr_images, vmgr_install, vmgr_lab, vmgr_site
+from vtorque.cli import (
+    vmgr_bench,
+    vmgr_guests,
+    vmgr_images,
+    vmgr_install,
+    vmgr_lab,
+    vmgr_node,
+    vmgr_site,
+    vmgr_timings,
+)
 from vtorque.errors import RequestError, VtorqueError
 
 _EXAMPLES = """\
@@ -18,16 +27,19 @@ examples:
   vmgr show config --origin        every option, and the line it comes from
   vmgr config check                every mistake in the configuration
   vmgr doctor                      whether this node can run guests
+  vmgr node return                 take jobs again on a node that took itself out
   vmgr ps                          running guests: a user's own, root's all
   vmgr ssh 12 -- uptime            a command in rank 0 of job 12
   vmgr logs 12 -f                  what root did for the job, as it happens
+  vmgr show timings --last 50      where the time of the last jobs went
+  vmgr bench boot debian-12.qcow2  what the parts of a guest's boot cost
   vmgr sweep --dry-run             jobs that left something on this node
   vmgr install --system torque --dry-run
                                    what would be linked and written on this node
   vmgr lab up; vmgr lab shell      a one-machine cluster, and a shell of its user
 
 exit status: 0 done, 1 failed, 2 wrong usage; `doctor`: 0 well, 1 warnings, 2 errors;
-`lab status`: 0 up, 1 partly, 3 down; `ssh`: the command's own
+`node status`: 0 in, 3 out; `lab status`: 0 up, 1 partly, 3 down; `ssh`: the command's own
 """
 
 
@@ -60,13 +72,17 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=f"vtorque {__version__}")
     areas = top.add_subparsers(required=True, metavar="command", title="commands")
-    show = areas.add_parser("show", help="the configuration and the images")
-    verbs = show.add_subparsers(required=True, metavar="config|images|image|suspended")
+    show = areas.add_parser("show", help="the configuration, the images and where time went")
+    verbs = show.add_subparsers(required=True, metavar="config|images|image|suspended|timings")
     vmgr_site.add_show(verbs)
     vmgr_images.add_show(verbs)
+    vmgr_node.add_show(verbs)
+    vmgr_timings.add_show(verbs)
     vmgr_images.add(areas)
     vmgr_guests.add(areas)
     vmgr_site.add(areas)
+    vmgr_node.add(areas)
+    vmgr_bench.add(areas)
     vmgr_install.add(areas)
     vmgr_lab.add(areas)
     return top

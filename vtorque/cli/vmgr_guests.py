@@ -15,14 +15,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vtorque import __version__, config, files, observe, proc, report
+from vtorque import __version__, accounting, config, files, observe, proc, report
 from vtorque.backends.hypervisor import Usage
 from vtorque.backends.hypervisor.libvirt import Libvirt
 from vtorque.cli import PREFIX
 from vtorque.config import SiteConfig
 from vtorque.deadline import Deadline
 from vtorque.errors import RequestError, VtorqueError
-from vtorque.model import JobId
+from vtorque.job import JobId
 from vtorque.observe import Recorded
 from vtorque.state import READY
 
@@ -183,7 +183,7 @@ def _logs(arguments: argparse.Namespace) -> int:
         _write([f"failed: {job.reason}\n"])
     with contextlib.suppress(FileNotFoundError):
         going = _lingering(job.directory) if arguments.follow else None
-        _write(report.phases_text(report.tail(job.directory / "phases", going=going)))
+        _write(report.phases_text(report.tail(report.phases_of(job.directory, job.id), going=going)))
     return 0
 
 
@@ -223,11 +223,11 @@ def _jobs(site: SiteConfig) -> list[Recorded]:
 
 
 def _job_or_trace(site: SiteConfig, text: str, log: Path) -> Recorded:
-    """The job; to root also one that is over and has left its lines in the log."""
+    """The job; to root also one that is over and has left its lines in the log or in accounting."""
     try:
         return observe.find(text, _jobs(site))
     except RequestError:
-        found = report.finished(log, text) if _is_root() else []
+        found = report.finished(log, accounting.directory(site), text) if _is_root() else []
         if len(found) != 1:
             raise
     path = Path(site.state_dir, "jobs", "-")

@@ -9,7 +9,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from vtorque import config, configimport, doctor, follow, lifecycle, slurmjob, submit
+from vtorque import audit, config, configimport, doctor, follow, lifecycle, slurmjob, submit
 from vtorque.cli import PREFIX, assembly
 from vtorque.config import SiteConfig
 from vtorque.deadline import Deadline
@@ -134,9 +134,12 @@ def _sweep(arguments: argparse.Namespace) -> int:
     if os.getuid() != 0:
         return _sweep_own(dry_run=arguments.dry_run)
     site = assembly.site(PREFIX)
+    audit.setup(site.audit_log, Path(site.log_dir), step="sweep")
     with assembly.node(site, PREFIX) as node:
         found = lifecycle.forgotten(node)
-        gone = found if arguments.dry_run else lifecycle.sweep(node, deadline=Deadline(_SWEEP_SECONDS))
+        gone = found if arguments.dry_run else lifecycle.sweep(
+            node, deadline=Deadline(_SWEEP_SECONDS), thorough=True
+        )
     sys.stdout.writelines(f"{key}\n" for key in gone)
     return 0 if len(gone) == len(found) else 1
 

@@ -2,21 +2,19 @@
 """The part of vsub that submits a job in guests."""
 
 import contextlib
-import dataclasses
 import os
 import pwd
 import re
 import shlex
-import socket
 import sys
 from pathlib import Path
 
-from vtorque import config, images, proc, qsub, request, sbatch, submission, submit, topology
+from vtorque import accounts, config, imageentry, proc, qsub, request, submission, submit
 from vtorque.backends import batch
 from vtorque.cli import PREFIX
 from vtorque.config import SiteConfig
 from vtorque.errors import RequestError, VtorqueError
-from vtorque.model import JobId
+from vtorque.job import JobId
 from vtorque.qsub import CommandLine, Header
 from vtorque.submission import Script, Submission, Surroundings
 from vtorque.submit import JobDirectory, JobFile
@@ -41,12 +39,12 @@ def real_qsub(site: SiteConfig) -> str:
 
 def run(line: CommandLine, name: str, text: bytes, head: Header, *, system: str, real: str) -> int:
     """Submit a job in guests to the batch `system`, or show what would be submitted; the exit status."""
-    found = dataclasses.replace(site(config.find(PREFIX)), batch_system=system)
+    found = site(config.find(PREFIX)).but(batch_system=system)
     grammar = qsub.GRAMMARS[system]
     if "--wait" in line.ours and (line.has("I") or any(map(line.has, grammar.arrays))):
         raise qsub.UsageError("--wait follows one batch job, not an interactive one or an array")
     around = Surroundings(
-        account=topology.account(pwd.getpwuid(os.getuid()).pw_name, min_uid=0),
+        account=accounts.account(pwd.getpwuid(os.getuid()).pw_name, min_uid=0),
         directory=Path.cwd(),
         environ=frozenset(os.environ),
         grammar=grammar,
@@ -54,11 +52,11 @@ def run(line: CommandLine, name: str, text: bytes, head: Header, *, system: str,
     draft = submission.prepare(
         line, Script(name=name, text=text, header=head), found,
         around=around,
-        find_image=lambda image: images.find(Path(found.vm_img_dir), image),
+        find_image=lambda image: imageentry.find(Path(found.vm_img_dir), image),
         request_id=os.urandom(8).hex(),
     )
     # Only now is everything known to fit: nothing has been made yet.
-    request.encode(dataclasses.replace(draft.resolved.request, public_key=_NO_KEY))
+    request.encode(draft.resolved.request._replace(public_key=_NO_KEY))
     try:
         return _submit_or_show(line, draft, found, real, around)
     except _OverError as error:
@@ -104,16 +102,20 @@ class _OverError(VtorqueError):
 
 def _submit(draft: Submission, site: SiteConfig, line: CommandLine, real: str) -> int:
     """Make the job directory, call qsub, print what it prints; its exit status."""
-    wanted = draft.resolved.request
+    wanted, shown = draft.resolved.request, None
+    if draft.slurm is not None:
+        from vtorque import sbatch
+
+        shown = sbatch.job_id
     dialect = batch.by_name(site.batch_system)
     home = Path(pwd.getpwuid(os.getuid()).pw_dir)
     with submit.job_directory(home, wanted.request_id) as directory:
-        encoded = request.encode(dataclasses.replace(wanted, public_key=directory.public_key))
+        encoded = request.encode(wanted._replace(public_key=directory.public_key))
         wrapper = _fill(directory, draft, dialect.script_comment(encoded))
         command = draft.command(real, wrapper, carried=dialect.submit_options(encoded))
         status, printed = proc.call_through(
             command, env={**os.environ, **draft.environ}, terminal=draft.interactive,
-            shown=sbatch.job_id if draft.slurm else None,
+            shown=shown,
         )
         job = None
         with contextlib.suppress(VtorqueError):
@@ -158,8 +160,11 @@ def _wrapper(draft: Submission, comment: bytes) -> bytes:
 
 
 def _preview(draft: Submission, site: SiteConfig, real: str) -> tuple[list[str], bytes]:
-    wanted = dataclasses.replace(draft.resolved.request, public_key=_NO_KEY)
-    path = Path(pwd.getpwuid(os.getuid()).pw_dir, ".vtorque", wanted.request_id, "submit", draft.script.name)
+    from vtorque import sbatch
+
+    wanted = draft.resolved.request._replace(public_key=_NO_KEY)
+    directory = Path(pwd.getpwuid(os.getuid()).pw_dir, ".vtorque", wanted.request_id)
+    path = submit.wrapper_path(directory, draft.script.name)
     dialect, encoded = batch.by_name(site.batch_system), request.encode(wanted)
     command = draft.command(real, path, carried=dialect.submit_options(encoded))
     return [*sbatch.environ_words(draft.environ), *command], _wrapper(draft, dialect.script_comment(encoded))
@@ -181,4 +186,4 @@ def _follow(job: JobId, directory: JobDirectory, real: str, *, slurm: bool) -> i
 
 
 def _host() -> str:
-    return socket.gethostname().partition(".")[0]
+    return os.uname().nodename.partition(".")[0]

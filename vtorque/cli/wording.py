@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How keys and values are written: the words that manual, help and messages share."""
+"""How options, keys and values are written: the words that manual, help and messages share."""
 
 from vtorque.optionforms import FORMS
+from vtorque.options import OPTIONS
 
 KEY_EXAMPLES = {
     "img": "img=debian-12.qcow2", "ram": "ram=8G", "distro": "img=own.qcow2,distro=debian", "arch": "arch=x86_64",
@@ -22,3 +23,53 @@ KIND_FORMS = {
     **{kind: form for kind, (_, form) in FORMS.items()},
 }
 """What a value of each kind looks like."""
+
+EXAMPLES = {
+    "REGEX_FE": '"login[0-9]+"',
+    "DISABLED_HOSTS_LIST": '"^gpu"',
+    "NODE_CORE_COUNT": '64',
+    "NODE_RAM_MB": '256G',
+    "MAX_VCPUS": '32',
+    "MAX_RAM": '128G',
+    "MAX_VMS_PER_NODE": '8',
+    "MAX_DISK_SIZE": '100G',
+    "VM_SCRIPTS_DIR": '/etc/vtorque/scripts-vm',
+    "RAMDISK_LIMIT": '16G',
+    "IMAGE_CACHE_LIMIT": '200G',
+    "PROMETHEUS_FILE": '/var/lib/prometheus/node-exporter/vtorque.prom',
+    "GROUP_LIMITS": '["students max_vcpus=4 max_ram=8G"]',
+    "IMAGE_LIMITS": '["win.qcow2 groups=staff max_vms_per_node=1"]',
+    "CUSTOM_IP_MAPPING": 'true',
+    "IP_TO_MAC_SCRIPT": '/etc/vtorque/ip-mapping.sh',
+    "VM_NFS_HOME": 'nfs1:/export/home',
+    "GUEST_NET_ALLOW": '10.0.0.7:27000-27009',
+    "GUEST_NET_DENY": '192.168.0.0/16',
+    "NAME_SERVER": '10.0.0.53 10.0.0.54',
+    "DOMAIN": 'cluster.example.org',
+    "SEARCH_DOMAIN": 'cluster.example.org example.org',
+    "NTP_SERVER_1": 'ntp1.example.org',
+    "NTP_SERVER_2": 'ntp2.example.org',
+    "SW_PACKAGES_DEBIAN": '[gdb, libgomp1]',
+    "SW_PACKAGES_REDHAT": '[gdb, libgomp]',
+    "SECURITY_UPDATES": 'true',
+    "VM_NFS_WS": 'nfs1:/export/work',
+    "VM_NFS_OPT": 'nfs1:/export/opt',
+}
+"""Values for the manual, where the default would not teach anything."""
+
+
+def written(name: str) -> str:
+    """The default of an option as an administrator would write it."""
+    default = OPTIONS[name].default
+    if isinstance(default, bool):
+        return str(default).lower()
+    if isinstance(default, tuple):
+        return f"[{', '.join(default)}]"
+    if OPTIONS[name].metadata.get("kind") == "hosts" and default == ".*":
+        return '"*"'
+    return str(default) or '""'
+
+
+def example(name: str) -> str:
+    """A line of the file that sets the option."""
+    return f"{name}: {EXAMPLES.get(name, written(name))}"

@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import Protocol
 
 from vtorque.errors import Blame, CommandError, ConfigError, RequestError
-from vtorque.model import Job, JobId, PelogKind, job_id
+from vtorque.job import Job, JobId, PelogKind, job_id
 
 _MEMBERS = {
     "torque": "vtorque.backends.batch.torque:Torque",

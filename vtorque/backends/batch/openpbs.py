@@ -15,7 +15,7 @@ from typing import Any
 
 from vtorque.backends.batch import CORES, last_job_id, pbs_environment
 from vtorque.errors import Blame, StateError
-from vtorque.model import JOB_EXEC_RETRY, Job, JobId, PelogKind, job_id
+from vtorque.job import JOB_EXEC_RETRY, Job, JobId, PelogKind, job_id
 
 # Anything but 0 and 1 is another start, until the server holds the job after the 20th (req_runjob.c:1276-1285).
 REQUEUE = 3

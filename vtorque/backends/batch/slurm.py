@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from vtorque import hostlist, slurmconf
 from vtorque.backends.batch import last_job_id
 from vtorque.errors import Blame, StateError
-from vtorque.model import Job, JobId, PelogKind, job_id
+from vtorque.job import Job, JobId, PelogKind, job_id
 
 DRAIN = 1
 """Whatever is not 0: slurmd drains the node, and the job is requeued and held (slurm.conf(5): Prolog)."""
@@ -71,17 +71,21 @@ class Slurm:
         user = environ.get("SLURM_JOB_USER", "")
         if _USER.fullmatch(user) is None:
             raise StateError(f"SLURM_JOB_USER: {user[:80]!r} is not a user name")
-        nodes, here = _nodes(environ), environ.get("SLURMD_NODENAME", "")
-        if here not in nodes:
-            raise StateError(f"SLURMD_NODENAME: {here[:80]!r} is not one of the job's {len(nodes)} nodes")
         request = environ.get("SLURM_JOB_COMMENT", "")
-        index = nodes.index(here)
+        nodes: tuple[str, ...] = ()
+        index = 0
+        try:
+            nodes, index = _place(environ)
+        except StateError:
+            # What a node has of a job is given back whoever else had a part in it.
+            if kind.starts:
+                raise
         return Job(
             id=job_id(environ.get("SLURM_JOB_ID", "")),
             user=user,
             node_index=index,
             nodes=() if index else nodes,
-            most_nodes=len(nodes),
+            most_nodes=max(len(nodes), 1),
             request=request if _REQUEST.fullmatch(request) else "",
         )
 
@@ -140,6 +144,14 @@ def restarts(environ: Mapping[str, str]) -> int:
     """How often the job was requeued before this start, as a Prolog is told; an Epilog is told of the next start."""
     text = environ.get("SLURM_JOB_RESTART_COUNT", "")
     return int(text) if _NUMBER.fullmatch(text) else 0
+
+
+def _place(environ: Mapping[str, str]) -> tuple[tuple[str, ...], int]:
+    """The job's nodes, and which of them this is."""
+    nodes, here = _nodes(environ), environ.get("SLURMD_NODENAME", "")
+    if here not in nodes:
+        raise StateError(f"SLURMD_NODENAME: {here[:80]!r} is not one of the job's {len(nodes)} nodes")
+    return nodes, nodes.index(here)
 
 
 def _nodes(environ: Mapping[str, str]) -> tuple[str, ...]:

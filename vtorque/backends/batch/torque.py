@@ -7,14 +7,14 @@ from pathlib import Path
 
 from vtorque.backends.batch import last_job_id, pbs_environment
 from vtorque.errors import Blame, StateError
-from vtorque.model import Job, JobId, PelogKind, job_id
+from vtorque.job import Job, JobId, PelogKind, job_id
 
 REQUEUE = 3
 
-_USER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}\$?", re.ASCII)
-_NODE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,252}", re.ASCII)
-_REQUEST = re.compile(r"other=(vt1\.[A-Za-z0-9_-]{1,4096})", re.ASCII)
-_ALARM = re.compile(r"^[ \t]*\$prologalarm[ \t]+([0-9]{1,6})[ \t]*$", re.MULTILINE | re.ASCII)
+_USER = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}\$?"
+_NODE = r"[A-Za-z0-9][A-Za-z0-9._-]{0,252}"
+_REQUEST = r"other=(vt1\.[A-Za-z0-9_-]{1,4096})"
+_ALARM = r"^[ \t]*\$prologalarm[ \t]+([0-9]{1,6})[ \t]*$"
 _DEFAULT_ALARM_SECONDS = 300
 _KILLED_EARLIER_SECONDS = 10
 
@@ -40,7 +40,7 @@ class Torque:
         if len(arguments) < _OWNER + 1:
             raise StateError(f"{kind} was called with {len(arguments)} arguments")
         owner = arguments[_OWNER]
-        if _USER.fullmatch(owner) is None:
+        if re.fullmatch(_USER, owner, re.ASCII) is None:
             raise StateError(f"{kind}: {owner[:80]!r} is not a user name")
         nodes = _nodes(node_file)
         if kind is PelogKind.PROLOGUE and not nodes:
@@ -71,7 +71,7 @@ class Torque:
 
     def hook_seconds(self, mom_config: str) -> float:
         """`$prologalarm` in seconds, less 10 when it is above 10 (prolog.c:1246-1251)."""
-        found = _ALARM.findall(mom_config)
+        found = re.findall(_ALARM, mom_config, re.MULTILINE | re.ASCII)
         alarm = int(found[-1]) if found else _DEFAULT_ALARM_SECONDS
         return alarm - _KILLED_EARLIER_SECONDS if alarm > _KILLED_EARLIER_SECONDS else alarm
 
@@ -98,7 +98,7 @@ def _at(arguments: Sequence[str], place: int) -> str:
 
 def _request(resources: str) -> str:
     """The request among `nodes=1:ppn=2,other=vt1.…,walltime=…`, or nothing; two are no request at all."""
-    found = [match[1] for entry in resources.split(",") if (match := _REQUEST.fullmatch(entry))]
+    found = [match[1] for entry in resources.split(",") if (match := re.fullmatch(_REQUEST, entry, re.ASCII))]
     return found[0] if len(found) == 1 else ""
 
 
@@ -106,6 +106,6 @@ def _nodes(node_file: str) -> tuple[str, ...]:
     """Distinct node names, in the order of the node file."""
     names = tuple(dict.fromkeys(node_file.split()))
     for name in names:
-        if _NODE.fullmatch(name) is None:
+        if re.fullmatch(_NODE, name, re.ASCII) is None:
             raise StateError(f"the node file holds {name[:80]!r}, which is not a host name")
     return names
