@@ -11,7 +11,7 @@ LAB := qemu-system-x86 libvirt-daemon-system libvirt-daemon-driver-qemu libvirt-
 	dnsmasq-base nfs-ganesha nfs-ganesha-vfs mmdebstrap e2fsprogs fdisk grub-common \
 	grub-pc-bin busybox-static bash-static openssh-server cpio lz4 zstd xz-utils kmod procps
 TESTS := strace python3-pytest python3-pytest-xdist python3-hypothesis python3-venv python3-jsonschema python3-requests \
-	python3-configobj python3-jsonpatch python3-oauthlib slurm-wlm munge
+	python3-configobj python3-jsonpatch python3-oauthlib slurm-wlm munge pdsh
 
 .DEFAULT_GOAL := help
 
@@ -58,8 +58,22 @@ test: test-deps check ## Run everything, real guests included
 	$(PYTHON) -m pytest -n 2 --dist loadgroup
 
 .PHONY: bench
-bench: ## Measure what vtorque itself costs; STRICT=1 fails for times too
+bench: ## Measure what vtorque itself costs; STRICT=1 fails for times too, REAL=1 boots real guests as well
 	$(PYTHON) -m tests.bench $(if $(STRICT),--strict)
+	$(if $(REAL),$(PYTHON) -m tests.bench --real $(if $(STRICT),--strict))
+
+.PHONY: soak
+soak: ## Crash anywhere, load, random histories: hours; SEED=n again, EVERY=n for one of n points
+	$(PYTHON) -m tests.soak $(if $(SEED),--seed $(SEED)) $(if $(EVERY),--every $(EVERY))
+
+.PHONY: mutation
+mutation: ## Say how many wrong validators the tests notice: a quarter of an hour; MODULES="units orders"
+	$(PYTHON) -m tests.mutation $(MODULES)
+
+.PHONY: coverage
+coverage: test-deps ## Say which branches of the privileged modules no test takes; TESTS=tests/unit for a part
+	@contrib/install-packages python3-coverage
+	$(PYTHON) -m tests.coverage $(TESTS)
 
 .PHONY: manual
 manual: ## Write man pages and completion anew, from the parsers

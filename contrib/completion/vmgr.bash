@@ -13,8 +13,8 @@ _vtorque_vmgr() {
     for each in "$@"; do
         case "${option:+value}$at $each" in
             value*) option='' ;;
-            ' show' | ' show config' | ' show images' | ' show image' | ' show suspended' | ' image' | ' image build' | ' image list' | ' image show' | ' image verify' | ' image pull' | ' image add' | ' image update' | ' image delete' | ' add' | ' update' | ' delete' | ' delete image' | ' delete suspended' | ' ps' | ' ssh' | ' console' | ' logs' | ' report' | ' config' | ' config check' | ' config import' | ' doctor' | ' sweep' | ' install' | ' uninstall' | ' lab' | ' lab up' | ' lab down' | ' lab status' | ' lab exec' | ' lab shell' | ' lab demo') at+=" $each" ;;
-            ' show images --directory' | ' show image --directory' | ' show suspended --directory' | ' show suspended --job' | ' show suspended --user' | ' image build --directory' | ' image build --package' | ' image build --name' | ' image list --directory' | ' image show --directory' | ' image verify --directory' | ' image pull --directory' | ' image pull --sha256' | ' image pull --name' | ' image pull --distro' | ' image pull --arch' | ' image add --directory' | ' image add --url' | ' image add --kernel' | ' image add --initrd' | ' image add --cmdline' | ' image add --sha256' | ' image add --name' | ' image add --distro' | ' image add --arch' | ' image update --directory' | ' image delete --directory' | ' add --directory' | ' add --url' | ' add --kernel' | ' add --initrd' | ' add --cmdline' | ' add --sha256' | ' add --name' | ' add --distro' | ' add --arch' | ' update --directory' | ' delete image --directory' | ' delete suspended --directory' | ' logs --what' | ' logs --rank' | ' report -o' | ' report --output' | ' install --system' | ' install --root' | ' install -w' | ' uninstall --root' | ' uninstall -w' | ' lab up --nodes') option=" $each" ;;
+            ' show' | ' show config' | ' show images' | ' show image' | ' show suspended' | ' show privileged' | ' show timings' | ' image' | ' image build' | ' image list' | ' image show' | ' image verify' | ' image pull' | ' image add' | ' image update' | ' image delete' | ' add' | ' update' | ' delete' | ' delete image' | ' delete suspended' | ' ps' | ' ssh' | ' console' | ' logs' | ' report' | ' config' | ' config check' | ' config import' | ' doctor' | ' sweep' | ' node' | ' node status' | ' node out' | ' node return' | ' bench' | ' bench boot' | ' install' | ' uninstall' | ' lab' | ' lab up' | ' lab down' | ' lab status' | ' lab exec' | ' lab shell' | ' lab demo') at+=" $each" ;;
+            ' show images --directory' | ' show image --directory' | ' show suspended --directory' | ' show suspended --job' | ' show suspended --user' | ' show timings --last' | ' image build --directory' | ' image build --package' | ' image build --name' | ' image list --directory' | ' image show --directory' | ' image verify --directory' | ' image pull --directory' | ' image pull --sha256' | ' image pull --name' | ' image pull --distro' | ' image pull --arch' | ' image add --directory' | ' image add --url' | ' image add --kernel' | ' image add --initrd' | ' image add --cmdline' | ' image add --sha256' | ' image add --name' | ' image add --distro' | ' image add --arch' | ' image update --directory' | ' image delete --directory' | ' add --directory' | ' add --url' | ' add --kernel' | ' add --initrd' | ' add --cmdline' | ' add --sha256' | ' add --name' | ' add --distro' | ' add --arch' | ' update --directory' | ' delete image --directory' | ' delete suspended --directory' | ' logs --what' | ' logs --rank' | ' report -o' | ' report --output' | ' bench boot -n' | ' bench boot --qsub' | ' bench boot --user' | ' install --system' | ' install --root' | ' install -w' | ' uninstall --root' | ' uninstall -w' | ' lab up --nodes') option=" $each" ;;
             *' -'*) ;;
             *) place=$((place + 1)) ;;
         esac
@@ -32,9 +32,9 @@ _vtorque_vmgr() {
 _vtorque_place() {
     vt_kind='' vt_words=''
     case $1 in
-        ':0') vt_words='show image add update delete ps ssh console logs report config doctor sweep install uninstall lab' ;;
+        ':0') vt_words='show image add update delete ps ssh console logs report config doctor sweep node bench install uninstall lab' ;;
         ':-') vt_words='--version --help' ;;
-        ' show:0') vt_words='config images image suspended' ;;
+        ' show:0') vt_words='config images image suspended privileged timings' ;;
         ' show:-') vt_words=--help ;;
         ' show config:-') vt_words='--origin --json --help' ;;
         ' show images --directory') vt_kind=directories ;;
@@ -46,13 +46,16 @@ _vtorque_place() {
         ' show suspended --job') ;;
         ' show suspended --user') ;;
         ' show suspended:-') vt_words='--directory --job --user --json --help' ;;
+        ' show privileged:-') vt_words='--json --help' ;;
+        ' show timings --last') ;;
+        ' show timings:-') vt_words='--last --json --help' ;;
         ' image:0') vt_words='build list show verify pull add update delete' ;;
         ' image:-') vt_words=--help ;;
         ' image build:0') vt_words=debian-12 ;;
         ' image build --directory') vt_kind=directories ;;
         ' image build --package') ;;
         ' image build --name') ;;
-        ' image build:-') vt_words='--directory --package --name --force --help' ;;
+        ' image build:-') vt_words='--directory --package --name --force --stock --help' ;;
         ' image list --directory') vt_kind=directories ;;
         ' image list:-') vt_words='--directory --json --help' ;;
         ' image show:0') vt_kind=images ;;
@@ -60,7 +63,7 @@ _vtorque_place() {
         ' image show:-') vt_words='--directory --json --help' ;;
         ' image verify:0') vt_kind=images ;;
         ' image verify --directory') vt_kind=directories ;;
-        ' image verify:-') vt_words='--directory --help' ;;
+        ' image verify:-') vt_words='--directory --json --help' ;;
         ' image pull:0') ;;
         ' image pull:'[0-9]*) ;;
         ' image pull --directory') vt_kind=directories ;;
@@ -133,6 +136,19 @@ _vtorque_place() {
         ' config import:-') vt_words=--help ;;
         ' doctor:-') vt_words='--json --nhc --help' ;;
         ' sweep:-') vt_words='--dry-run --help' ;;
+        ' node:0') vt_words='status out return' ;;
+        ' node:-') vt_words=--help ;;
+        ' node status:-') vt_words=--help ;;
+        ' node out:'[0-9]*) ;;
+        ' node out:-') vt_words=--help ;;
+        ' node return:-') vt_words=--help ;;
+        ' bench:0') vt_words=boot ;;
+        ' bench:-') vt_words=--help ;;
+        ' bench boot:0') vt_kind=images ;;
+        ' bench boot -n') ;;
+        ' bench boot --qsub') ;;
+        ' bench boot --user') ;;
+        ' bench boot:-') vt_words='-n --qsub --json --user --help' ;;
         ' install --system') vt_words='torque openpbs slurm' ;;
         ' install --root') vt_kind=files ;;
         ' install -w') ;;

@@ -30,7 +30,7 @@ Make = Callable[..., Cluster]
 
 
 def end(sister: Sister, status: int) -> None:
-    lifecycle.epilogue(replace(sister.job, exit_status=status), sister.node, deadline=Deadline(40))
+    lifecycle.epilogue(sister.job._replace(exit_status=status), sister.node, deadline=Deadline(40))
     assert sister.left() == []
 
 
@@ -86,11 +86,11 @@ def test_the_note_of_a_job_that_ended_by_itself_goes_as_well(make: Make) -> None
 def test_an_element_that_is_rerun_is_not_taken_for_one_that_has_ended(make: Make) -> None:
     cluster = make(nodes=1, elements=2)
     (mother,) = cluster.sisters
-    one, two = (replace(mother.job, id=JobId(f"7[{number}].srv")) for number in (1, 2))
+    one, two = (mother.job._replace(id=JobId(f"7[{number}].srv")) for number in (1, 2))
     for job, status in ((one, 271), (two, 0)):
-        lifecycle.epilogue(replace(job, exit_status=status), mother.node, deadline=Deadline(40))
+        lifecycle.epilogue(job._replace(exit_status=status), mother.node, deadline=Deadline(40))
     assert cluster.directory.exists()
-    lifecycle.epilogue(replace(one, exit_status=0), mother.node, deadline=Deadline(40))
+    lifecycle.epilogue(one._replace(exit_status=0), mother.node, deadline=Deadline(40))
     assert not cluster.directory.exists()
 
 
@@ -106,7 +106,7 @@ def root() -> Iterator[Path]:
 def test_elements_of_an_array_overlap_on_one_node(root: Path) -> None:
     """Between one's prologue and its epilogue there is all of another's."""
     scene = Scene(root)
-    jobs = [replace(scene.job, id=JobId(f"7[{number}].srv")) for number in (1, 2)]
+    jobs = [scene.job._replace(id=JobId(f"7[{number}].srv")) for number in (1, 2)]
     nodes = []
     for job in jobs:
         said = f"ready {plan.guest_uuid(job.id, 0)}\n".encode()
@@ -118,7 +118,7 @@ def test_elements_of_an_array_overlap_on_one_node(root: Path) -> None:
         lifecycle.prologue(job, node, scene.launch, deadline=Deadline(60))
     assert set(scene.hypervisor._domains) == {"7-1.srv_1of1", "7-2.srv_1of1"}
     for job, node, left in zip(jobs, nodes, ({"7-2.srv_1of1"}, set()), strict=True):
-        lifecycle.epilogue(replace(job, exit_status=0), node, deadline=Deadline(60))
+        lifecycle.epilogue(job._replace(exit_status=0), node, deadline=Deadline(60))
         assert set(scene.hypervisor._domains) == left
     assert scene.left() == []
 

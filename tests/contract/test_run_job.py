@@ -97,10 +97,12 @@ def test_death_by_signal_is_what_a_login_shell_makes_of_it(shell: list[str], tmp
     assert Job(shell, text([path])).end()[0] == bare.returncode
 
 
-def test_signals_reach_the_script(shell: list[str], tmp_path: Path) -> None:
-    job = Job(shell, text([script(tmp_path, "trap 'echo caught; exit 9' USR1; echo up; while :; do sleep 0.05; done")]))
+@pytest.mark.parametrize("name", ["USR1", "INT", "QUIT"])
+def test_signals_reach_the_script(shell: list[str], tmp_path: Path, name: str) -> None:
+    body = f"trap 'echo caught; exit 9' {name}; echo up; while :; do sleep 0.05; done"
+    job = Job(shell, text([script(tmp_path, body)]))
     assert job.line() == b"up\n"
-    job.tell(b"USR1\n")
+    job.tell(f"{name}\n".encode())
     status, out, _ = job.end()
     assert (status, out) == (9, b"caught\n")
 
@@ -114,11 +116,25 @@ def test_when_the_node_hangs_up_the_job_is_killed(shell: list[str], tmp_path: Pa
     assert not alive(int(pid.read_text()))
 
 
-def test_what_the_script_left_in_its_session_is_killed(shell: list[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("first", ["", "set -m; "], ids=["in-its-group", "in-a-group-of-its-own"])
+def test_what_the_script_left_in_its_session_is_killed(shell: list[str], tmp_path: Path, first: str) -> None:
     pid = tmp_path / "pid"
-    status, out, _ = Job(shell, text([script(tmp_path, f"sleep 1000 & echo $! >{pid}; echo end")])).end()
+    status, out, _ = Job(shell, text([script(tmp_path, f"{first}sleep 1000 & echo $! >{pid}; echo end")])).end()
     assert (status, out) == (0, b"end\n")
     assert not alive(int(pid.read_text()))
+
+
+def test_without_bash_the_login_shell_is_one_all_the_same(tmp_path: Path) -> None:
+    """A guest of busybox and little else."""
+    for name in ("sh", "setsid", "head", "id"):
+        (tmp_path / name).symlink_to("/bin/busybox")
+    (tmp_path / ".profile").write_text("SAID=profile; export SAID\n")
+    order = run.order(
+        environment={"HOME": str(tmp_path)}, directory="/", shell="/bin/dash", files={},
+        command=[script(tmp_path, 'echo "$SAID $1"; exit 7'), "a b"],
+    )
+    job = Job(["/usr/bin/env", f"PATH={tmp_path}", "/bin/busybox", "ash"], order)
+    assert job.end() == (7, b"profile a b\n", b"")
 
 
 def alive(pid: int) -> bool:

@@ -14,7 +14,7 @@ import pytest
 from tests.contract.test_lifecycle import Scene
 from tests.fakes.filter import FakeFilter
 from tests.fakes.hypervisor import FakeHypervisor
-from vtorque import proc, serving, teardown, topology
+from vtorque import accounts, proc, serving, teardown
 from vtorque.deadline import Deadline
 from vtorque.errors import ConfigError, DeadlineExceeded, StateError
 from vtorque.model import Account, Group, Mount, Resource
@@ -223,7 +223,7 @@ def test_teardown_ends_servers_with_and_without_a_ledger(root: Path, recorded: b
 
 @pytest.mark.parametrize("fail_at", [0, 2])
 def test_a_job_has_a_server_until_it_ends_or_cannot_start(root: Path, fail_at: int) -> None:
-    topology.account("games", min_uid=1)
+    accounts.account("games", min_uid=1)
     scene = Scene(root, fail_at=fail_at, share="virtiofs", vm_share_ws="", vm_share_opt="")
     path = root / "run/seeds/7.srv_1of1.home.sock"
     scene.prologue()
@@ -237,7 +237,7 @@ def test_what_qemu_opens_is_the_users_when_it_runs_as_him(root: Path) -> None:
     scene = Scene(root, share="9p")
     scene.prologue()
     overlay, seed = root / "disks/7.srv/7.srv_1of1.qcow2", root / "run/seeds/7.srv_1of1.iso"
-    assert {path.stat().st_uid for path in (overlay, seed)} == {topology.account("games", min_uid=1).uid}
+    assert {path.stat().st_uid for path in (overlay, seed)} == {accounts.account("games", min_uid=1).uid}
     scene.epilogue()
     assert not [name for name in scene.left() if "7.srv" in name]
 

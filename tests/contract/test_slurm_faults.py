@@ -57,7 +57,8 @@ def test_a_busy_node_is_waited_for_until_its_guests_could_not_boot_any_more(
         looks.append(now[0])
         raise NodeBusy("4 cores are taken")
 
-    def sleep(seconds: float) -> None:
+    def sleep(seconds: float, *until: object) -> None:
+        assert until, "it is woken when another job gives back what it holds"
         now[0] += seconds
 
     monkeypatch.setattr(bringup, "_start", busy)

@@ -2,7 +2,6 @@
 """The site's configuration: what is taken, what is refused and with which words."""
 
 import ast
-import dataclasses
 import os
 import re
 from pathlib import Path
@@ -11,7 +10,8 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from vtorque import config, options, sitefile
+from vtorque import config, sitefile
+from vtorque.cli import wording
 from vtorque.config import SiteConfig
 from vtorque.errors import ConfigError
 from vtorque.optionforms import INERT
@@ -73,7 +73,7 @@ class TestValues:
     def test_an_option_of_the_original_without_effect_is_noted_with_the_reason(
         self, file: Path, name: str
     ) -> None:
-        file.write_text(f"# first\n{name}: {options.written(name)}\n")
+        file.write_text(f"# first\n{name}: {wording.written(name)}\n")
         _, notes = config.load_noted(file, trusted_owner=None)
         assert [(note.line, note.key) for note in notes] == [(2, name)]
         assert notes[0].text == f"has no effect: {OPTIONS[name].metadata[INERT]}"
@@ -295,20 +295,26 @@ class TestDocuments:
         assert live - without_choice <= read
 
     def test_an_example_is_a_value_that_the_file_may_hold(self, file: Path) -> None:
-        text = "".join(f"{options.example(name)}\n" for name in OPTIONS)
+        text = "".join(f"{wording.example(name)}\n" for name in OPTIONS)
         assert loaded(file, text).group_limits == ("students max_vcpus=4 max_ram=8G",)
 
     def test_a_default_is_a_value_that_the_file_may_hold(self, file: Path) -> None:
-        text = "".join(f"{name}: {options.written(name)}\n" for name in OPTIONS)
+        text = "".join(f"{name}: {wording.written(name)}\n" for name in OPTIONS)
         assert loaded(file, text) == SiteConfig()
 
 
 def row(name: str) -> list[str]:
     about = OPTIONS[name].metadata
-    cells = [f"`{name}`", f"`{options.written(name)}`", about.get("unit", ""), about["text"]]
-    return [*cells, about[INERT] if INERT in about else f"`{options.example(name)}`"]
+    cells = [f"`{name}`", f"`{wording.written(name)}`", about.get("unit", ""), about["text"]]
+    return [*cells, about[INERT] if INERT in about else f"`{wording.example(name)}`"]
 
 
 def test_the_configuration_cannot_be_changed_once_read() -> None:
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        SiteConfig().timeout = 5  # type: ignore[misc]
+    with pytest.raises(AttributeError):
+        SiteConfig().timeout = 5
+
+
+def test_only_options_make_a_configuration() -> None:
+    assert SiteConfig(timeout=5).but(min_uid=1) == SiteConfig(min_uid=1, timeout=5) != SiteConfig()
+    with pytest.raises(TypeError, match="time_out"):
+        SiteConfig(time_out=5)

@@ -4,14 +4,17 @@
 import sys
 import tracemalloc
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from tests.builders import KEY, a_job, a_plan, a_request, a_shape, a_site, some_keys
 from tests.unit.test_render import TEMPLATES
-from vtorque import plan, published, render, run
-from vtorque.model import Guest, JobPlan, NodeShape, Peer
+from vtorque import markers, plan, published, render, run
+from vtorque.deadline import Deadline
+from vtorque.model import Guest, JobPlan, NodeShape, Peer, Resource
 from vtorque.run import Guests
+from vtorque.state import JobState
 
 # Ten times as much may cost a little more than ten times: sorting, and tables that grow.
 LINEAR = 13
@@ -61,6 +64,26 @@ def test_many_guests_are_rendered_in_proportion() -> None:
     assert calls(lambda: rendered(64)) <= LINEAR * calls(lambda: rendered(6))
 
 
+def forgetful(record: JobState) -> None:
+    """Reads all that is there before each act, as if nobody had."""
+    record._understood = ""
+
+
+@pytest.mark.parametrize(("before", "is_linear"), [(lambda record: None, True), (forgetful, False)])
+def test_what_many_guests_take_is_entered_in_proportion(
+    tmp_path: Path, before: Callable[[JobState], None], is_linear: bool
+) -> None:
+    def taken(number: int) -> None:
+        record = JobState(tmp_path / str(number), "7.srv")
+        record.create()
+        for each in range(number):
+            before(record)
+            with record.taking(Resource(kind="file", name=f"/x/{each}"), deadline=Deadline(60)):
+                pass
+
+    assert (calls(lambda: taken(100)) <= LINEAR * calls(lambda: taken(10))) is is_linear
+
+
 @pytest.fixture(scope="module")
 def cluster() -> dict[int, list[Peer]]:
     return {nodes: peers(nodes) for nodes in (100, 1000)}
@@ -77,7 +100,7 @@ def test_a_thousand_nodes_are_gathered_and_merged_in_proportion(cluster: dict[in
             own = cluster[nodes][4 * index:4 * index + 4]
             said = '{"schema": 1, "guests": [' + ", ".join(map(_json, own)) + "]}"
             found += published.read(said, job="7.srv", node_index=index, request=request)
-        marker = run.ready_marker(a_node(4), found)
+        marker = markers.ready_marker(a_node(4), found)
         assert len(marker["guests"]) == 4 * nodes  # type: ignore[arg-type]
         run.furnishing(Guests(peers=tuple(found), vcpus=4, environment={"PBS_NODEFILE": "/n"}), "key")
 

@@ -11,21 +11,23 @@ PACKAGE = ROOT / "vtorque"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 LAYERS: list[tuple[str, ...]] = [
-    ("errors", "units", "deadline", "logs", "orders", "hostlist", "shareserver", "shape", "optionforms"),
-    ("model",),
-    ("proc", "files", "userside", "rooms"),
-    ("config", "options", "sitefile", "sitescripts", "limits", "metadata", "overhead", "request", "vmoptions", "qsub",
-     "reslist", "sbatchforms", "sbatchlines", "slurmjob", "topology", "display", "slurmconf",
-     "imageentry", "imageheader", "overlay", "serving"),
-    ("shares", "numa", "tuning", "datadisk", "diskserver", "sbatchsize"),
-    ("rendercheck", "diskserving", "userdisk", "sbatch"),
-    ("plan", "render", "state", "images", "seed", "backends", "submit", "follow", "resolve",
-     "configimport", "imagepull"),
-    ("resources", "catalogue", "published", "imagecache", "admission", "netfilter"),
-    ("submission", "slurmstarts", "leftovers", "suspended"),
+    ("errors", "wakeups", "announcement", "units", "deadline", "logs", "orders", "hostlist", "shareserver", "shape",
+     "imageformat", "optionforms", "nftext", "userclerk", "privileged"),
+    ("job",),
+    ("model", "accounts"),
+    ("proc", "files", "become", "userside", "rooms", "audit"),
+    ("config", "options", "sitefile", "sitelines", "siteyaml", "sitescripts", "limits", "metadata", "overhead",
+     "request", "vmoptions", "qsub", "reslist", "sbatchforms", "sbatchlines", "slurmjob", "topology", "display",
+     "slurmconf", "imageentry", "imageheader", "confined", "overlay", "serving"),
+    ("imageprobe", "shares", "numa", "tuning", "datadisk", "diskserver", "sbatchsize"),
+    ("rendercheck", "diskserving", "userdisk", "sbatch", "netfilter6"),
+    ("plan", "render", "state", "guardpost", "images", "seed", "backends", "submit", "follow", "resolve",
+     "configimport", "imagepull", "imagecontents", "accounting", "bootphases"),
+    ("resources", "catalogue", "imageverify", "published", "timings", "imagecache", "admission", "netfilter"),
+    ("submission", "slurmstarts", "service", "markers", "leftovers", "suspended"),
     ("generate", "node", "mom", "doctor_checks", "observe"),
-    ("teardown", "doctor", "doctor_network", "doctor_openpbs", "doctor_slurm", "report", "guestnet"),
-    ("boot", "chain", "run", "imagebuild", "install"),
+    ("teardown", "doctor", "doctor_network", "doctor_openpbs", "doctor_service", "doctor_slurm", "report", "guestnet"),
+    ("boot", "chain", "run", "imagebuild", "install", "metrics", "orphans"),
     ("discover", "bringup"),
     ("guard", "lab", "undo"),
     ("lifecycle",),
@@ -33,17 +35,19 @@ LAYERS: list[tuple[str, ...]] = [
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 # Within a layer of several modules these lean on one another.
-SIDEWAYS = {("deadline", "errors"), ("files", "proc"), ("userside", "proc"), ("config", "options"),
-            ("config", "limits"), ("config", "sitefile"), ("limits", "options"), ("request", "options"),
+SIDEWAYS = {("deadline", "errors"), ("deadline", "wakeups"), ("files", "proc"), ("become", "proc"),
+            ("userside", "proc"), ("userside", "become"), ("config", "options"),
+            ("config", "limits"), ("config", "sitefile"), ("config", "sitelines"), ("config", "siteyaml"),
+            ("siteyaml", "sitelines"), ("limits", "options"), ("request", "options"),
             ("request", "metadata"),
             ("state", "backends"), ("doctor", "doctor_network"), ("doctor", "doctor_openpbs"),
-            ("doctor", "doctor_slurm"), ("node", "state"), ("teardown", "state")}
+            ("doctor", "doctor_service"), ("doctor", "doctor_slurm"), ("node", "state"), ("teardown", "state")}
 
 ONLY_IN = {
     "subprocess": {"proc"},
     "paramiko": {"backends.transport.ssh"},
     "libvirt": {"backends.hypervisor.libvirt"},
-    "yaml": {"config", "metadata", "render", "rendercheck"},
+    "yaml": {"siteyaml", "metadata", "render", "rendercheck"},
     "psutil": {"topology", "guard", "cli.vmgr"},
 }
 PURE = {"plan", "render", "rendercheck"}

@@ -116,7 +116,7 @@ class TestVsub:
 
     @pytest.mark.parametrize("name", manual.JOB_VARIABLES)
     def test_a_job_finds_what_the_page_says(self, name: str) -> None:
-        assert f'"{name}": ' in (ROOT / "vtorque/run.py").read_text()
+        assert f'"{name}": ' in (ROOT / "vtorque/markers.py").read_text()
 
     def test_the_words_for_switches_are_those_of_the_resolver(self) -> None:
         yes = [word for word, value in resolve._BOOLEANS.items() if value]

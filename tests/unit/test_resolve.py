@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The `-vm` options: where they stand, which of them counts, and what the site makes of them."""
 
-import dataclasses
 import fcntl
 import struct
 from pathlib import Path
@@ -20,7 +19,7 @@ from vtorque.resolve import Resolved, Room
 from vtorque.vmoptions import COMMAND_LINE, Source
 
 SITE = SiteConfig(img_default="debian-12.qcow2", vcpus_default=2, ram_default=2048)
-ALL_ON = dataclasses.replace(SITE, vrdma_enabled=True, unclot_enabled=True, iocm_enabled=True)
+ALL_ON = SITE.but(vrdma_enabled=True, unclot_enabled=True, iocm_enabled=True)
 
 
 def find(name: str) -> Image:
@@ -55,8 +54,7 @@ class TestValues:
         assert (wanted.pinning, wanted.fs_type, wanted.disk, wanted.metadata) == ("true", "sharedfs", "", "")
 
     def test_every_default_of_the_site_counts(self) -> None:
-        site = dataclasses.replace(
-            ALL_ON, img_default="osv.img", vms_per_node_default=3, vcpu_pinning_default="auto",
+        site = ALL_ON.but(img_default="osv.img", vms_per_node_default=3, vcpu_pinning_default="auto",
             filesystem_type_default="ramdisk", vrdma_enabled_default=True, unclot_enabled_default=True,
             unclot_shmem_default=99, iocm_enabled_default=True, iocm_min_cores_default=2, iocm_max_cores_default=3,
         )
@@ -109,7 +107,7 @@ class TestValues:
         assert resolved().notes == (), "a default is nobody's wish"
 
     def test_iocm_keeps_within_the_sites_cores(self) -> None:
-        site = dataclasses.replace(ALL_ON, iocm_min_cores=2, iocm_max_cores=4)
+        site = ALL_ON.but(iocm_min_cores=2, iocm_max_cores=4)
         wanted = asked("iocm=yes,iocm_min_cores=2,iocm_max_cores=4", site=site)
         assert (wanted.iocm_min_cores, wanted.iocm_max_cores) == (2, 4)
         assert "demands at least 2" in refusal("iocm=yes,iocm_min_cores=1", site=site)
@@ -190,7 +188,7 @@ class TestFiles:
         def sized(size: str, most: int = 0, name: str = "a.img") -> int:
             return resolve.resolve(
                 vmoptions.collect([Source(origin=COMMAND_LINE, text=f"img={name},disk_size={size}")]),
-                dataclasses.replace(SITE, max_disk_size=most), room=Room(), directory=tmp_path,
+                SITE.but(max_disk_size=most), room=Room(), directory=tmp_path,
                 find_image=lambda name: an_image(name=name, path=tmp_path / name),
                 request_id="0123456789abcdef", public_key=KEY,
             ).request.disk_size_mib

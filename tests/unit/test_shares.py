@@ -46,6 +46,14 @@ class TestNfs:
         assert [each.options for each in made.values()] == ["rw,vers=4.2", "ro,vers=3", "ro"]
         assert mounts(vm_nfs_home_options="rw,sec=krb5p")["/home/ann"].options == "rw,sec=krb5p"
 
+    def test_an_image_that_was_not_verified_where_that_is_asked_for_gets_none_either(self) -> None:
+        image = an_image(verified=False)
+        with pytest.raises(RequestError, match=r"is not verified, .*on nfs:/home/ann$") as refusal:
+            a_plan(image=image, site=a_site())
+        assert refusal.value.hint.startswith("vmgr image verify debian-12.qcow2; ")
+        site = a_site(vm_nfs_options="sec=krb5p", vm_nfs_opt_options="sec=krb5p")
+        assert len(a_plan(image=image, site=site).mounts) == 3
+
     @pytest.mark.parametrize("options", ["rw", "sec=sys", "rw,sec=krb5,sec=sys", "sec=krb5:sys", "sec=none"])
     def test_an_image_whose_root_is_not_trusted_gets_no_export_that_believes_it(self, options: str) -> None:
         with pytest.raises(RequestError, match=r"^image debian-12.qcow2 is not trusted, .*on nfs:/home/ann$"):

@@ -2,7 +2,6 @@
 """Slurm's dialect, its configuration, and what a node remembers of its jobs."""
 
 import os
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +51,12 @@ def test_what_no_slurmd_says_is_refused(changes: dict[str, str]) -> None:
     assert slurm.kind_of("slurm-prolog", {**PROLOG, **changes}).starts
     with pytest.raises(StateError):
         Slurm().parse_job(PelogKind.PROLOGUE, (), {**PROLOG, **changes}, "")
+
+
+@pytest.mark.parametrize("changes", [{"SLURMD_NODENAME": "n8"}, {"SLURM_NODELIST": ""}, {"SLURM_NODELIST": "n[1-"}])
+def test_an_epilog_needs_no_nodes(changes: dict[str, str]) -> None:
+    job = Slurm().parse_job(PelogKind.EPILOGUE, (), {**PROLOG, **changes}, "")
+    assert (job.nodes, job.node_index, job.most_nodes) == ((), 0, 1)
 
 
 @pytest.mark.parametrize("job", ["", "x", "../7", "7_1", "7\n"])
@@ -187,7 +192,7 @@ class Doctor:
             (self.scripts / "slurm" / name).chmod(0o755)
         path = root / "slurm.conf"
         path.write_text(conf.format(scripts=self.scripts / "slurm"))
-        self.site = replace(a_site(timeout=100, undo_reserve=30), batch_system="slurm", slurm_conf=str(path))
+        self.site = a_site(timeout=100, undo_reserve=30).but(batch_system="slurm", slurm_conf=str(path))
 
     def texts(self) -> list[tuple[Level, str]]:
         found = [*doctor_slurm.hooks(self.site, self.scripts), *doctor_slurm.hook_time(self.site)]
