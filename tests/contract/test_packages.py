@@ -167,6 +167,8 @@ def test_dpkg_installs_upgrades_removes_and_purges_it_and_nothing_is_left(
     dpkg(node, "-i", f"/tmp/{package.name}")
     assert node.run("vmgr", "--version") == f"vtorque {field(package, 'Version')}\n"
     assert node.run("vsub", "--version").endswith(f" {field(package, 'Version')}\n")
+    (compiled,) = node.path("usr/lib/vtorque/vtorque/__pycache__").glob("options.*.pyc")
+    assert compiled.stat().st_mode & 0o777 == 0o644, "users would have to compile it for each vsub"
     hook = node.path(f"{MOM_PRIV}/prologue")
     assert not hook.is_symlink() and not node.path("var/lib/vtorque").exists()
     assert {name for name in changed(node) - before if not name.startswith("/usr/")} == set()

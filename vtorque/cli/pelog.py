@@ -58,6 +58,8 @@ def main(argv: Sequence[str]) -> int:
     if argv[0] == _GUARD:
         return _guard()
     started = time.monotonic()
+    # What is compiled under our umask nobody else could read, and would have to compile anew each time.
+    sys.dont_write_bytecode = True
     environ = dict(os.environ)
     of_slurm = argv[0] in _SLURM_HOOKS
     request = environ.pop(openpbs.CLASSIC_REQUEST, "")
