@@ -19,6 +19,7 @@ from vtorque.errors import (
     RequestError,
     TransportError,
     VtorqueError,
+    WrongHostKey,
     printable,
 )
 from vtorque.model import Guest, Job, Resource, VmPlan
@@ -89,7 +90,9 @@ class _Search:
                 return self._prove(address)
             except TransportError as error:
                 log.debug("%s", error.brief)
-                self._troubles[address] = error
+                # Who showed a key of his own is somebody else, whatever he says next.
+                if not isinstance(self._troubles.get(address), WrongHostKey):
+                    self._troubles[address] = error
             except DeadlineExceeded as error:
                 # That of one attempt. At the end of the whole wait it says nothing about the address.
                 if address not in self._troubles or not self._deadline.expired:

@@ -67,6 +67,10 @@ class TransportError(VtorqueError):
     """A guest cannot be talked to, or is not the one it should be."""
 
 
+class WrongHostKey(TransportError):
+    """Another machine than the one that was started answers at the address."""
+
+
 class GuestError(VtorqueError):
     """A guest came up and reported that it cannot serve the job."""
 

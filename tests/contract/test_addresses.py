@@ -25,9 +25,9 @@ from vtorque import proc
 from vtorque.backends.address.arp import ArpTable
 from vtorque.backends.address.mapping import MappingScript
 from vtorque.backends.address.neighbour import Neighbours
-from vtorque.backends.transport.ssh import Ssh, WrongHostKey
+from vtorque.backends.transport.ssh import Ssh
 from vtorque.deadline import Deadline
-from vtorque.errors import AddressError, ConfigError, DeadlineExceeded
+from vtorque.errors import AddressError, ConfigError, DeadlineExceeded, WrongHostKey
 
 pytestmark = [
     pytest.mark.runs,

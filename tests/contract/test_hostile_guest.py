@@ -15,9 +15,9 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import paramiko
 
-from vtorque.backends.transport.ssh import Ssh, SshSession, WrongHostKey
+from vtorque.backends.transport.ssh import Ssh, SshSession
 from vtorque.deadline import Deadline
-from vtorque.errors import DeadlineExceeded, VtorqueError
+from vtorque.errors import DeadlineExceeded, VtorqueError, WrongHostKey
 
 pytestmark = pytest.mark.runs
 

@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 from vtorque.backends.transport import KeyPair, reach
-from vtorque.backends.transport.ssh import LoginRefused, NotListening, Ssh, SshSession, WrongHostKey
+from vtorque.backends.transport.ssh import LoginRefused, NotListening, Ssh, SshSession
 from vtorque.deadline import Deadline
-from vtorque.errors import DeadlineExceeded, TransportError
+from vtorque.errors import DeadlineExceeded, TransportError, WrongHostKey
 
 pytestmark = pytest.mark.runs
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.conftest import TINY, Lab
-from vtorque import diskserver
+from vtorque import diskserver, plan
 from vtorque.lab import parts
 
 pytestmark = pytest.mark.e2e
@@ -67,18 +67,22 @@ def test_the_sites_scripts_are_root_in_every_guest(
     the_lab: Lab, disk: Path, scripts: Callable[..., None]
 ) -> None:
     scripts(**{
-        "prologue": "echo $* as $(id -un) >/tmp/by-site; [ -d /data ] && [ -d /workspace ]",
+        "prologue": "echo $* as $(id -un) >/tmp/by-site; [ -d /data ] && [ -d /workspace ] && "
+                    "cat /sys/module/nfs/parameters/nfs4_unique_id >>/tmp/by-site",
         "prologue.parallel": "echo parallel $* as $(id -un) >/tmp/by-site",
         "epilogue": "cp /tmp/by-site /data/epilogue; echo $3 >>/data/epilogue",
     })
     vm = f"{TINY},vms_per_node=2,disk={disk.name}:64M"
     ended = the_lab.run("#!/bin/sh\ncat /tmp/by-site; ssh -n $(tail -n 1 $PBS_NODEFILE) cat /tmp/by-site\n", vm=vm)
     assert ended.exit_status == 0, ended.err
+    # Guests of two jobs have the same host name, and must not be one client to a file server.
+    client = str(plan.guest_uuid(ended.id, 0))
     assert ended.out.decode().splitlines() == [
-        f"{ended.id} {parts.USER} 0 as root", f"parallel {ended.id} {parts.USER} 1 as root",
+        f"{ended.id} {parts.USER} 0 as root", client, f"parallel {ended.id} {parts.USER} 1 as root",
     ]
     again = the_lab.run("#!/bin/sh\ncat /data/epilogue\n", vm=vm)
-    assert again.out.decode().splitlines() == [f"{ended.id} {parts.USER} 0 as root", "0"], "it ran as the guest ended"
+    # It ran as the guest ended.
+    assert again.out.decode().splitlines() == [f"{ended.id} {parts.USER} 0 as root", client, "0"]
 
 
 def test_a_prologue_of_the_sites_that_fails_is_named(the_lab: Lab, scripts: Callable[..., None]) -> None:

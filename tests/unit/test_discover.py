@@ -26,6 +26,7 @@ from vtorque.errors import (
     RequestError,
     TransportError,
     VtorqueError,
+    WrongHostKey,
 )
 from vtorque.model import Resource, VmPlan
 from vtorque.node import Node
@@ -111,6 +112,18 @@ def test_a_guest_that_proves_itself_is_found_after_others_were_tried(tmp_path: P
     assert scene.find(seconds=30).address == "10.0.0.2"
     assert scene.transport.tried == ["10.0.0.1", "10.0.0.2"]
     assert scene.addresses.closed
+
+
+def test_who_showed_another_key_is_named_so_whatever_he_does_next(tmp_path: Path) -> None:
+    tries = iter([WrongHostKey("the guest at 10.0.0.1 is not the one that was started")])
+
+    def impostor() -> FakeSession:
+        raise next(tries, TransportError("no SSH with the guest at 10.0.0.1"))
+
+    scene = Scene(tmp_path, ("10.0.0.1",), machines={"10.0.0.1": impostor})
+    with pytest.raises(TransportError, match="is not the one that was started"):
+        scene.find(seconds=2)
+    assert len(scene.transport.tried) > 1
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ with warnings.catch_warnings():
 from vtorque.backends.transport import KeyPair, Sink, Terminal, XServer, keys, reach
 from vtorque.backends.transport.reader import Reader
 from vtorque.deadline import Deadline, growing
-from vtorque.errors import DeadlineExceeded, TransportError
+from vtorque.errors import DeadlineExceeded, TransportError, WrongHostKey
 
 _PORT = 22
 _KEY_TYPE = "ssh-ed25519"
@@ -40,10 +40,6 @@ _NO_OUTERMOST_SHELL = {"SHLVL": "1"}
 
 class NotListening(TransportError):
     """Nothing answers at the address yet."""
-
-
-class WrongHostKey(TransportError):
-    """Another machine than the one that was started answers at the address."""
 
 
 class LoginRefused(TransportError):
