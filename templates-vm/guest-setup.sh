@@ -52,7 +52,7 @@ name_nfs_client() {
     # server, and each would end the other's lease (nfs4_unique_id, nfs(5)).
     modprobe -q nfs 2>/dev/null
     name=/sys/module/nfs/parameters/nfs4_unique_id
-    [ ! -e "$name" ] || cat /sys/class/dmi/id/product_uuid >"$name"
+    [ ! -e "$name" ] || tr -d '\n' </sys/class/dmi/id/product_uuid >"$name"
 }
 
 mount_share() { # SECONDS TYPE OPTIONS SOURCE TARGET
