@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Follow a job to its end: the phases it notes in its directory, and the batch system's own word."""
 
+import contextlib
 import json
 import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from vtorque import proc
 from vtorque.deadline import Deadline
@@ -45,20 +47,21 @@ def until_done(
 ) -> End:
     """Show every phase as it begins, until the batch system says that the job is completed."""
     start = time.time()
-    seen = 0
     state = ""
-    for _ in Deadline(_FOREVER_SECONDS).ticks(
-        doing=f"follow job {job}", first=0.2, longest=_LONGEST_PAUSE_SECONDS
-    ):
-        seen = _show_new(phases, seen, start, show)
-        _, printed = ask(job)
-        text = printed.decode(errors="replace")
-        now = _field("job_state", text)
-        if now != state and now in ("Q", "H"):
-            show("queued" if now == "Q" else "held", time.time() - start)
-        state = now
-        if not now or now in _OVER:
-            break
+    with contextlib.closing(_Record(phases)) as record:
+        for _ in Deadline(_FOREVER_SECONDS).ticks(
+            doing=f"follow job {job}", first=0.2, longest=_LONGEST_PAUSE_SECONDS
+        ):
+            record.show_new(start, show)
+            _, printed = ask(job)
+            text = printed.decode(errors="replace")
+            now = _field("job_state", text)
+            if now != state and now in ("Q", "H"):
+                show("queued" if now == "Q" else "held", time.time() - start)
+            state = now
+            if not now or now in _OVER:
+                break
+        record.show_new(start, show)
     show("done", time.time() - start)
     return End(exit_status=_status(_field("exit_status", text)), comment=_field("comment", text))
 
@@ -90,17 +93,43 @@ def says_over(printed: bytes) -> bool:
     return bool(states) and _OVER.issuperset(states)
 
 
-def _show_new(phases: Path, seen: int, start: float, show: Show) -> int:
-    try:
-        lines = phases.read_text().splitlines()
-    except OSError:
-        return seen
-    for line in lines[seen:]:
-        entry = json.loads(line)
-        # What each guest did is for a report; that the job is queued the batch system says itself.
-        if "guests" not in entry and entry["phase"] != "queued":
-            show(str(entry["phase"]), max(0.0, float(entry["time"]) - start))
-    return len(lines)
+class _Record:
+    """What a job has noted; also what it noted last, when its directory went before anybody looked."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._held: IO[str] | None = None
+        self._seen = 0
+
+    def show_new(self, start: float, show: Show) -> None:
+        lines = self._lines()
+        for line in lines[self._seen:]:
+            entry = json.loads(line)
+            # What each guest did is for a report; that the job is queued the batch system says itself.
+            if "guests" not in entry and entry["phase"] != "queued":
+                show(str(entry["phase"]), max(0.0, float(entry["time"]) - start))
+        self._seen = max(self._seen, len(lines))
+
+    def close(self) -> None:
+        if self._held is not None:
+            self._held.close()
+
+    def _lines(self) -> list[str]:
+        try:
+            # Opened anew each time: what another node has written a file server shows for certain only then (nfs(5)).
+            file = self._path.open()
+        except OSError:
+            if self._held is None:
+                return []
+        else:
+            self.close()
+            self._held = file
+        try:
+            self._held.seek(0)
+            return self._held.read().splitlines()
+        except OSError:
+            # ESTALE: another node has removed it.
+            return []
 
 
 def _field(name: str, text: str) -> str:
