@@ -7,7 +7,12 @@ import socket
 import subprocess
 from collections.abc import Iterator
 
+import hypothesis
 import pytest
+
+# A shared machine stands still now and then: hypothesis must not measure how long an example took.
+hypothesis.settings.register_profile("vtorque", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("vtorque")
 
 
 class ForbiddenError(BaseException):

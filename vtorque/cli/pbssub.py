@@ -54,6 +54,7 @@ def run(argv: Sequence[str]) -> int:
     with pbsterm.listen() as listener:
         order = _order(script, last.get("N", name), options)
         order |= {"interactive": True, "terminal": listener.getsockname(), "command": command}
+        pbsterm.hold_interrupts()
         return pbsterm.attend(listener, str(ask(order)["id"]))
 
 

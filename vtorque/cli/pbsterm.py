@@ -33,11 +33,7 @@ _END_OF_FILE = b"\x04"
 
 
 class _Ended(BaseException):
-    """A signal says that it is over."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(number)
-        self.number = number
+    """A signal, whose number it holds, says that it is over."""
 
 
 def require_terminal(*, unless: bool) -> None:
@@ -61,8 +57,22 @@ def listen() -> Iterator[socket.socket]:
         shutil.rmtree(directory, ignore_errors=True)
 
 
+def hold_interrupts() -> None:
+    """Ctrl-C waits until somebody can ask what it means; before that, there may be a job that nobody attends."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        hold_interrupts()
+
+
 def attend(listener: socket.socket, job: str) -> int:
-    """Wait for the job, be its terminal until it ends; qsub's exit status."""
+    """Wait for the job, be its terminal until it ends; qsub's exit status. Interrupts are held."""
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _end)
     signal.signal(signal.SIGTSTP, _do_not_suspend)
@@ -75,12 +85,11 @@ def attend(listener: socket.socket, job: str) -> int:
         with connection:
             _introduce(connection, job)
             _say(f"qsub: job {job} ready\n\n")
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
             with _raw():
                 _Relay(connection).run()
     except _Ended as ended:
         # The job sees the connection close, and gets a HUP itself.
-        return 128 + ended.number
+        return 128 + int(ended.args[0])
     with contextlib.suppress(OSError):
         _say(f"\nqsub: job {job} completed\n")
     return 0
@@ -95,7 +104,9 @@ def _accept(listener: socket.socket, job: str) -> socket.socket | None:
     try:
         while True:
             try:
-                if (connection := _accepted(listener, job)) is not None:
+                with _interruptible():
+                    connection = _accepted(listener, job)
+                if connection is not None:
                     return connection
             except KeyboardInterrupt:
                 if _wants_to_end():
@@ -122,7 +133,7 @@ def _accepted(listener: socket.socket, job: str) -> socket.socket | None:
 
 def _wants_to_end() -> bool:
     answer = "?"
-    with contextlib.suppress(KeyboardInterrupt):
+    with contextlib.suppress(KeyboardInterrupt), _interruptible():
         while answer[:1] not in ("y", "Y", "n", "N", "\n", ""):
             _say("Do you wish to terminate the job and exit (y|[n])? ")
             answer = sys.stdin.readline()
@@ -137,12 +148,10 @@ def _introduce(connection: socket.socket, job: str) -> None:
         said += data
     if said != f"{job}\n".encode():
         raise Answer(1, "invalid job name from execution server")
-    characters: tuple[int, ...] = ()
-    if os.isatty(0):
-        mine = termios.tcgetattr(0)[6]
-        characters = tuple(mine[place][0] for place in _CHARACTERS)
-    hello = Hello(term=os.environ.get("TERM", "unknown"), size=_window(), characters=characters)
-    connection.sendall(hello.encode())
+    mine = termios.tcgetattr(0)[6] if os.isatty(0) else []
+    characters = tuple(mine[place][0] for place in _CHARACTERS) if mine else ()
+    term = os.environ.get("TERM", "unknown")
+    connection.sendall(Hello(term=term, size=_window(), characters=characters).encode())
 
 
 class _Relay:
@@ -287,5 +296,4 @@ def _do_not_suspend(number: int, frame: FrameType | None) -> None:
 
 
 def _say(text: str) -> None:
-    sys.stdout.write(text)
-    sys.stdout.flush()
+    print(text, end="", flush=True)
