@@ -55,12 +55,12 @@ def guests(
             return _await(guest, changes, user=user, node=node, guests=len(started), state=state, deadline=limit)
 
     with (
-        node.hypervisor.changes(deadline=limit) as bell,
+        node.hypervisor.changes() as ends,
         contextlib.closing(Changes(state.path)) as record,
         ThreadPoolExecutor(max_workers=len(started), thread_name_prefix="discover") as pool,
     ):
         # One of the threads hears each of them; the others look after their next pause.
-        changes = (bell, record)
+        changes = (ends, record)
         return tuple(pool.map(one, started))
 
 

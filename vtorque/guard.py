@@ -29,8 +29,8 @@ log = logging.getLogger(__name__)
 # While the job is being started a mother superior may give up, which is told through the user's home:
 # an NFS client sees a new file after seconds, however often it looks (nfs(5), acdirmin).
 _STARTING_PAUSE_SECONDS = 1.0
-# All by which a running job may end is told by libvirt and by this node's own directories. So late
-# it is noticed where they cannot be watched, or when a guest stopped while libvirtd was down.
+# All by which a running job may end is told by its guests' processes and by this node's own
+# directories. So late it is noticed where one of them cannot be watched.
 _RUNNING_PAUSE_SECONDS = 30.0
 _CALL_SECONDS = 30.0
 # How often a guest is listened to before it counts as lost.
@@ -112,7 +112,7 @@ def _until_over(orders: Orders, node: Node, record: JobState, side: UserSide) ->
     silence = _Silence(orders, node)
     pauses = growing(longest=_STARTING_PAUSE_SECONDS)
     with (
-        node.hypervisor.changes(deadline=Deadline(_CALL_SECONDS)) as bell,
+        node.hypervisor.changes() as ends,
         contextlib.closing(Changes(record.path, node.jobs_directory)) as changes,
     ):
         while record.generation == orders.generation and not record.closed:
@@ -130,7 +130,7 @@ def _until_over(orders: Orders, node: Node, record: JobState, side: UserSide) ->
                 lost = True
                 node.journal.note("lost")
             due = min(forgotten_at, math.inf if lost else silence.due) - time.monotonic()
-            wakeups.wait(max(0.0, min(due, next(pauses))), bell, changes)
+            wakeups.wait(max(0.0, min(due, next(pauses))), ends, changes)
     return ""
 
 

@@ -180,6 +180,7 @@ def _bring_up(
     node.journal.keep(record.path)
     report("planned")
     decided, started = bringup.start(wanted, node, record, deadline=deadline)
+    node.hypervisor.rest()
     report("started")
     guests = discover.guests(
         started, job=job, user=wanted.account.name, node=node, state=record, deadline=deadline

@@ -43,11 +43,12 @@ def domain(text: str, plan: JobPlan, vm: VmPlan) -> None:
             for each in root.iter("interface")
         ],
         "files": sorted(opened - {str(path) for path in allowed if path}),
+        "kept": [tag for tag in ("on_poweroff", "on_reboot", "on_crash") if root.findtext(tag) == "preserve"],
         "foreign": [e.tag for e in root.iter() if e.tag.startswith("{") and "vtorque.org" not in e.tag],
     }
     planned: dict[str, object] = {
         "name": vm.name, "uuid": str(vm.uuid), "memory": str(vm.memory_mib), "vcpu": str(vm.vcpus),
-        "mac": [vm.mac], "interfaces": [("bridge", [vm.tap])], "files": [], "foreign": [],
+        "mac": [vm.mac], "interfaces": [("bridge", [vm.tap])], "files": [], "kept": [], "foreign": [],
     }
     found |= tuning.found(root) | shares.found(root, plan) | datadisk.found(root) | {"formats": _formats(root)}
     planned |= tuning.planned(vm) | shares.planned(plan, vm) | datadisk.planned(vm)

@@ -114,15 +114,17 @@ def _shut_down(names: Sequence[str], hypervisor: Hypervisor, deadline: Deadline)
     limit = deadline.within(min(_SHUTDOWN_SECONDS, deadline.remaining / 2))
     running = names
     try:
-        with hypervisor.changes(deadline=limit) as bell:
+        with hypervisor.changes() as ends:
             while running:
                 limit.require(f"shutting down {', '.join(running)}")
                 for name in running:
                     hypervisor.shutdown(name, deadline=limit)
                 again = limit.within(_PRESS_AGAIN_SECONDS)
-                while running and not again.expired:
-                    again.pause(again.remaining, bell)
+                while not again.expired:
                     running = [name for name in running if hypervisor.is_running(name, deadline=limit)]
+                    if not running:
+                        break
+                    again.pause(again.remaining, ends)
     except VtorqueError as error:
         log.warning("not shut down cleanly: %s", error.brief)
 

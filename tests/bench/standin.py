@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Takes the place of `scripts/hook`: the real hooks, over guests that cost nothing.
 
-Domains are lines in a file, and every guest's address is the one sshd of the
+Domains are files of a directory, and every guest's address is the one sshd of the
 bench: what is left is our own cost, the SSH handshake of each guest included.
 """
 
+import importlib
 import json
 import os
 import sys
@@ -27,7 +28,7 @@ PHASES = (
     ("render", "vtorque.render", "guest"),
     ("overlay", "vtorque.images", "make_overlay"),
     ("seed", "vtorque.seed", "iso"),
-    ("start the guest", "tests.fakes.hypervisor", "FakeHypervisor.create"),
+    ("start the guest", "vtorque.backends.hypervisor.aside", "Aside.create"),
     ("log in and prove it", "vtorque.discover", "_Search.attempt"),
     ("publish the ready marker", "vtorque.state", "JobState.publish"),
 )
@@ -52,30 +53,29 @@ def main(root: Path, argv: list[str]) -> int:
 
 
 def _stand_in(root: Path) -> None:
+    from tests.fakes.durable import DurableHypervisor
     from tests.fakes.guest import FakeAddresses
-    from tests.fakes.hypervisor import FakeHypervisor, _Domain
     from vtorque import topology
+    from vtorque.backends.hypervisor.pulse import Pulses
     from vtorque.backends.transport import KeyPair
     from vtorque.backends.transport.late import LateSsh
     from vtorque.cli import assembly
     from vtorque.shape import NodeShape
 
-    saved = root / "domains.json"
+    saved = root / "domains"
     key = KeyPair(private=(root / "key").read_text(), public=(root / "key.pub").read_text())
     shape = topology.node_shape
 
-    class Domains(FakeHypervisor):
-        def __init__(self, uri: str) -> None:
-            super().__init__()
-            if saved.exists():
-                self._domains = {name: _Domain(**each) for name, each in json.loads(saved.read_text()).items()}
-            self._loaded = set(self._domains)
+    def domains(site: object) -> Any:
+        """With what it costs to load the library that the hooks would have."""
+        importlib.import_module("libvirt")
+        return DurableHypervisor(saved)
 
-        def close(self) -> None:
-            about: dict[str, Any] = {name: {"uuid": each.uuid, "job": each.job} for name, each in self._domains.items()}
-            # A guard's is as old as she is.
-            if about.keys() != self._loaded:
-                saved.write_text(json.dumps(about))
+    class Beats(Pulses):
+        """Nobody runs here; who is in the list does."""
+
+        def find(self, name: str) -> int | None:
+            return os.pidfd_open(os.getppid()) if (saved / name).exists() else None
 
     class Farm(LateSsh):
         def make_key(self) -> KeyPair:
@@ -87,14 +87,16 @@ def _stand_in(root: Path) -> None:
             return () if (root / "silent").exists() else (f"127.0.1.{vm.slot + 1}",)
 
         def wait(self, seconds: float, *also: object) -> None:
-            (root / "waiting").write_text(str(os.getpid()))
+            if not (root / "waiting").exists():
+                (root / f"waiting.{os.getpid()}").write_text(str(os.getpid()))
+                (root / f"waiting.{os.getpid()}").rename(root / "waiting")
             time.sleep(seconds)
 
     def large() -> NodeShape:
         return replace(shape(), cpus=tuple(range(64)), cores=(), numa=(), memory_mib=1 << 18)
 
     vars(topology).update(node_shape=large)
-    vars(assembly).update(Libvirt=Domains, LateSsh=Farm, _addresses=lambda *words: Addresses())
+    vars(assembly).update(_domains=domains, Pulses=Beats, LateSsh=Farm, _addresses=lambda *words: Addresses())
 
 
 def _time_phases(spans: list[tuple[str, float, float]]) -> None:

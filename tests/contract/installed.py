@@ -38,7 +38,7 @@ sys.exit(pbshook.main())
 """
 # What a job is meant to leave: what it wrote, what was logged, and where its and the mom's records were. Its guests
 # share /etc/hosts with their node here.
-OF_JOBS = ("job.o7", "job.e7", "log", "run", "disks", "images", "domains.json", "sites", "home", "out",
+OF_JOBS = ("job.o7", "job.e7", "log", "run", "disks", "images", "domains", "sites", "home", "out",
            "torque/mom_priv/jobs", "torque/mom_priv/loop.n1", "torque/server_priv")
 Digest = dict[str, list[object]]
 

@@ -90,7 +90,7 @@ class FakeHypervisor:
         return name in self._domains
 
     @contextlib.contextmanager
-    def changes(self, *, deadline: Deadline) -> Iterator[Bell]:
+    def changes(self) -> Iterator[Bell]:
         with contextlib.closing(Bell()) as bell:
             self._bells.append(bell)
             try:
@@ -108,6 +108,9 @@ class FakeHypervisor:
         if domain is None:
             return None
         return Usage(state="running", cpu_seconds=1.5, memory_mib=domain.memory_mib)
+
+    def rest(self) -> None:
+        """Nothing is there for starts alone."""
 
     def close(self) -> None:
         """Nothing is open."""

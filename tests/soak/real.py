@@ -46,8 +46,6 @@ class _Scene:
 
     def __init__(self, here: World) -> None:
         self.here = here
-        hook = here.prefix / "scripts/hook"
-        hook.write_text(hook.read_text().replace("from tests.bench import standin", "from tests.soak import standin"))
         with (here.prefix / "etc/vtorque.yaml").open("a") as site:
             # A node that takes no more jobs, because it has failed so many, would end all that follows.
             site.write("NODE_FAILURE_LIMIT: 0\n")

@@ -15,7 +15,9 @@ from vtorque.backends.address.derived import Derived
 from vtorque.backends.address.mapping import MappingScript
 from vtorque.backends.address.neighbour import Neighbours
 from vtorque.backends.filter.nft import Nft
-from vtorque.backends.hypervisor.libvirt import Libvirt
+from vtorque.backends.hypervisor import Domains
+from vtorque.backends.hypervisor.aside import Aside
+from vtorque.backends.hypervisor.pulse import Pulses
 from vtorque.backends.transport.late import LateSsh
 from vtorque.config import SiteConfig
 from vtorque.deadline import Deadline
@@ -53,17 +55,20 @@ def open_logs(site: SiteConfig, *, step: str) -> None:
 
 
 @contextlib.contextmanager
-def node(site: SiteConfig, prefix: Path, *, begun: float | None = None) -> Iterator[Node]:
+def node(
+    site: SiteConfig, prefix: Path, *, begun: float | None = None, waits: bool = False
+) -> Iterator[Node]:
     """This node, with the backends that its configuration asks for.
 
     `begun` is when this process was called, in seconds of the monotonic clock; now if it is not given.
+    With `waits` it starts guests and then waits for them.
     """
     shape = topology.node_shape()
     ago = 0.0 if begun is None else time.monotonic() - begun
     journal = Journal(
         accounting.directory(site), node=shape.name, begun=time.time() - ago, days=site.accounting_days
     )
-    with contextlib.closing(Libvirt(site.libvirt_uri)) as hypervisor:
+    with contextlib.closing(Aside(partial(_domains, site), child=waits, pulses=Pulses())) as hypervisor:
         found = Node(
             site=site,
             shape=shape,
@@ -84,6 +89,12 @@ def node(site: SiteConfig, prefix: Path, *, begun: float | None = None) -> Itera
                 from vtorque import metrics  # with it comes what knows of images
 
                 metrics.publish(found)
+
+
+def _domains(site: SiteConfig) -> Domains:
+    from vtorque.backends.hypervisor.libvirt import Libvirt
+
+    return Libvirt(site.libvirt_uri)
 
 
 def _addresses(site: SiteConfig, guests: int, deadline: Deadline) -> AddressBook:

@@ -173,7 +173,9 @@ def _prepare(call: Call, stack: contextlib.ExitStack) -> Callable[[Deadline], No
     job = dialect.parse_job(call.kind, call.arguments, environ, _node_file(call))
     stack.enter_context(logs.about(job=job.id))
     stack.enter_context(logs.step(call.kind))
-    node = stack.enter_context(assembly.node(site, PREFIX, begun=call.begun))
+    node = stack.enter_context(assembly.node(
+        site, PREFIX, begun=call.begun, waits=call.kind is PelogKind.PROLOGUE
+    ))
     if call.system == "slurm":
         job = _noted(call, job, Path(site.state_dir), stack)
     match call.kind:

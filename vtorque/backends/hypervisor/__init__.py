@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from vtorque.deadline import Deadline
-from vtorque.wakeups import Bell
+from vtorque.wakeups import Wakeup
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,7 +18,7 @@ class Usage:
     memory_mib: int
 
 
-class Hypervisor(Protocol):
+class Domains(Protocol):
     """Domains of this node. `job` is the key of the job in a domain's own metadata."""
 
     def create(self, domain_xml: str, *, deadline: Deadline) -> None:
@@ -41,13 +41,25 @@ class Hypervisor(Protocol):
         """Whether the domain exists and has not stopped."""
         ...
 
-    def changes(self, *, deadline: Deadline) -> AbstractContextManager[Bell]:
-        """While it lasts, a bell that rings when any domain has started or stopped, or when nobody would tell any more.
+    def usage(self, name: str, *, deadline: Deadline) -> Usage | None:
+        """What the domain does and has used so far; None when there is no such domain."""
+        ...
+
+    def close(self) -> None:
+        """Give back what is open."""
+        ...
+
+
+class Hypervisor(Domains, Protocol):
+    """The same for whoever also waits for them."""
+
+    def changes(self) -> AbstractContextManager[Wakeup]:
+        """While it lasts, what tells that one of the domains that `is_running` was asked about has stopped.
 
         It says no more than that it is time to look. Where nothing is told it stays silent: look now and then.
         """
         ...
 
-    def usage(self, name: str, *, deadline: Deadline) -> Usage | None:
-        """What the domain does and has used so far; None when there is no such domain."""
+    def rest(self) -> None:
+        """Nothing is going to be started any more, and what only that needs may go. Every verb still works."""
         ...

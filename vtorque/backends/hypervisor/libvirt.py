@@ -6,10 +6,9 @@ own that is abandoned at the deadline: a libvirtd that hangs must not hang a hoo
 """
 
 import contextlib
-import functools
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 from xml.etree import ElementTree
 
@@ -18,7 +17,6 @@ import libvirt
 from vtorque.backends.hypervisor import Usage
 from vtorque.deadline import Deadline
 from vtorque.errors import DeadlineExceeded, HypervisorError
-from vtorque.wakeups import Bell
 
 _TAG = "{https://vtorque.org/xmlns/domain/1}vtorque"
 _LOST = frozenset((libvirt.VIR_ERR_SYSTEM_ERROR, libvirt.VIR_ERR_INTERNAL_ERROR, libvirt.VIR_ERR_RPC,
@@ -46,11 +44,6 @@ class Libvirt:
         self._uri = uri
         self._connection: Any = None
         self._lock = threading.Lock()
-        self._bells: list[Bell] = []
-        self._bells_lock = threading.Lock()
-        self._listens = False
-        # Before a connection is opened, or it will never tell of events.
-        libvirt.virEventRegisterDefaultImpl()
         # libvirt prints every error to stderr by itself, which is the job's.
         libvirt.registerErrorHandler(lambda context, error: None, None)
 
@@ -140,20 +133,6 @@ class Libvirt:
         usage: Usage | None = self._call(f"look at guest {name}", look, deadline)
         return usage
 
-    @contextlib.contextmanager
-    def changes(self, *, deadline: Deadline) -> Iterator[Bell]:
-        """A bell for lifecycle events of all domains, and for the end of the connection."""
-        with contextlib.closing(Bell()) as bell:
-            with self._bells_lock:
-                self._bells.append(bell)
-            try:
-                with contextlib.suppress(HypervisorError, DeadlineExceeded):
-                    self._call("listen to libvirt", lambda connection: None, deadline)
-                yield bell
-            finally:
-                with self._bells_lock:
-                    self._bells.remove(bell)
-
     def close(self) -> None:
         """Drop the connection, without waiting for a daemon that may hang."""
         with self._lock:
@@ -179,23 +158,7 @@ class Libvirt:
         with self._lock:
             if self._connection is None:
                 self._connection = libvirt.open(self._uri)
-                self._listens = False
-            if self._bells and not self._listens:
-                self._listens = True
-                self._listen(self._connection)
             return self._connection
-
-    def _listen(self, connection: Any) -> None:
-        _deliver_events()
-        with contextlib.suppress(libvirt.libvirtError):
-            kind = libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE
-            connection.domainEventRegisterAny(None, kind, lambda *event: self._ring(), None)
-            connection.registerCloseCallback(lambda *event: self._ring(), None)
-
-    def _ring(self) -> None:
-        with self._bells_lock:
-            for bell in self._bells:
-                bell.ring()
 
     def _is_alive(self, deadline: Deadline) -> bool:
         connection = self._connection
@@ -205,17 +168,6 @@ class Libvirt:
             return bool(_abandonable(connection.isAlive, "reach libvirt", deadline))
         except libvirt.libvirtError:
             return False
-
-
-@functools.cache
-def _deliver_events() -> None:
-    """Let libvirt call back, in a thread that this process has for good: it sleeps until something happens."""
-
-    def deliver() -> None:
-        while libvirt.virEventRunDefaultImpl() >= 0:
-            pass
-
-    threading.Thread(target=deliver, daemon=True, name="libvirt events").start()
 
 
 def _abandonable(act: Callable[[], Any], doing: str, deadline: Deadline) -> Any:
