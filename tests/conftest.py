@@ -22,6 +22,7 @@ class ForbiddenError(BaseException):
 def pytest_configure(config: pytest.Config) -> None:
     # Whoever starts us in the background has it ignored, and so would all that we start.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -3,6 +3,7 @@
 
 import ctypes
 import os
+import resource
 import socket
 from collections.abc import Callable
 
@@ -44,5 +45,7 @@ def _become(identity: Identity) -> None:
         raise PermissionError("the ids were not dropped")
     if ctypes.CDLL(None).prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
         raise PermissionError("no_new_privs was refused")
+    # Nor may what it has in memory of its parent's end in a file.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     os.umask(0o077)
     os.chdir("/")

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from vtorque import accounting, files, guestnet, logs, wakeups
 from vtorque.announcement import Announcement
-from vtorque.backends.transport import Session
+from vtorque.backends.transport import Proven, Prover
 from vtorque.boot import Started
 from vtorque.deadline import Deadline, growing
 from vtorque.errors import (
@@ -52,9 +52,12 @@ def guests(
 
     def one(guest: Started) -> Guest:
         with logs.about(job=job.id, guest=guest.vm.name), logs.step("wait for the guest"):
-            return _await(guest, changes, user=user, node=node, guests=len(started), state=state, deadline=limit)
+            return _await(
+                guest, changes, prover, user=user, node=node, guests=len(started), state=state, deadline=limit
+            )
 
     with (
+        node.transport.prover() as prover,
         node.hypervisor.changes() as ends,
         contextlib.closing(Changes(state.path)) as record,
         ThreadPoolExecutor(max_workers=len(started), thread_name_prefix="discover") as pool,
@@ -67,9 +70,12 @@ def guests(
 class _Search:
     """One guest's candidates, tried one after the other: what each cost, and why it is not the guest's."""
 
-    def __init__(self, guest: Started, word: Announcement, *, user: str, node: Node, deadline: Deadline) -> None:
+    def __init__(
+        self, guest: Started, word: Announcement, prover: Prover, *, user: str, node: Node, deadline: Deadline
+    ) -> None:
         self._guest = guest
         self._word = word
+        self._prover = prover
         self._user = user
         self._node = node
         self._deadline = deadline
@@ -132,7 +138,7 @@ class _Search:
             self._node.journal.note(phase, rank=self._guest.vm.rank, word=word)
 
     def _prove(self, address: str) -> Guest:
-        session = self._node.transport.open(
+        guest = self._prover.open(
             address,
             user=self._user,
             key=self._guest.probe.private,
@@ -140,16 +146,16 @@ class _Search:
             deadline=self._deadline.within(self._node.site.ssh_timeout),
         )
         vm, journal = self._guest.vm, self._node.journal
-        with contextlib.closing(session):
+        with contextlib.closing(guest):
             self._hear()
             journal.note("ssh", rank=vm.rank)
-            _await_setup(vm, session, self._deadline)
+            _await_setup(vm, guest, self._deadline)
             journal.note("cloud-init", rank=vm.rank, word=accounting.GUEST)
         return Guest(vm=vm, address=address, host_key=self._guest.host_key)
 
 
 def _await(
-    guest: Started, changes: Sequence[Wakeup], *,
+    guest: Started, changes: Sequence[Wakeup], prover: Prover, *,
     user: str, node: Node, guests: int, state: JobState, deadline: Deadline,
 ) -> Guest:
     vm = guest.vm
@@ -158,7 +164,7 @@ def _await(
         contextlib.closing(node.addresses(guests, deadline)) as book,
         contextlib.closing(Announcement(vm.channel)) as word,
     ):
-        search = _Search(guest, word, user=user, node=node, deadline=deadline)
+        search = _Search(guest, word, prover, user=user, node=node, deadline=deadline)
         try:
             while True:
                 deadline.require(f"waiting for guest {vm.hostname}")
@@ -176,15 +182,10 @@ def _await(
             raise search.trouble(waited) from error
 
 
-def _await_setup(vm: VmPlan, session: Session, deadline: Deadline) -> None:
+def _await_setup(vm: VmPlan, guest: Proven, deadline: Deadline) -> None:
     """The guest's own word on its set-up: a hint that may fail the start, never a proof."""
-    said = bytearray()
-
-    def listen(data: bytes) -> None:
-        said.extend(data[: _STATUS_LIMIT - len(said)])
-
     try:
-        session.run("await-setup", stdin=b"", stdout=listen, stderr=lambda data: None, deadline=deadline)
+        said = guest.ask("await-setup", limit=_STATUS_LIMIT, deadline=deadline)
     except DeadlineExceeded:
         raise GuestError(f"guest {vm.hostname} did not finish its set-up", details=_console(vm)) from None
     word, _, rest = printable(said.decode(errors="backslashreplace")).partition(" ")

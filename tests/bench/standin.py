@@ -58,7 +58,7 @@ def _stand_in(root: Path) -> None:
     from vtorque import topology
     from vtorque.backends.hypervisor.pulse import Pulses
     from vtorque.backends.transport import KeyPair
-    from vtorque.backends.transport.late import LateSsh
+    from vtorque.backends.transport.apart import Apart
     from vtorque.cli import assembly
     from vtorque.shape import NodeShape
 
@@ -77,7 +77,7 @@ def _stand_in(root: Path) -> None:
         def find(self, name: str) -> int | None:
             return os.pidfd_open(os.getppid()) if (saved / name).exists() else None
 
-    class Farm(LateSsh):
+    class Farm(Apart):
         def make_key(self) -> KeyPair:
             super().make_key()
             return key
@@ -96,7 +96,7 @@ def _stand_in(root: Path) -> None:
         return replace(shape(), cpus=tuple(range(64)), cores=(), numa=(), memory_mib=1 << 18)
 
     vars(topology).update(node_shape=large)
-    vars(assembly).update(_domains=domains, Pulses=Beats, LateSsh=Farm, _addresses=lambda *words: Addresses())
+    vars(assembly).update(_domains=domains, Pulses=Beats, Apart=Farm, _addresses=lambda *words: Addresses())
 
 
 def _time_phases(spans: list[tuple[str, float, float]]) -> None:

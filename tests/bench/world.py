@@ -14,7 +14,7 @@ from pathlib import Path
 from tests.bench.measure import Command
 from tests.builders import KEY, a_request
 from vtorque import images, plan, request
-from vtorque.backends.transport.ssh import Ssh
+from vtorque.backends.transport import keys
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 JOB = "7.srv"
@@ -138,7 +138,7 @@ class World:
         _write(self.root / "job.sh", "#!/bin/sh\necho ran\n", mode=0o755)
 
     def _farm(self) -> None:
-        key = Ssh().make_key()
+        key = keys.make()
         _write(self.root / "key", key.private, mode=0o600)
         _write(self.root / "key.pub", key.public)
         for rank in range(GUESTS):

@@ -16,7 +16,7 @@ from pathlib import Path
 from tests.bench import trace, world
 from tests.bench.measure import Command
 from tests.bench.world import JOB, UID, World
-from vtorque.backends.transport.ssh import Ssh
+from vtorque.backends.transport import keys
 from vtorque.deadline import Deadline
 
 NAMESPACES = ("/usr/bin/unshare", "--mount", "--net", "--pid", "--fork", "--kill-child", "--mount-proc")
@@ -77,7 +77,7 @@ def _prepare(here: World, *, weakened: bool) -> None:
     tracer = _TRACER.format(prefix=str(here.prefix), root=str(here.root))
     hook.write_text(hook.read_text().replace(_BEFORE, tracer + _BEFORE))
     here.job_directory()
-    key = Ssh().make_key()
+    key = keys.make()
     (here.root / "users.pub").write_text(key.public)
     (path,) = here.home.glob(".vtorque/*/key")
     path.write_text(key.private)

@@ -25,6 +25,7 @@ from vtorque import proc
 from vtorque.backends.address.arp import ArpTable
 from vtorque.backends.address.mapping import MappingScript
 from vtorque.backends.address.neighbour import Neighbours
+from vtorque.backends.transport import keys
 from vtorque.backends.transport.ssh import Ssh
 from vtorque.deadline import Deadline
 from vtorque.errors import AddressError, ConfigError, DeadlineExceeded, WrongHostKey
@@ -355,7 +356,7 @@ class TestNeighbourTable:
 
 class TestProofOverIpv6:
     def test_a_guest_proves_itself_at_an_ipv6_address_and_an_impostor_does_not(self, network: Network) -> None:
-        host, other, user = Ssh().make_key(), Ssh().make_key(), Ssh().make_key()
+        host, other, user = keys.make(), keys.make(), keys.make()
         listener = inside(network.guest, lambda: socket.create_server(("fd77::5", 2222), family=socket.AF_INET6))
         with listener, ThreadPoolExecutor(1) as pool:
             for expected, error in ((host.public, None), (other.public, WrongHostKey)):

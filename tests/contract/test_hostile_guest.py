@@ -15,6 +15,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import paramiko
 
+from vtorque.backends.transport import keys
 from vtorque.backends.transport.ssh import Ssh, SshSession
 from vtorque.deadline import Deadline
 from vtorque.errors import DeadlineExceeded, VtorqueError, WrongHostKey
@@ -22,8 +23,8 @@ from vtorque.errors import DeadlineExceeded, VtorqueError, WrongHostKey
 pytestmark = pytest.mark.runs
 
 OUT_OF_REACH = 20.0
-KEYS = Ssh().make_key()
-OTHERS = Ssh().make_key()
+KEYS = keys.make()
+OTHERS = keys.make()
 
 
 class Hostile(paramiko.ServerInterface):  # type: ignore[misc]

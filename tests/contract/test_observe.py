@@ -24,7 +24,7 @@ from vtorque import accounting, markers, orders, published, request
 from vtorque.accounting import Journal
 from vtorque.backends.hypervisor import Domains
 from vtorque.backends.hypervisor.libvirt import Libvirt
-from vtorque.backends.transport.ssh import Ssh
+from vtorque.backends.transport import keys
 from vtorque.cli import vmgr_guests
 from vtorque.deadline import Deadline
 from vtorque.model import Group, Guest, Resource
@@ -303,7 +303,7 @@ def daemon(tmp_path: Path) -> Iterator[tuple[int, dict[str, str], Path]]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    host, user = Ssh().make_key(), Ssh().make_key()
+    host, user = keys.make(), keys.make()
     for name, text in (("host", host.private), ("key", user.private), ("authorized", user.public + "\n")):
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o600)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from vtorque.backends.transport import KeyPair, reach
+from vtorque.backends.transport import KeyPair, keys, reach
 from vtorque.backends.transport.ssh import LoginRefused, NotListening, Ssh, SshSession
 from vtorque.deadline import Deadline
 from vtorque.errors import DeadlineExceeded, TransportError, WrongHostKey
@@ -47,7 +47,7 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    host, user = Ssh().make_key(), Ssh().make_key()
+    host, user = keys.make(), keys.make()
     (directory / "host").write_text(host.private)
     (directory / "host").chmod(0o600)
     (directory / "authorized").write_text(user.public + "\n")
@@ -126,12 +126,12 @@ def test_what_outlives_the_command_does_not_hold_it_up(session: SshSession) -> N
 
 def test_another_host_key_is_refused_before_the_user_is_named(daemon: Daemon) -> None:
     with pytest.raises(WrongHostKey, match="its SSH host key is SHA256:"):
-        login(daemon, host_key=Ssh().make_key().public)
+        login(daemon, host_key=keys.make().public)
 
 
 def test_another_user_key_is_refused(daemon: Daemon) -> None:
     with pytest.raises(LoginRefused, match=f"does not let {USER} in"):
-        login(daemon, key=Ssh().make_key().private)
+        login(daemon, key=keys.make().private)
 
 
 def test_nothing_listening_is_told_from_everything_else(daemon: Daemon) -> None:
@@ -161,7 +161,7 @@ def test_a_command_that_a_signal_killed_is_no_success(session: SshSession) -> No
 
 
 def test_keys_are_new_each_time() -> None:
-    assert len({Ssh().make_key().public for _ in range(10)}) == 10
+    assert len({keys.make().public for _ in range(10)}) == 10
 
 
 def test_a_command_that_outlasts_its_deadline_is_given_up(session: SshSession) -> None:

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Guests in memory: addresses that show up, and machines that answer there."""
 
-from collections.abc import Callable, Collection
+import contextlib
+from collections.abc import Callable, Collection, Iterator
 
-from vtorque.backends.transport import KeyPair, Sink, Terminal, XServer
+from vtorque.backends.transport import KeyPair
 from vtorque.deadline import Deadline
 from vtorque.errors import DeadlineExceeded, TransportError
 from vtorque.model import VmPlan
@@ -35,23 +36,10 @@ class FakeSession:
     def __init__(self, says: bytes | None) -> None:
         self._says = says
 
-    def run(
-        self, command: str, *, stdin: bytes, stdout: Sink, stderr: Sink, deadline: Deadline | None,
-        display: XServer | None = None,
-    ) -> int:
+    def ask(self, command: str, *, limit: int, deadline: Deadline) -> bytes:
         if self._says is None:
             raise DeadlineExceeded("the guest did not answer in time")
-        stdout(self._says)
-        return 0
-
-    def interact(self, command: str, *, terminal: Terminal, display: XServer | None = None) -> int:
-        raise NotImplementedError
-
-    def resize(self, columns: int, rows: int) -> None:
-        raise NotImplementedError
-
-    def send(self, data: bytes) -> None:
-        """Nobody listens."""
+        return self._says[:limit]
 
     def close(self) -> None:
         """Nothing is open."""
@@ -67,6 +55,10 @@ class FakeTransport:
 
     def make_key(self) -> KeyPair:
         return KeyPair(private="private", public=HOST_KEY)
+
+    @contextlib.contextmanager
+    def prover(self) -> Iterator["FakeTransport"]:
+        yield self
 
     def answering(self, addresses: Collection[str], *, seconds: float) -> set[str]:
         return set(addresses) & set(self._machines) - self.silent

@@ -53,7 +53,7 @@ def losing() -> FakeSession:
     """A guest that is proven and lost before it has said that it is ready."""
 
     class Lost(FakeSession):
-        def run(self, *args: object, **kwargs: object) -> int:
+        def ask(self, command: str, *, limit: int, deadline: Deadline) -> bytes:
             raise TransportError("lost the connection to the guest at 10.0.0.1")
 
     return Lost(b"")

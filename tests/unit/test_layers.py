@@ -15,7 +15,7 @@ LAYERS: list[tuple[str, ...]] = [
      "imageformat", "optionforms", "nftext", "userclerk", "privileged"),
     ("job",),
     ("model", "accounts"),
-    ("proc", "files", "become", "userside", "rooms", "audit"),
+    ("proc", "files", "become", "servant", "userside", "rooms", "audit"),
     ("config", "options", "sitefile", "sitelines", "siteyaml", "sitescripts", "limits", "metadata", "overhead",
      "request", "vmoptions", "qsub", "reslist", "sbatchforms", "sbatchlines", "slurmjob", "topology", "display",
      "slurmconf", "imageentry", "imageheader", "confined", "overlay", "serving"),
@@ -36,9 +36,9 @@ LAYERS: list[tuple[str, ...]] = [
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 # Within a layer of several modules these lean on one another.
 SIDEWAYS = {("deadline", "errors"), ("deadline", "wakeups"), ("files", "proc"), ("become", "proc"),
-            ("userside", "proc"), ("userside", "become"), ("config", "options"),
-            ("config", "limits"), ("config", "sitefile"), ("config", "sitelines"), ("config", "siteyaml"),
-            ("siteyaml", "sitelines"), ("limits", "options"), ("request", "options"),
+            ("userside", "proc"), ("userside", "become"), ("servant", "become"), ("servant", "proc"),
+            ("config", "options"), ("config", "limits"), ("config", "sitefile"), ("config", "sitelines"),
+            ("config", "siteyaml"), ("siteyaml", "sitelines"), ("limits", "options"), ("request", "options"),
             ("request", "metadata"),
             ("state", "backends"), ("doctor", "doctor_network"), ("doctor", "doctor_openpbs"),
             ("doctor", "doctor_service"), ("doctor", "doctor_slurm"), ("node", "state"), ("teardown", "state")}

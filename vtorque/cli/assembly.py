@@ -18,7 +18,7 @@ from vtorque.backends.filter.nft import Nft
 from vtorque.backends.hypervisor import Domains
 from vtorque.backends.hypervisor.aside import Aside
 from vtorque.backends.hypervisor.pulse import Pulses
-from vtorque.backends.transport.late import LateSsh
+from vtorque.backends.transport.apart import Apart
 from vtorque.config import SiteConfig
 from vtorque.deadline import Deadline
 from vtorque.node import Node
@@ -74,7 +74,7 @@ def node(
             shape=shape,
             hypervisor=hypervisor,
             addresses=partial(_addresses, site),
-            transport=LateSsh(),
+            transport=Apart(),
             filter=Nft(),
             surroundings=lambda deadline: guestnet.look(site, deadline=deadline),
             templates=prefix / "templates-vm",

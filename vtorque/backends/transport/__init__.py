@@ -3,6 +3,7 @@
 
 import socket
 from collections.abc import Callable, Collection
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -85,21 +86,44 @@ class Session(Protocol):
         ...
 
 
-class Transport(Protocol):
-    """Opens sessions."""
+class Proven(Protocol):
+    """A guest that has proven who it is, and may be asked for its own word."""
 
-    def make_key(self) -> KeyPair:
-        """A new key, of a guest or for one."""
+    def ask(self, command: str, *, limit: int, deadline: Deadline) -> bytes:
+        """The first `limit` bytes of what a command without input prints there.
+
+        Raises TransportError when the connection is lost, DeadlineExceeded.
+        """
         ...
+
+    def close(self) -> None:
+        """End the connection."""
+        ...
+
+
+class Prover(Protocol):
+    """Logs in where a guest may be."""
 
     def open(
         self, address: str, *, user: str, key: str, host_key: str, deadline: Deadline
-    ) -> Session:
+    ) -> Proven:
         """Log in with the private `key` (OpenSSH text) at a guest that proves `host_key`.
 
         Raises TransportError, `WrongHostKey` when the guest there is another
         one, and DeadlineExceeded when it takes too long.
         """
+        ...
+
+
+class Transport(Protocol):
+    """What root has to do with guests."""
+
+    def make_key(self) -> KeyPair:
+        """A new key, of a guest or for one."""
+        ...
+
+    def prover(self) -> AbstractContextManager[Prover]:
+        """Who talks to guests for root while it lasts, from any thread. It is begun before there are any."""
         ...
 
     def answering(self, addresses: Collection[str], *, seconds: float) -> set[str]:

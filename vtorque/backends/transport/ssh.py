@@ -12,14 +12,14 @@ import io
 import socket
 import threading
 import warnings
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 with warnings.catch_warnings():
     # paramiko 2.12 still lists ciphers that the cryptography library calls weak; none is used here.
     warnings.simplefilter("ignore")
     import paramiko
 
-from vtorque.backends.transport import KeyPair, Sink, Terminal, XServer, keys, reach
+from vtorque.backends.transport import Sink, Terminal, XServer
 from vtorque.backends.transport.reader import Reader
 from vtorque.deadline import Deadline, growing
 from vtorque.errors import DeadlineExceeded, TransportError, WrongHostKey
@@ -52,10 +52,6 @@ class Ssh:
     def __init__(self, port: int = _PORT) -> None:
         self._port = port
 
-    def make_key(self) -> KeyPair:
-        """A new ed25519 key, made in this process."""
-        return keys.make()
-
     def open(
         self, address: str, *, user: str, key: str, host_key: str, deadline: Deadline
     ) -> "SshSession":
@@ -81,10 +77,6 @@ class Ssh:
             raise
         transport.set_keepalive(_KEEPALIVE_SECONDS)
         return SshSession(transport, address)
-
-    def answering(self, addresses: Collection[str], *, seconds: float) -> set[str]:
-        """Those addresses at which a machine still answers; its sshd logs a connection that said nothing."""
-        return reach.answering(addresses, port=self._port, seconds=seconds)
 
     def _connect(self, address: str, deadline: Deadline) -> socket.socket:
         """A new connection. What a booting guest misses of it the kernel repeats after 1 s, then 3 s: we, sooner."""

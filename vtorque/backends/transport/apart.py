@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Guests of whom nothing is known yet, talked to by a child of root's that is nobody.
+
+Whoever is root in a guest may send what he likes in place of SSH. The library that has to understand it is
+loaded there, and what gets the better of it has root's rights nowhere: only a key that opens this job's guests.
+"""
+
+import base64
+import contextlib
+from collections.abc import Collection, Iterator
+from typing import Any
+
+from vtorque import servant
+from vtorque.backends.transport import KeyPair, Prover, keys, reach
+from vtorque.deadline import Deadline
+from vtorque.errors import DeadlineExceeded, GuestError, TransportError, VtorqueError
+from vtorque.servant import Servant
+
+_PORT = 22
+_CLOSE_SECONDS = 1.0
+
+
+class Apart:
+    """SSH that is spoken in a child."""
+
+    def make_key(self) -> KeyPair:
+        """A new ed25519 key."""
+        return keys.make()
+
+    @contextlib.contextmanager
+    def prover(self) -> Iterator[Prover]:
+        """A child that is there as long as the `with` lasts."""
+        child = Servant("SSH", self.speaker, identity=servant.NOBODY)
+        try:
+            yield _Prover(child)
+        finally:
+            child.dismiss()
+
+    def speaker(self) -> object:
+        """What the child does; made there."""
+        from vtorque.backends.transport.speaker import Speaker
+
+        return Speaker(_PORT)
+
+    def answering(self, addresses: Collection[str], *, seconds: float) -> set[str]:
+        """Those addresses at which a machine still answers; its sshd logs a connection that said nothing."""
+        return reach.answering(addresses, port=_PORT, seconds=seconds)
+
+
+class _Prover:
+    """The child, as it is asked for a login."""
+
+    def __init__(self, child: Servant) -> None:
+        self._child = child
+
+    def open(self, address: str, *, user: str, key: str, host_key: str, deadline: Deadline) -> "_Proven":
+        """Log in there; WrongHostKey or another TransportError."""
+        return _Proven(self._child, str(_asked(self._child, "open", address, user, key, host_key, deadline=deadline)))
+
+
+class _Proven:
+    """A session that was opened there, by its number."""
+
+    def __init__(self, child: Servant, number: str) -> None:
+        self._child = child
+        self._number = number
+
+    def ask(self, command: str, *, limit: int, deadline: Deadline) -> bytes:
+        """What a command says in the guest."""
+        said = _asked(self._child, "ask", self._number, command, limit, deadline=deadline)
+        try:
+            return base64.b64decode(said)[:limit]
+        except (TypeError, ValueError):
+            raise GuestError("what talks to the guest for us makes no sense") from None
+
+    def close(self) -> None:
+        """End the connection."""
+        with contextlib.suppress(TransportError, GuestError, DeadlineExceeded):
+            _asked(self._child, "close", self._number, deadline=Deadline(_CLOSE_SECONDS))
+
+
+def _asked(child: Servant, verb: str, *words: object, deadline: Deadline) -> Any:
+    try:
+        return child.ask(verb, *words, deadline=deadline)
+    except (TransportError, DeadlineExceeded):
+        raise
+    except servant.Gone as error:
+        raise GuestError("a guest has ended what talks to it for us", details=str(error)) from error
+    except VtorqueError as error:
+        # Whose fault something is is not for the child to say.
+        raise TransportError(f"no talk with the guest: {error.brief}", details=error.details) from error

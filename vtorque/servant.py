@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An object that lives in a child of ours, with its libraries and not with our rights, asked as if it were here."""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from vtorque import become, errors
+from vtorque.deadline import Deadline
+from vtorque.errors import DeadlineExceeded, InternalError, VtorqueError, known, printable
+from vtorque.proc import Identity
+
+ROOT = Identity(uid=0, gid=0, groups=())
+NOBODY = Identity(uid=65534, gid=65534, groups=())
+
+# The child keeps the deadline itself, and says what it could not do in time.
+_MARGIN_SECONDS = 1.0
+_LONGEST_ANSWER = 1 << 20
+_LONGEST_TEXT = 4096
+
+
+class Gone(Exception):
+    """The child is not there any more."""
+
+
+class Servant:
+    """What `make` makes, in a child that has become `identity`. Arguments and results are what JSON can say.
+
+    Threads may ask at the same time. Of what the child says no more is believed than that it says so.
+    """
+
+    def __init__(self, name: str, make: Callable[[], object], *, identity: Identity) -> None:
+        self._name = name
+        self._pid, self._orders = become.fork_as(identity, lambda orders: _serve(make, orders))
+
+    def ask(self, verb: str, *words: object, deadline: Deadline) -> Any:
+        """What `verb` returns there. Raises what it raises, if the program knows that; DeadlineExceeded, and Gone."""
+        seconds = deadline.require(verb)
+        try:
+            line = self._exchange({"verb": verb, "words": words, "seconds": seconds}, seconds + _MARGIN_SECONDS)
+        except TimeoutError:
+            raise DeadlineExceeded(f"{self._name} did not answer in time: {verb}") from None
+        except OSError as error:
+            raise Gone(str(error)) from error
+        if not line.endswith(b"\n"):
+            raise Gone("no answer")
+        return _understood(line)
+
+    def dismiss(self) -> None:
+        """Let the child go, whatever it is doing."""
+        self._orders.close()
+        os.kill(self._pid, signal.SIGKILL)
+        os.waitpid(self._pid, 0)
+
+    def _exchange(self, order: dict[str, object], seconds: float) -> bytes:
+        """One order has one connection, so that none waits for another."""
+        ours, theirs = socket.socketpair()
+        with ours:
+            with theirs:
+                socket.send_fds(self._orders, [b"\0"], [theirs.fileno()])
+            ours.settimeout(seconds)
+            ours.sendall(json.dumps(order).encode() + b"\n")
+            with ours.makefile("rb") as answer:
+                return answer.readline(_LONGEST_ANSWER)
+
+
+def _understood(line: bytes) -> Any:
+    try:
+        answer = json.loads(line)
+        if not answer["failed"]:
+            return answer["found"]
+        kind = getattr(errors, str(answer["failed"]), None)
+        texts = [printable(str(answer[name])[:_LONGEST_TEXT]) for name in ("brief", "hint")]
+        details = str(answer["details"])[:_LONGEST_TEXT]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        raise Gone("an answer that makes no sense") from None
+    if not isinstance(kind, type) or not issubclass(kind, VtorqueError):
+        kind = InternalError
+    raise kind(texts[0], hint=texts[1], details=details)
+
+
+def _serve(make: Callable[[], object], orders: socket.socket) -> None:
+    served = make()
+    while handles := socket.recv_fds(orders, 1, 1)[1]:
+        call = socket.socket(fileno=handles[0])
+        threading.Thread(target=_obey, args=(served, call), daemon=True).start()
+
+
+def _obey(served: object, call: socket.socket) -> None:
+    # Who has asked may have given up meanwhile.
+    with contextlib.suppress(OSError), call, call.makefile("rb") as orders:
+        order = json.loads(orders.readline())
+        try:
+            found = getattr(served, order["verb"])(*order["words"], deadline=Deadline(order["seconds"]))
+            answer = json.dumps({"failed": "", "found": found})
+        except Exception as error:  # noqa: BLE001
+            trouble = known(error)
+            answer = json.dumps({
+                "failed": _kind(trouble), "brief": trouble.brief, "details": trouble.details, "hint": trouble.hint,
+            })
+        call.sendall(answer.encode() + b"\n")
+
+
+def _kind(error: VtorqueError) -> str:
+    """The nearest kind that everybody knows."""
+    return next(each.__name__ for each in type(error).__mro__ if hasattr(errors, each.__name__))
