@@ -37,8 +37,11 @@ def new_directory(path: Path, *, mode: int) -> None:
         os.umask(before)
 
 
-def write_new(path: Path, data: bytes, *, mode: int, group: int = -1) -> None:
-    """Create `path`, which must not exist, with `mode` and, when given, the numeric `group`."""
+def write_new(path: Path, data: bytes, *, mode: int, group: int = -1, durable: bool = True) -> None:
+    """Create `path`, which must not exist, with `mode` and, when given, the numeric `group`.
+
+    What is not `durable` may be empty after a power failure.
+    """
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
     try:
         os.fchown(handle, -1, group)
@@ -46,7 +49,8 @@ def write_new(path: Path, data: bytes, *, mode: int, group: int = -1) -> None:
         view = memoryview(data)
         while view:
             view = view[os.write(handle, view):]
-        os.fsync(handle)
+        if durable:
+            os.fsync(handle)
     finally:
         os.close(handle)
 

@@ -41,8 +41,11 @@ class JobFile(NamedTuple):
 
     @classmethod
     def parse(cls, data: bytes) -> "JobFile":
-        """What `text` made. Raises RequestError when a newer version did."""
-        fields = json.loads(data)
+        """What `text` made. Raises RequestError when a newer version did, or a power failure left nothing of it."""
+        try:
+            fields = json.loads(data)
+        except ValueError:
+            raise RequestError("the job's own record, job.json, is damaged", hint="submit the job again") from None
         # The first version wrote none.
         if (schema := fields.pop("schema", _SCHEMA)) != _SCHEMA:
             text = f"the job was submitted by another version of vtorque, with schema {schema}"
@@ -72,13 +75,15 @@ class JobDirectory(NamedTuple):
             files.write_new(self.path / "script" / about.script, script, mode=0o700)
         for name, text in more.items():
             files.write_new(self.path / name, text, mode=0o700)
-        files.write_new(self.path / "job.json", about.text(), mode=0o600)
+        # Empty it would be noticed; an empty script would be run.
+        files.write_new(self.path / "job.json", about.text(), mode=0o600, durable=False)
 
     def keep_wrapper(self, name: str, wrapper: bytes) -> Path:
         """Put the wrapper here under the script's name, after which qsub names job and output files."""
         path = wrapper_path(self.path, name)
         path.parent.mkdir(mode=0o700)
-        files.write_new(path, wrapper, mode=0o700)
+        # qsub reads it at once, and the server keeps what it read.
+        files.write_new(path, wrapper, mode=0o700, durable=False)
         return path
 
     def submitted(self, job: str) -> None:

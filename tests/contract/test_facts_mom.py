@@ -271,6 +271,14 @@ class TestDeletion:
         assert mom.output() == "False\nFalse\nagain\n"
 
 
+# Until it has its session it is killed like everybody else.
+SURVIVING = """\
+setsid sleep 1000 >/dev/null 2>&1 &
+until [ "$(cut -d' ' -f6 /proc/$!/stat)" = $! ]; do :; done
+echo $! >>{}
+"""
+
+
 class TestSurvivors:
     @pytest.fixture
     def survivor(self, mom: Mom) -> Iterator[Path]:
@@ -281,8 +289,7 @@ class TestSurvivors:
 
     def test_what_a_prologue_leaves_running_is_never_killed(self, mom: Mom, survivor: Path) -> None:
         mom.hook("prologue", text=(
-            f"#!/bin/sh\nsleep 1000 >/dev/null 2>&1 &\necho $! >{survivor}\n"
-            f"setsid sleep 1000 >/dev/null 2>&1 &\necho $! >>{survivor}\n"
+            f"#!/bin/sh\nsleep 1000 >/dev/null 2>&1 &\necho $! >{survivor}\n{SURVIVING.format(survivor)}"
         ))
         assert mom.run().exit_status == 0
         assert all(Path(f"/proc/{pid}/exe").exists() for pid in survivor.read_text().split())
@@ -290,7 +297,7 @@ class TestSurvivors:
     def test_a_process_in_a_session_of_its_own_survives_the_alarm(self, mom: Mom, survivor: Path) -> None:
         (mom.home.mom_priv / "config").write_text("$prologalarm 1\n")
         mom.hook("epilogue", text=(
-            f"#!/bin/sh\nsetsid sleep 1000 >/dev/null 2>&1 &\necho $! >{survivor}\nsleep 1000\n"
+            f"#!/bin/sh\n{SURVIVING.format(survivor)}sleep 1000\n"
         ))
         mom.run()
         assert Path(f"/proc/{survivor.read_text().strip()}/exe").exists()
@@ -298,7 +305,7 @@ class TestSurvivors:
     def test_a_process_in_a_session_of_its_own_survives_its_job(self, mom: Mom, survivor: Path) -> None:
         survivor.touch()
         survivor.chmod(0o666)
-        mom.run(f"#!/bin/sh\nsetsid sleep 1000 >/dev/null 2>&1 &\necho $! >{survivor}\n")
+        mom.run(f"#!/bin/sh\n{SURVIVING.format(survivor)}")
         assert Path(f"/proc/{survivor.read_text().strip()}/exe").exists()
 
 

@@ -160,3 +160,6 @@ def test_a_job_file_is_read_without_a_schema_and_refused_with_a_newer_one() -> N
     assert JobFile.parse(json.dumps(data).encode()) == JobFile.parse(about.text()) == about
     with pytest.raises(RequestError, match="with schema 2"):
         JobFile.parse(json.dumps({**data, "schema": 2}).encode())
+    for nothing in (b"", bytes(64), about.text()[:-1]):
+        with pytest.raises(RequestError, match="damaged"):
+            JobFile.parse(nothing)
