@@ -24,7 +24,7 @@ from tests.crash import timeless
 from tests.fakes.filter import SURROUNDINGS, FakeFilter
 from tests.fakes.guest import HOST_KEY, FakeAddresses, FakeTransport
 from tests.fakes.hypervisor import FakeHypervisor, _Domain
-from vtorque import admission, bringup, discover, guard, guardpost, lifecycle, plan, request
+from vtorque import admission, bringup, demand, discover, guard, guardpost, lifecycle, plan, request
 from vtorque.backends.transport import KeyPair
 from vtorque.boot import Started
 from vtorque.deadline import Deadline
@@ -307,14 +307,14 @@ class _Cluster:
         )
 
     @contextlib.contextmanager
-    def side(self, wanted: bringup.Demand) -> Iterator[_Side]:
+    def side(self, wanted: demand.Demand) -> Iterator[_Side]:
         yield _Side(self.homes.setdefault(wanted.job.key, {}), usable=not self._here(wanted.job).cut_off)
 
     def _here(self, job: Job) -> _SimNode:
         return self.running.get(int(job.id.partition(".")[0]), self.nodes)[job.node_index]
 
     def begin(
-        self, wanted: bringup.Demand, node: Node, record: JobState, *, deadline: Deadline
+        self, wanted: demand.Demand, node: Node, record: JobState, *, deadline: Deadline
     ) -> tuple[JobPlan, tuple[Started, ...]]:
         """In place of `bringup.start`: what boot takes, in its order; only the overlay and the guest are made."""
         sim = next(each for each in self.nodes if each.node is node)
@@ -349,7 +349,7 @@ def run(root: Path, *, seed: int) -> Found:
     cluster = _Cluster(root, random.Random(seed))
     try:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(bringup, "user_side", cluster.side)
+            patch.setattr(demand, "user_side", cluster.side)
             patch.setattr(bringup, "start", cluster.begin)
             patch.setattr(discover, "guests", _prove)
             patch.setattr(guard, "Deadline", timeless)

@@ -15,7 +15,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from vtorque import files, numa
+from vtorque import files
 from vtorque.deadline import Deadline
 from vtorque.errors import StateError
 from vtorque.model import JobPlan
@@ -40,6 +40,8 @@ def reserve(
     with _locked(directory, deadline):
         others = tuple(each for each in _valid(root, directory) if each.key != key)
         decided = make(replace(shape, held=others))
+        from vtorque import numa  # whoever gives back needs no planner
+
         data = {"schema": _SCHEMA, **asdict(numa.reservation(decided))}
         files.replace(directory / f"{key}{_ENDING}", json.dumps(data).encode(), mode=0o600)
     return decided

@@ -4,15 +4,14 @@
 import contextlib
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from vtorque import (
     accounting,
-    accounts,
     admission,
     boot,
+    demand,
     imagecache,
     imageprobe,
     images,
@@ -26,12 +25,12 @@ from vtorque import (
 from vtorque.accounting import Journal
 from vtorque.boot import Started
 from vtorque.deadline import Deadline, growing
-from vtorque.errors import Blame, NodeBusy, RequestError
+from vtorque.demand import Demand
+from vtorque.errors import Blame, NodeBusy
 from vtorque.imageheader import Header
 from vtorque.job import phases_name
-from vtorque.model import Account, Image, Job, JobPlan, Peer, VmRequest
+from vtorque.model import Image, JobPlan, Peer
 from vtorque.node import Node
-from vtorque.proc import Identity
 from vtorque.published import NodeFailed
 from vtorque.state import JobState
 from vtorque.userside import UserSide
@@ -40,40 +39,10 @@ from vtorque.wakeups import Changes
 ABORTED = "aborted"
 """The file by which a mother superior tells her sisters that there will be no job."""
 
-_USER_SIDE_SECONDS = 5.0
 # Sisters publish over NFS, of which no kernel tells; looking more often would only ask the server more.
 _LONGEST_PAUSE_SECONDS = 1.0
 # What vtorque promised to other jobs is told when it is free again; not so what else may use the node.
 _BUSY_PAUSE_SECONDS = 5.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Demand:
-    """Who wants what: the job, its user, and the request it carries."""
-
-    job: Job
-    account: Account
-    request: VmRequest
-
-
-def demand(job: Job, node: Node) -> Demand:
-    """What the job asks for; RequestError when its user may not, or it carries no request."""
-    account = accounts.account(job.user, min_uid=node.site.min_uid)
-    wanted = request.decode(job.request)
-    if wanted.distro == "osv":
-        raise RequestError("-vm distro=osv: OSv has no shell for a job's script, and is not supported by this version")
-    return Demand(job=job, account=account, request=wanted)
-
-
-@contextlib.contextmanager
-def user_side(wanted: Demand) -> Iterator[UserSide]:
-    """The user's side of a job; forked, so it has to be opened before anything starts a thread."""
-    account = wanted.account
-    identity = Identity(
-        uid=account.uid, gid=account.group.gid, groups=tuple(group.gid for group in account.groups)
-    )
-    with contextlib.closing(UserSide(identity, account.home, wanted.request.request_id)) as side:
-        yield side
 
 
 def reporter(wanted: Demand, side: UserSide, journal: Journal, deadline: Deadline) -> Callable[[str], None]:
@@ -86,14 +55,9 @@ def reporter(wanted: Demand, side: UserSide, journal: Journal, deadline: Deadlin
         new, told = journal.notes[told:], len(journal.notes)
         lines = [each for each in accounting.of_guests(new) if each["phase"] != phase]
         text = "".join(json.dumps(line) + "\n" for line in (*lines, journal.mark(phase)))
-        side.append(name, text, deadline=brief(deadline))
+        side.append(name, text, deadline=demand.brief(deadline))
 
     return report
-
-
-def brief(deadline: Deadline) -> Deadline:
-    """As long as anybody may wait for a user's file system."""
-    return deadline.within(_USER_SIDE_SECONDS)
 
 
 def start(
@@ -141,7 +105,7 @@ def gather(wanted: Demand, side: UserSide, *, deadline: Deadline, first: int = 1
     pauses = growing(longest=_LONGEST_PAUSE_SECONDS)
     while True:
         for index in list(missing):
-            text = side.read(published.name(index), limit=published.LIMIT, deadline=brief(deadline))
+            text = side.read(published.name(index), limit=published.LIMIT, deadline=demand.brief(deadline))
             if text is not None:
                 found += published.read(text, job=job.id, node_index=index, request=wanted.request)
                 del missing[index]

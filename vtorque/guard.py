@@ -13,10 +13,11 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from vtorque import bringup, discover, guardpost, logs, metrics, published, service, teardown, wakeups
+from vtorque import demand, discover, guardpost, logs, metrics, published, service, teardown, wakeups
 from vtorque.boot import Started
-from vtorque.bringup import ABORTED, Demand
+from vtorque.bringup import ABORTED
 from vtorque.deadline import Deadline, growing
+from vtorque.demand import Demand
 from vtorque.errors import HypervisorError, VtorqueError
 from vtorque.model import JobPlan, Peer
 from vtorque.node import Node
@@ -65,7 +66,7 @@ def watch(orders: Orders, node: Node) -> None:
     record = node.state(orders.demand.job.key)
     node.journal.resume(orders.demand.job, record.path)
     try:
-        with bringup.user_side(orders.demand) as side:
+        with demand.user_side(orders.demand) as side:
             if orders.started and not _publish(orders, node, record, side):
                 reason = "its guests do not come"
             else:

@@ -9,12 +9,13 @@ from collections.abc import Collection, Iterator
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 
-from vtorque import netfilter, proc, topology
+from vtorque import names, netfilter, proc, topology
 from vtorque.config import SiteConfig
 from vtorque.deadline import Deadline
 from vtorque.errors import ConfigError, GenerationClosed, VtorqueError
 from vtorque.model import JobPlan, Resource, VmPlan
-from vtorque.netfilter import FILTER, Surroundings
+from vtorque.names import FILTER
+from vtorque.netfilter import Surroundings
 from vtorque.node import Node
 from vtorque.state import JobState, jobs
 
@@ -43,7 +44,7 @@ def fence(plan: JobPlan, *, node: Node, state: JobState, deadline: Deadline) -> 
             hint="give it one, or CUSTOM_IP_MAPPING: true",
         )
     rules = netfilter.rules(plan, node.site, around, addresses=addresses)
-    table = Resource(kind=FILTER, name=netfilter.table(plan.job.key, node.site))
+    table = Resource(kind=FILTER, name=names.table(plan.job.key, node.site))
     with state.taking(table, deadline=deadline), _kept(state, deadline) as handle:
         os.ftruncate(handle, 0)
         proc.write_all(handle, rules.encode())
@@ -68,7 +69,7 @@ def adopt(node: Node, *, deadline: Deadline) -> list[str]:
     """
     tables = node.filter.tables(deadline=deadline)
     for table in tables:
-        key = netfilter.key(table, node.site)
+        key = names.key(table, node.site)
         if key and not node.knows(key) and not (record := node.state(key)).exists:
             log.warning("table %s was in no ledger", table)
             record.create()
@@ -86,7 +87,7 @@ def mend(node: Node, *, seen: Collection[str], thorough: bool, deadline: Deadlin
     if not node.site.network_filter:
         return
     for key in jobs(Path(node.site.state_dir)):
-        record, table = node.state(key), netfilter.table(key, node.site)
+        record, table = node.state(key), names.table(key, node.site)
         try:
             is_loaded = record.certain(Resource(kind=FILTER, name=table))
             if is_loaded and not record.closed and (thorough or table not in seen):

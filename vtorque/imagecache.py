@@ -15,7 +15,7 @@ from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from vtorque import files, imageheader, plan, proc
+from vtorque import files, imageheader, names, proc
 from vtorque.deadline import Deadline
 from vtorque.errors import CommandError, ConfigError, DeadlineExceeded, ImageError, RequestError
 from vtorque.model import Image
@@ -212,7 +212,7 @@ class Cache:
 
 
 def _overlays(site: SiteConfig) -> list[Path]:
-    return [directory.parent for directory in plan.directories(site, "any").values()]
+    return [directory.parent for directory in names.directories(site, "any").values()]
 
 
 def _backing(directories: Iterable[Path]) -> set[Path]:

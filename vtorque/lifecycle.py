@@ -8,28 +8,29 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from vtorque import (
-    accounting,
     bringup,
+    demand,
     discover,
     guardpost,
-    guestnet,
     markers,
-    netfilter,
     orphans,
-    plan,
     published,
     service,
     state,
     teardown,
 )
-from vtorque.accounting import Start
-from vtorque.bringup import ABORTED, Demand
+from vtorque.aftermath import epilogue as epilogue
+from vtorque.aftermath import epilogue_parallel as epilogue_parallel
+from vtorque.bringup import ABORTED
 from vtorque.deadline import Deadline
-from vtorque.errors import GenerationClosed, RequestError, VtorqueError, known
+from vtorque.demand import Demand
+from vtorque.errors import GenerationClosed, RequestError, known
 from vtorque.guard import Orders
 from vtorque.model import Job
 from vtorque.node import Node
 from vtorque.state import JobState
+from vtorque.sweeping import forgotten as forgotten
+from vtorque.sweeping import sweep as sweep
 from vtorque.undo import is_wanted, undoing
 from vtorque.userside import UserSide
 
@@ -52,8 +53,8 @@ def prologue(job: Job, node: Node, launch: Launch, *, deadline: Deadline) -> Non
     record = node.state(job.key)
     node.journal.begin(job)
     with undoing(job, node, record, deadline):
-        wanted = bringup.demand(job, node)
-        with bringup.user_side(wanted) as side, _telling_sisters(job, side, deadline):
+        wanted = demand.demand(job, node)
+        with demand.user_side(wanted) as side, _telling_sisters(job, side, deadline):
             service.require(node.site, node=node.shape.name)
             _bring_up(wanted, node, record, side, launch, deadline=deadline.reserve(node.site.undo_reserve))
         state.forget_attempts(Path(node.site.state_dir), job.key)
@@ -65,10 +66,10 @@ def prologue_parallel(job: Job, node: Node, launch: Launch, *, deadline: Deadlin
     record = node.state(job.key)
     node.journal.begin(job)
     with undoing(job, node, record, deadline):
-        wanted = bringup.demand(job, node)
-        with bringup.user_side(wanted) as side, _telling_mother(job, node, side, deadline):
+        wanted = demand.demand(job, node)
+        with demand.user_side(wanted) as side, _telling_mother(job, node, side, deadline):
             for name in (published.name(job.node_index), published.lost_name(job.node_index), ABORTED):
-                side.forget(name, deadline=bringup.brief(deadline))
+                side.forget(name, deadline=demand.brief(deadline))
             service.require(node.site, node=node.shape.name)
             orphans.adopt(job.key, node, deadline=deadline)
             teardown.release(record, hypervisor=node.hypervisor, rules=node.filter, deadline=deadline)
@@ -96,9 +97,9 @@ def muster(job: Job, node: Node, *, deadline: Deadline) -> None:
         return
     node.journal.resume(job, record.path)
     with undoing(job, node, record, deadline):
-        wanted = bringup.demand(job, node)
+        wanted = demand.demand(job, node)
         with (
-            bringup.user_side(wanted) as side, _telling_sisters(job, side, deadline),
+            demand.user_side(wanted) as side, _telling_sisters(job, side, deadline),
             _dismissing_guard(job, node, record, deadline),
         ):
             enough = deadline.reserve(node.site.undo_reserve)
@@ -115,57 +116,6 @@ def refuse(job: Job, node: Node, reason: RequestError, *, deadline: Deadline) ->
     node.journal.begin(job)
     with undoing(job, node, node.state(job.key), deadline):
         raise reason
-
-
-def epilogue(job: Job, node: Node, *, deadline: Deadline) -> None:
-    """Give everything back, whatever happened before, and as often as it is called."""
-    with contextlib.ExitStack() as steps:
-        # Unwound from the last to the first; one that fails does not stop the others.
-        if not job.will_be_retried:
-            steps.callback(state.forget_attempts, Path(node.site.state_dir), job.key)
-            side = steps.enter_context(_side_of(job, node))
-            steps.callback(_remove_job_directory, job, node, side, deadline)
-        _give_back(steps, job, node, deadline)
-
-
-def epilogue_parallel(job: Job, node: Node, *, deadline: Deadline) -> None:
-    """Give everything back on a sister; the job directory is the mother superior's affair."""
-    with contextlib.ExitStack() as steps:
-        steps.callback(state.forget_attempts, Path(node.site.state_dir), job.key)
-        _give_back(steps, job, node, deadline)
-
-
-def forgotten(node: Node) -> list[str]:
-    """Keys of the jobs that have left something here, that mom no longer knows, and that nobody guards."""
-    root = Path(node.site.state_dir)
-    keys = {*state.jobs(root), *orphans.keys(node)}
-    return [key for key in sorted(keys) if not node.knows(key) and not guardpost.is_taken(root, key)]
-
-
-def sweep(node: Node, *, deadline: Deadline, thorough: bool = False) -> list[str]:
-    """Tear down the jobs that nobody will send an epilogue for; the keys of those that are gone.
-
-    Rules of other jobs that somebody has flushed come back; with `thorough` also those that were changed.
-    """
-    swept = []
-    try:
-        tables = guestnet.adopt(node, deadline=deadline)
-        guestnet.mend(node, seen=tables, thorough=thorough, deadline=deadline)
-    except (VtorqueError, OSError):
-        log.exception("the network rules of jobs could not be looked at")
-    orphans.forget_old(node)
-    for key in forgotten(node):
-        log.warning("job %s is forgotten by mom, tearing it down", key)
-        record = node.state(key)
-        start = accounting.start(record.path, otherwise=Start(key, "", node.journal.begun))
-        try:
-            orphans.adopt(key, node, deadline=deadline)
-            teardown.release(record, hypervisor=node.hypervisor, rules=node.filter, deadline=deadline)
-            node.journal.note("swept", start=start)
-            swept.append(key)
-        except (VtorqueError, OSError):
-            log.exception("job %s could not be torn down", key)
-    return swept
 
 
 def _bring_up(
@@ -238,7 +188,7 @@ def _telling_sisters(job: Job, side: UserSide, deadline: Deadline) -> Iterator[N
         yield
     except BaseException:
         if len(job.nodes) > 1:
-            side.replace(ABORTED, "", deadline=bringup.brief(deadline))
+            side.replace(ABORTED, "", deadline=demand.brief(deadline))
         raise
 
 
@@ -250,51 +200,5 @@ def _telling_mother(job: Job, node: Node, side: UserSide, deadline: Deadline) ->
     except Exception as error:
         trouble = known(error)
         text = published.failure_text(node.shape.name, trouble.one_line(), trouble.blame)
-        side.replace(published.name(job.node_index), text, deadline=bringup.brief(deadline))
+        side.replace(published.name(job.node_index), text, deadline=demand.brief(deadline))
         raise
-
-
-def _give_back(steps: contextlib.ExitStack, job: Job, node: Node, deadline: Deadline) -> None:
-    record = node.state(job.key)
-    if record.exists:
-        node.journal.resume(job, record.path, marker=state.READY)
-        facts = {} if job.exit_status is None else {"exit_status": job.exit_status}
-        node.journal.note("ended", facts=facts)
-        steps.callback(_note_gone, node, record)
-    steps.callback(guardpost.is_taken, Path(node.site.state_dir), job.key)
-    steps.callback(_release_unrecorded, job, node, deadline)
-    steps.callback(teardown.release, record, hypervisor=node.hypervisor, rules=node.filter, deadline=deadline)
-
-
-def _note_gone(node: Node, record: JobState) -> None:
-    if not record.exists:
-        node.journal.note("torn-down")
-
-
-def _release_unrecorded(job: Job, node: Node, deadline: Deadline) -> None:
-    directories = (*plan.directories(node.site, job.key).values(), Path(node.site.state_dir) / "seeds")
-    teardown.release_unrecorded(
-        job.key, hypervisor=node.hypervisor, rules=node.filter, table=netfilter.table(job.key, node.site),
-        directories=directories, deadline=deadline,
-    )
-
-
-def _remove_job_directory(job: Job, node: Node, side: UserSide | None, deadline: Deadline) -> None:
-    if side is not None:
-        elements = bringup.demand(job, node).request.elements
-        side.remove(
-            job.id, elements=elements, if_cancelled=job.may_run_again, deadline=bringup.brief(deadline)
-        )
-
-
-@contextlib.contextmanager
-def _side_of(job: Job, node: Node) -> Iterator[UserSide | None]:
-    """The user's side of a job that may no longer have a user: teardown must not depend on it."""
-    try:
-        wanted = bringup.demand(job, node)
-    except RequestError as error:
-        log.info("the job directory is left alone: %s", error.brief)
-        yield None
-    else:
-        with bringup.user_side(wanted) as side:
-            yield side

@@ -9,22 +9,15 @@ frames are dropped before the bridge learns their sender (nf_br_prerouting).
 IPv6 is closed to a guest that no address of it is assigned to; see netfilter6.
 """
 
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from hashlib import sha256
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 
-from vtorque import netfilter6, plan, shares
-from vtorque.backends.filter import PREFIX
+from vtorque import names, netfilter6, plan, shares
 from vtorque.config import SiteConfig
 from vtorque.errors import AddressError
 from vtorque.model import JobPlan, VmPlan
 from vtorque.nftext import BATCH_PORTS, DNS, NTP, chain, endpoints, hook, named_set, number
-from vtorque.options import OPTIONS
-
-FILTER = "filter"
-"""The kind of a job's table in the ledger; its name is the table's."""
 
 _MOST_NODES = 256
 # This host, loopback, link-local with a cloud's metadata service, multicast, reserved, broadcast.
@@ -45,23 +38,6 @@ class Surroundings:
     own: tuple[IPv4Address | IPv6Address, ...]
     gateways: tuple[IPv4Address | IPv6Address, ...]
     services: tuple[tuple[IPv4Address | IPv6Address, int], ...]
-
-
-def table(key: str, site: SiteConfig) -> str:
-    """The table of a job's guests; a job's key consists of what nft takes in a name."""
-    return f"{_prefix(site)}{key}"
-
-
-def key(table: str, site: SiteConfig) -> str:
-    """The job that a table belongs to, empty when it is no job of this installation's."""
-    return table.removeprefix(_prefix(site)) if table.startswith(_prefix(site)) else ""
-
-
-def _prefix(site: SiteConfig) -> str:
-    """Two installations on a node, a new one on trial perhaps, must not take each other's tables for orphans."""
-    if site.state_dir == OPTIONS["STATE_DIR"].default:
-        return f"{PREFIX}-"
-    return f"{PREFIX}_{sha256(os.fsencode(site.state_dir)).hexdigest()[:8]}-"
 
 
 def servers(site: SiteConfig) -> list[tuple[str, int]]:
@@ -85,7 +61,7 @@ def rules(decided: JobPlan, site: SiteConfig, around: Surroundings, *, addresses
     pinned, and of IPv6 what its MAC gives it in the bridge's networks.
     Raises AddressError for an address that is a server's.
     """
-    name, vms = table(decided.job.key, site), decided.vms
+    name, vms = names.table(decided.job.key, site), decided.vms
     taken = {*around.own, *around.gateways, *(address for address, _ in around.services)}
     known = {vm.tap: _usable(vm, addresses[vm.tap], taken) for vm in vms if vm.tap in addresses}
     own6 = {vm.tap: _own6(vm, around, known, taken) for vm in vms}
@@ -132,7 +108,7 @@ def _sets(
 
 def pinned(key: str, vm: VmPlan, address: str, site: SiteConfig) -> str:
     """From now on the guest has this address and, of IPv6, those that it had from the start; no others."""
-    place = f"bridge {table(key, site)} address-{vm.tap}"
+    place = f"bridge {names.table(key, site)} address-{vm.tap}"
     one = f"add element {place} {{ {address} }}\n" if isinstance(ip_address(address), IPv4Address) else ""
     return f"flush set {place}\n{one}"
 
@@ -213,7 +189,7 @@ drop""")
 
 def _leaving(site: SiteConfig) -> str:
     """Where a guest may send to, when it is itself. Fragments hide their ports, so they are for peers only."""
-    names = "" if site.name_server else f"ip daddr @local meta l4proto {{ tcp, udp }} th dport {DNS} accept\n"
+    dns = "" if site.name_server else f"ip daddr @local meta l4proto {{ tcp, udp }} th dport {DNS} accept\n"
     return chain("leaving", f"""\
 ip daddr {{ {_NOWHERE} }} drop
 ether daddr @peers accept
@@ -223,7 +199,7 @@ tcp sport 22 tcp dport >= 1024 tcp flags & ack == ack accept
 meta l4proto {{ tcp, udp }} ip daddr . th dport @services accept
 {endpoints(site.guest_net_deny, "daddr", "dport", "drop", version=4)}\
 meta l4proto {{ tcp, udp }} th dport {{ {BATCH_PORTS} }} drop
-{names}\
+{dns}\
 ip daddr @node icmp type {{ echo-request, echo-reply }} accept
 ip daddr @node drop
 ip daddr @local drop
@@ -250,14 +226,14 @@ def _arriving(site: SiteConfig) -> str:
     """Who may send to a guest: its job, its servers, whoever logs in. No other job's guest is let so far
     by its own rules, and what slips through there ends here.
     """
-    names = "" if site.name_server else (
+    dns = "" if site.name_server else (
         f"ip saddr @local meta l4proto {{ tcp, udp }} th sport {DNS} th dport >= 1024 accept\n"
     )
     return chain("arriving", f"""\
 ether saddr @peers accept
 {endpoints(site.guest_net_allow, "saddr", "sport", "accept", version=4)}\
 meta l4proto {{ tcp, udp }} ip saddr . th sport @services accept
-{names}\
+{dns}\
 icmp type {{ echo-request, echo-reply, {_ERRORS} }} accept
 tcp dport 22 accept
 ip saddr @local drop

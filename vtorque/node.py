@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vtorque import slurmstarts
 from vtorque.accounting import Journal
@@ -16,8 +17,11 @@ from vtorque.backends.transport import Transport
 from vtorque.config import SiteConfig
 from vtorque.deadline import Deadline
 from vtorque.model import NodeShape
-from vtorque.netfilter import Surroundings
 from vtorque.state import JobState
+
+# Whoever ends a job has no use for what knows of rules.
+if TYPE_CHECKING:
+    from vtorque.netfilter import Surroundings
 
 _ELEMENT = re.compile(r"^([0-9]+)-([0-9]*)", re.ASCII)
 
@@ -39,7 +43,7 @@ class Node:
     addresses: Callable[[int, Deadline], AddressBook]
     transport: Transport
     filter: Filter
-    surroundings: Callable[[Deadline], Surroundings]
+    surroundings: "Callable[[Deadline], Surroundings]"
     templates: Path
     announce: str
     qemu_ids: tuple[int, int]

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from vtorque import files, guardpost, plan, serving
+from vtorque import files, guardpost, names, serving
 from vtorque.deadline import Deadline
 from vtorque.errors import VtorqueError
 from vtorque.model import Resource
@@ -52,7 +52,7 @@ def forget_old(node: Node) -> None:
     """Clear away what is nobody's any more: posts without a guard, counts of long ago, empty directories."""
     root = Path(node.site.state_dir)
     try:
-        for place in plan.directories(node.site, "").values():
+        for place in names.directories(node.site, "").values():
             for own in place.glob("[0-9]*"):
                 if re.fullmatch(_KEY, own.name) and not (node.state(own.name).exists or node.knows(own.name)):
                     with contextlib.suppress(OSError):
@@ -69,7 +69,7 @@ def forget_old(node: Node) -> None:
 
 def _files(key: str, node: Node) -> Iterator[Resource]:
     """What boot takes for a job's guests and keeps in files, its directories first: they are given back last."""
-    own = [place for place in plan.directories(node.site, key).values() if place.is_dir()]
+    own = [place for place in names.directories(node.site, key).values() if place.is_dir()]
     found = [path for place in (*own, _seeds(node)) for path in place.glob(f"{glob.escape(key)}_*") if _is_ours(path)]
     if found:
         # Where somebody else has put something, the directory is to stay.
@@ -83,7 +83,7 @@ def _is_ours(path: Path) -> bool:
 
 def _everything(node: Node) -> Iterator[Path]:
     """All files at the places where guests have theirs: a directory for each job, and one for all seeds."""
-    for place in plan.directories(node.site, "").values():
+    for place in names.directories(node.site, "").values():
         yield from (path for path in place.glob("*/*") if path.name.startswith(f"{path.parent.name}_"))
     yield from _seeds(node).glob("*")
 

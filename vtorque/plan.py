@@ -5,7 +5,7 @@ import hashlib
 import uuid
 from pathlib import Path
 
-from vtorque import announcement, datadisk, numa, shares, units
+from vtorque import announcement, datadisk, names, numa, shares, units
 from vtorque.config import SiteConfig
 from vtorque.errors import ConfigError, NodeBusy, RequestError
 from vtorque.model import Account, Image, Job, JobPlan, NodeShape, VmPlan, VmRequest
@@ -49,11 +49,6 @@ def make(
         vms=vms,
         iocm_cpus=iocm_cpus,
     )
-
-
-def directories(site: SiteConfig, key: str) -> dict[str, Path]:
-    """Where a job has its guests' overlays, by its fs_type."""
-    return {"sharedfs": Path(site.disk_dir, key), "ramdisk": Path(site.ramdisk_dir, "jobs", key)}
 
 
 def guest_uuid(job_id: str, rank: int) -> uuid.UUID:
@@ -197,7 +192,7 @@ def _vm(
     rank = job.node_index * request.vms_per_node + slot
     # The manual's name: it counts on the node, since a sister does not know how many there are in all.
     name = f"{job.key}_{slot + 1}of{request.vms_per_node}"
-    disks = directories(site, job.key)[request.fs_type]
+    disks = names.directories(site, job.key)[request.fs_type]
     pinned = request.pinning != "false"
     return VmPlan(
         rank=rank,

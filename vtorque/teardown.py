@@ -7,7 +7,7 @@ import logging
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from vtorque import admission, audit, diskserving, logs, netfilter, serving
+from vtorque import admission, audit, diskserving, logs, names, serving
 from vtorque.backends.filter import Filter
 from vtorque.backends.hypervisor import Hypervisor
 from vtorque.deadline import Deadline
@@ -51,14 +51,14 @@ def _release_held(state: JobState, hypervisor: Hypervisor, rules: Filter, deadli
         # libvirtd goes on with a start whose caller was killed. It lists a domain before it opens
         # the files: once these are gone, a late one is either found or cannot start any more.
         # Its rules must be there as long.
-        for resource in (each for each in held if each.kind != netfilter.FILTER):
+        for resource in (each for each in held if each.kind != names.FILTER):
             with contextlib.suppress(VtorqueError, OSError):
                 _give_back(resource, hypervisor, rules, deadline)
-    if names := [each.name for each in held if each.kind == SHUTDOWN]:
-        _shut_down(names, hypervisor, deadline)
+    if guests := [each.name for each in held if each.kind == SHUTDOWN]:
+        _shut_down(guests, hypervisor, deadline)
     stuck: list[str] = []
     for resource in held:
-        if resource.kind == netfilter.FILTER and stuck:
+        if resource.kind == names.FILTER and stuck:
             # A guest that is still there keeps its rules.
             continue
         try:
@@ -98,7 +98,7 @@ def release_unrecorded(
     if table in rules.tables(deadline=deadline):
         log.warning("table %s was in no ledger", table)
         rules.remove(table, deadline=deadline)
-        _audit(key, netfilter.FILTER, table)
+        _audit(key, names.FILTER, table)
     own = [directory for directory in directories if directory.name == key]
     for directory in own:
         with contextlib.suppress(FileNotFoundError):
@@ -109,10 +109,10 @@ def _audit(key: str, kind: str, name: str | Path) -> None:
     audit.note("give back", job=key, thing=Resource(kind=kind, name=str(name)), reason="was in no ledger")
 
 
-def _shut_down(names: Sequence[str], hypervisor: Hypervisor, deadline: Deadline) -> None:
+def _shut_down(guests: Sequence[str], hypervisor: Hypervisor, deadline: Deadline) -> None:
     """Let guests end by themselves, all at once; what has not after half of the time there is will be destroyed."""
     limit = deadline.within(min(_SHUTDOWN_SECONDS, deadline.remaining / 2))
-    running = names
+    running = guests
     try:
         with hypervisor.changes() as ends:
             while running:
@@ -143,7 +143,7 @@ def _give_back(resource: Resource, hypervisor: Hypervisor, rules: Filter, deadli
             serving.end(path, deadline=deadline)
         case diskserving.DISK:
             diskserving.end(path, deadline=deadline)
-        case netfilter.FILTER:
+        case names.FILTER:
             rules.remove(resource.name, deadline=deadline)
         case "shutdown":
             # Done for all together, before; and the domain goes either way.

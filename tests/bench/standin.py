@@ -20,7 +20,7 @@ BEGUN = "VTORQUE_BENCH_BEGUN"
 
 PHASES = (
     ("read the configuration", "vtorque.cli.assembly", "site"),
-    ("become the user's side", "vtorque.bringup", "UserSide"),
+    ("become the user's side", "vtorque.demand", "UserSide"),
     ("sweep", "vtorque.lifecycle", "sweep"),
     ("find and inspect the image", "vtorque.images", "find"),
     ("plan", "vtorque.plan", "make"),

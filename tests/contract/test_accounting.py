@@ -23,7 +23,7 @@ from tests.contract.test_lifecycle import USER, Book, Scene
 from tests.fakes.guest import FakeSession, FakeTransport
 from tests.fakes.hypervisor import FakeHypervisor
 from tests.unit.test_metrics import parse
-from vtorque import accounting, accounts, bringup, config, guard, lifecycle, metrics, plan, request, timings
+from vtorque import accounting, accounts, config, demand, guard, lifecycle, metrics, plan, request, timings
 from vtorque.accounting import Journal
 from vtorque.cli import vmgr
 from vtorque.deadline import Deadline
@@ -174,7 +174,7 @@ class Home:
 
 
 def test_a_sisters_guard_goes_on_with_the_start_on_her_own_node(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bringup, "user_side", lambda wanted: contextlib.nullcontext(Home()))
+    monkeypatch.setattr(demand, "user_side", lambda wanted: contextlib.nullcontext(Home()))
     scene = Accounted(root)
     job = scene.job._replace(nodes=(), spool_script=None)
     scene.anew(ago=30)

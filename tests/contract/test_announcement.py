@@ -13,7 +13,7 @@ from tests.builders import KEY, a_job, a_plan, a_shape, a_site
 from tests.fakes.filter import SURROUNDINGS, FakeFilter
 from tests.fakes.guest import FakeAddresses, FakeSession, FakeTransport
 from tests.fakes.hypervisor import FakeHypervisor
-from vtorque import discover, netfilter, wakeups
+from vtorque import discover, names, wakeups
 from vtorque.announcement import Announcement
 from vtorque.backends.transport import KeyPair
 from vtorque.boot import Started
@@ -102,7 +102,7 @@ class Scene:
             filter=rules, surroundings=lambda deadline: SURROUNDINGS, announce="", qemu_ids=(0, 0),
         )
         self.node.journal.begin(a_job())
-        rules.loaded[netfilter.table("7.srv", self.node.site)] = []
+        rules.loaded[names.table("7.srv", self.node.site)] = []
 
     def _answer(self) -> FakeSession:
         if not self.listens.is_set():

@@ -13,7 +13,7 @@ import pytest
 from tests.builders import a_job, a_plan, a_request, an_account
 from tests.contract.test_hooks import CONFIGURATION, HOOKS, USER, Site, wrapper
 from vtorque import orders, request
-from vtorque.bringup import Demand
+from vtorque.demand import Demand
 from vtorque.guard import Orders
 
 pytestmark = [

@@ -16,7 +16,7 @@ from tests.fakes.durable import DurableHypervisor
 from tests.fakes.hypervisor import _Domain
 from tests.faults import BESIDE, Fault
 from tests.inventory import differences
-from vtorque import bringup, lifecycle, run, userclerk
+from vtorque import demand, lifecycle, run, userclerk
 from vtorque.deadline import Deadline
 from vtorque.errors import DeadlineExceeded, HypervisorError, VtorqueError
 from vtorque.run import NotStarted
@@ -145,14 +145,14 @@ def test_a_guest_that_dies_leaves_its_epilogue_nothing_to_fail_at(stage: Stage) 
 
 def test_a_home_that_hangs_delays_a_start_once_and_keeps_nobody(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     waits = []
-    real = bringup.brief
+    real = demand.brief
 
     def brief(deadline: Deadline) -> Deadline:
         waits.append(real(deadline).remaining)
         return Deadline(0.05)
 
     monkeypatch.setattr(userclerk.Clerk, "serve", lambda clerk, orders: time.sleep(60))
-    monkeypatch.setattr(bringup, "brief", brief)
+    monkeypatch.setattr(demand, "brief", brief)
     for verb in (prologue, epilogue):
         verb(stage)
     assert waits and max(waits) <= 5

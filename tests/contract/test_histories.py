@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests import histories
-from vtorque import admission, guard, lifecycle, orphans, teardown
+from vtorque import admission, guard, orphans, sweeping, teardown
 
 pytestmark = [
     pytest.mark.runs,
@@ -35,7 +35,7 @@ def no_promises(patch: pytest.MonkeyPatch) -> None:
 
 
 def no_sweep(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(lifecycle, "forgotten", lambda node: [])
+    patch.setattr(sweeping, "forgotten", lambda node: [])
 
 
 def no_orphans(patch: pytest.MonkeyPatch) -> None:

@@ -38,7 +38,7 @@ from tests.contract.frames import (
     tcp,
     udp,
 )
-from vtorque import doctor_network, netfilter
+from vtorque import doctor_network, names, netfilter
 from vtorque.backends.filter.nft import PROGRAM, Nft
 from vtorque.deadline import Deadline
 from vtorque.doctor_checks import Level
@@ -101,7 +101,7 @@ def rules(*, pinned: bool = True) -> list[str]:
                 for vm in plan.vms:
                     address = ADDRESSES.get(vm.tap, "10.0.0.104")
                     text += netfilter.pinned(plan.job.key, vm, address, SITE)
-            name = netfilter.table(plan.job.key, SITE)
+            name = names.table(plan.job.key, SITE)
             texts.append(text.replace(f"bridge {name}", f"bridge {name}-{node}"))
     return texts
 

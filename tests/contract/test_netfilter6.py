@@ -33,7 +33,7 @@ from tests.contract.frames import (
     udp,
 )
 from tests.contract.test_netfilter import ALL_GUESTS, BRIDGES, GUESTS, Case, raw
-from vtorque import netfilter, netfilter6
+from vtorque import names, netfilter, netfilter6
 from vtorque.backends.filter.nft import PROGRAM
 from vtorque.netfilter import Surroundings
 
@@ -76,7 +76,7 @@ def rules(*, assigned: bool) -> list[str]:
             text = netfilter.rules(plan, SITE, around(node) if assigned else four.around(node), addresses={})
             for vm in plan.vms:
                 text += netfilter.pinned(plan.job.key, vm, four.ADDRESSES.get(vm.tap, "10.0.0.104"), SITE)
-            name = netfilter.table(plan.job.key, SITE)
+            name = names.table(plan.job.key, SITE)
             texts.append(text.replace(f"bridge {name}", f"bridge {name}-{node}"))
     return texts
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.contract.test_lifecycle import Scene
-from vtorque import bringup, undo
+from vtorque import bringup, demand, undo
 from vtorque.deadline import Deadline
 from vtorque.errors import Blame, HypervisorError, NodeBusy, VtorqueError
 from vtorque.published import NodeFailed
@@ -63,7 +63,7 @@ def test_a_busy_node_is_waited_for_until_its_guests_could_not_boot_any_more(
 
     monkeypatch.setattr(bringup, "_start", busy)
     deadline = Deadline(60 + scene.node.site.timeout, clock=lambda: now[0], sleep=sleep)
-    wanted = bringup.demand(scene.job, scene.node)
+    wanted = demand.demand(scene.job, scene.node)
     with pytest.raises(NodeBusy):
         bringup.start(wanted, scene.node, scene.state, deadline=deadline)
     assert looks[0] == 0.0 and looks[-1] == pytest.approx(60.0)

@@ -12,7 +12,7 @@ from tests.builders import KEY, a_job, a_plan, a_request, a_shape, a_site
 from tests.fakes.filter import SURROUNDINGS, FakeFilter
 from tests.fakes.guest import FakeAddresses, FakeSession, FakeTransport
 from tests.fakes.hypervisor import FakeHypervisor
-from vtorque import discover, netfilter, published
+from vtorque import discover, names, published
 from vtorque.backends.transport import KeyPair
 from vtorque.boot import Started
 from vtorque.deadline import Deadline
@@ -94,7 +94,7 @@ class Scene:
             filter=self.filter, surroundings=lambda deadline: SURROUNDINGS,
             announce="", qemu_ids=(0, 0),
         )
-        self.filter.loaded[netfilter.table("7.srv", self.node.site)] = []
+        self.filter.loaded[names.table("7.srv", self.node.site)] = []
 
     def find(self, seconds: float = 0.05, clock: Clock | None = None) -> Any:
         deadline = Deadline(seconds, clock=lambda: clock.now, sleep=clock.sleep) if clock else Deadline(seconds)

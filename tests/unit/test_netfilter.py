@@ -13,11 +13,11 @@ from tests.builders import a_job, a_plan, a_request, a_shape, a_site
 from tests.fakes.filter import SURROUNDINGS, FakeFilter
 from tests.fakes.guest import FakeAddresses, FakeTransport
 from tests.fakes.hypervisor import FakeHypervisor
-from vtorque import guestnet, lifecycle, netfilter, netfilter6, plan, state, teardown, topology
+from vtorque import guestnet, lifecycle, names, netfilter, netfilter6, plan, state, teardown, topology
 from vtorque.deadline import Deadline
 from vtorque.errors import AddressError, CommandError, ConfigError, GenerationClosed, StateError
 from vtorque.model import JobId, Resource
-from vtorque.netfilter import FILTER
+from vtorque.names import FILTER
 from vtorque.node import Node
 from vtorque.optionforms import fits
 from vtorque.state import JobState
@@ -56,7 +56,7 @@ class TestNames:
         assert {vm.tap for vm in sister.vms}.isdisjoint(vm.tap for vm in PLAN.vms)
 
     def test_a_table_tells_its_job(self) -> None:
-        assert netfilter.key(netfilter.table("58-2.srv", a_site()), a_site()) == "58-2.srv"
+        assert names.key(names.table("58-2.srv", a_site()), a_site()) == "58-2.srv"
 
 
 class TestRules:
@@ -237,7 +237,7 @@ class Scene:
         return cls(root, torque_home=str(root), **site)
 
     def table(self, key: str = "7.srv") -> str:
-        return netfilter.table(key, self.node.site)
+        return names.table(key, self.node.site)
 
     def fence(self) -> None:
         guestnet.fence(PLAN, node=self.node, state=self.record, deadline=soon())
@@ -347,7 +347,7 @@ class TestForce:
 
     def test_tables_of_another_installation_are_nobodys_here(self, tmp_path: Path) -> None:
         scene = Scene(tmp_path, torque_home=str(tmp_path))
-        others = {netfilter.table("8.srv", a_site(state_dir=place)): [""] for place in ("/run/vtorque", "/run/other")}
+        others = {names.table("8.srv", a_site(state_dir=place)): [""] for place in ("/run/vtorque", "/run/other")}
         scene.filter.loaded.update(others)
         assert lifecycle.sweep(scene.node, deadline=soon()) == ["7.srv"], "which no mom knows"
         assert scene.filter.loaded == others
@@ -426,3 +426,5 @@ def test_a_subnet_of_the_bridge_is_what_its_address_says() -> None:
     assert all(isinstance(each, IPv4Network) for each in topology.networks_on("lo"))
     assert IPv4Network("127.0.0.0/8") in topology.networks_on("lo")
     assert topology.networks_on("no-such-bridge") == ()
+    assert (topology.address_on("lo"), topology.address_on("no-such-bridge")) == ("127.0.0.1", "")
+    assert IPv4Address("127.0.0.1") in topology.own_addresses()

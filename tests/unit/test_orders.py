@@ -16,7 +16,7 @@ from tests.builders import KEY, a_job, a_plan, a_request, an_account
 from vtorque import orders
 from vtorque.backends.transport import KeyPair
 from vtorque.boot import Started
-from vtorque.bringup import Demand
+from vtorque.demand import Demand
 from vtorque.guard import Orders
 from vtorque.model import JobId, Peer
 

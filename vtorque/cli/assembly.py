@@ -6,14 +6,11 @@ import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from vtorque import accounting, accounts, audit, config, files, guestnet, logs, topology
+from vtorque import accounting, accounts, audit, config, files, logs, topology
 from vtorque.accounting import Journal
 from vtorque.backends.address import AddressBook
-from vtorque.backends.address.arp import ArpTable
-from vtorque.backends.address.derived import Derived
-from vtorque.backends.address.mapping import MappingScript
-from vtorque.backends.address.neighbour import Neighbours
 from vtorque.backends.filter.nft import Nft
 from vtorque.backends.hypervisor import Domains
 from vtorque.backends.hypervisor.aside import Aside
@@ -22,6 +19,9 @@ from vtorque.backends.transport.apart import Apart
 from vtorque.config import SiteConfig
 from vtorque.deadline import Deadline
 from vtorque.node import Node
+
+if TYPE_CHECKING:
+    from vtorque.netfilter import Surroundings
 
 
 def site(prefix: Path) -> SiteConfig:
@@ -76,7 +76,7 @@ def node(
             addresses=partial(_addresses, site),
             transport=Apart(),
             filter=Nft(),
-            surroundings=lambda deadline: guestnet.look(site, deadline=deadline),
+            surroundings=partial(_surroundings, site),
             templates=prefix / "templates-vm",
             announce=topology.address_on(site.bridge),
             qemu_ids=accounts.user_ids(site.qemu_user),
@@ -97,17 +97,32 @@ def _domains(site: SiteConfig) -> Domains:
     return Libvirt(site.libvirt_uri)
 
 
+def _surroundings(site: SiteConfig, deadline: Deadline) -> "Surroundings":
+    from vtorque import guestnet
+
+    return guestnet.look(site, deadline=deadline)
+
+
 def _addresses(site: SiteConfig, guests: int, deadline: Deadline) -> AddressBook:
     """Where this site's guests' addresses are learned; a script of its own goes before any table.
 
     Where the bridge has IPv6 only they are known, and nothing would tell the table of them.
     """
+    # Whoever ends a job asks none of them.
     if site.custom_ip_mapping:
+        from vtorque.backends.address.mapping import MappingScript
+
         name = topology.node_shape().name
         return MappingScript(Path(site.ip_to_mac_script), node=name, guests=guests, deadline=deadline)
     if site.address_source == "arp":
+        from vtorque.backends.address.arp import ArpTable
+
         return ArpTable(Path(site.arp_bin), bridge=site.bridge, deadline=deadline)
     networks = tuple(dict.fromkeys(each.network for each in topology.ipv6_on(site.bridge)))
     if networks and not topology.address_on(site.bridge):
+        from vtorque.backends.address.derived import Derived
+
         return Derived(networks, deadline=deadline)
+    from vtorque.backends.address.neighbour import Neighbours
+
     return Neighbours(site.bridge)

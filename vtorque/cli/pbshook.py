@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from vtorque import guardpost, lifecycle, logs, service
+from vtorque import guardpost, lifecycle, logs, service, sweeping
 from vtorque.backends.batch.openpbs import Event, OpenPbs
 from vtorque.cli import PREFIX, assembly, pelog
 from vtorque.deadline import Deadline
@@ -108,7 +108,7 @@ def verb_for(event: Event, node: Node, launch: lifecycle.Launch) -> Verb:
 
 
 def _sweep(node: Node, deadline: Deadline) -> None:
-    lifecycle.sweep(node, deadline=deadline, thorough=True)
+    sweeping.sweep(node, deadline=deadline, thorough=True)
     service.require(node.site, node=node.shape.name)
 
 

@@ -161,7 +161,7 @@ def _prepare(call: Call, stack: contextlib.ExitStack) -> Callable[[Deadline], No
     """Everything up to the verb itself, which is all that may be repeated by a requeue."""
     # Imported here, not above: whatever is missing or broken on this node, the site's
     # own hooks have to run.
-    from vtorque import lifecycle
+    from vtorque import aftermath
     from vtorque.cli import assembly
 
     site = assembly.site(PREFIX)
@@ -173,9 +173,8 @@ def _prepare(call: Call, stack: contextlib.ExitStack) -> Callable[[Deadline], No
     job = dialect.parse_job(call.kind, call.arguments, environ, _node_file(call))
     stack.enter_context(logs.about(job=job.id))
     stack.enter_context(logs.step(call.kind))
-    node = stack.enter_context(assembly.node(
-        site, PREFIX, begun=call.begun, waits=call.kind is PelogKind.PROLOGUE
-    ))
+    waits = call.kind is PelogKind.PROLOGUE
+    node = stack.enter_context(assembly.node(site, PREFIX, begun=call.begun, waits=waits))
     if call.system == "slurm":
         job = _noted(call, job, Path(site.state_dir), stack)
     match call.kind:
@@ -184,6 +183,8 @@ def _prepare(call: Call, stack: contextlib.ExitStack) -> Callable[[Deadline], No
 
             return pbshook.classic(job, node, launch)
         case PelogKind.PROLOGUE | PelogKind.PROLOGUE_PARALLEL:
+            from vtorque import lifecycle  # with all that an end has no use for
+
             start = lifecycle.prologue if call.kind is PelogKind.PROLOGUE else lifecycle.prologue_parallel
 
             def begin(deadline: Deadline) -> None:
@@ -193,9 +194,9 @@ def _prepare(call: Call, stack: contextlib.ExitStack) -> Callable[[Deadline], No
 
             return begin
         case PelogKind.EPILOGUE:
-            return lambda deadline: lifecycle.epilogue(job, node, deadline=deadline)
+            return lambda deadline: aftermath.epilogue(job, node, deadline=deadline)
         case _:
-            return lambda deadline: lifecycle.epilogue_parallel(job, node, deadline=deadline)
+            return lambda deadline: aftermath.epilogue_parallel(job, node, deadline=deadline)
 
 
 def _noted(call: Call, job: Job, root: Path, stack: contextlib.ExitStack) -> Job:

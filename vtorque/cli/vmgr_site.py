@@ -9,7 +9,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from vtorque import audit, config, configimport, doctor, follow, lifecycle, slurmjob, submit
+from vtorque import audit, config, configimport, doctor, follow, slurmjob, submit, sweeping
 from vtorque.cli import PREFIX, assembly
 from vtorque.config import SiteConfig
 from vtorque.deadline import Deadline
@@ -136,8 +136,8 @@ def _sweep(arguments: argparse.Namespace) -> int:
     site = assembly.site(PREFIX)
     audit.setup(site.audit_log, Path(site.log_dir), step="sweep")
     with assembly.node(site, PREFIX) as node:
-        found = lifecycle.forgotten(node)
-        gone = found if arguments.dry_run else lifecycle.sweep(
+        found = sweeping.forgotten(node)
+        gone = found if arguments.dry_run else sweeping.sweep(
             node, deadline=Deadline(_SWEEP_SECONDS), thorough=True
         )
     sys.stdout.writelines(f"{key}\n" for key in gone)
