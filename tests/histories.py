@@ -21,9 +21,10 @@ import pytest
 
 from tests.builders import a_job, a_request, a_shape, a_site, an_image
 from tests.crash import timeless
-from tests.fakes.filter import SURROUNDINGS, FakeFilter
+from tests.fakes.filter import FakeFilter
 from tests.fakes.guest import HOST_KEY, FakeAddresses, FakeTransport
 from tests.fakes.hypervisor import FakeHypervisor, _Domain
+from tests.fakes.network import SURROUNDINGS
 from vtorque import admission, bringup, demand, discover, guard, guardpost, lifecycle, plan, request
 from vtorque.backends.transport import KeyPair
 from vtorque.boot import Started

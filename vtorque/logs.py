@@ -66,11 +66,9 @@ def about(*, job: str = "", guest: str = "") -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def step(name: str, *, report: Callable[[str], None] | None = None) -> Iterator[None]:
-    """Log a step's end and its seconds; `report` is told that it begins."""
+def step(name: str) -> Iterator[None]:
+    """Log a step's end and its seconds."""
     start = time.monotonic()
-    if report is not None:
-        report(name)
     try:
         yield
     except BaseException:

@@ -2,7 +2,6 @@
 """What a job's things are called on a node, so that whoever ends it finds them without the plan they came from."""
 
 import os
-from hashlib import sha256
 from pathlib import Path
 
 from vtorque.backends.filter import PREFIX
@@ -31,4 +30,6 @@ def _prefix(site: SiteConfig) -> str:
     """Two installations on a node, a new one on trial perhaps, must not take each other's tables for orphans."""
     if site.state_dir == OPTIONS["STATE_DIR"].default:
         return f"{PREFIX}-"
+    from hashlib import sha256  # with OpenSSL's library, which most sites' hooks then do without
+
     return f"{PREFIX}_{sha256(os.fsencode(site.state_dir)).hexdigest()[:8]}-"

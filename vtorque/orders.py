@@ -80,5 +80,5 @@ def _tuple(kinds: tuple[Any, ...], data: list[Any], where: str) -> tuple[Any, ..
         kinds = kinds[:1] * len(data)
     if len(kinds) != len(data):
         raise ValueError(f"{where} has {len(data)} values, not {len(kinds)}")
-    places = (f"{where}[{index}]" for index in range(len(data)))
+    places = [f"{where}[{index}]" for index in range(len(data))]
     return tuple(map(_value, kinds, data, places))

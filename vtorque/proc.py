@@ -67,9 +67,8 @@ def run(
     except BaseException as error:
         # Also when the child itself has ended: something of its session may hold the pipes open.
         kill_session(child.pid)
-        for pipe in (child.stdin, child.stdout, child.stderr):
-            if pipe is not None:
-                pipe.close()
+        for pipe in filter(None, (child.stdin, child.stdout, child.stderr)):
+            pipe.close()
         child.wait()
         if isinstance(error, subprocess.TimeoutExpired):
             raise DeadlineExceeded(f"out of time: {words[0]}", details=shlex.join(words)) from None

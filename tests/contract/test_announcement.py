@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from tests.builders import KEY, a_job, a_plan, a_shape, a_site
-from tests.fakes.filter import SURROUNDINGS, FakeFilter
+from tests.fakes.filter import FakeFilter
 from tests.fakes.guest import FakeAddresses, FakeSession, FakeTransport
 from tests.fakes.hypervisor import FakeHypervisor
+from tests.fakes.network import SURROUNDINGS
 from vtorque import discover, names, wakeups
 from vtorque.announcement import Announcement
 from vtorque.backends.transport import KeyPair

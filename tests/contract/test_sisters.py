@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A job on several nodes, over fakes: each node with a record, a hypervisor and a guard of its own, one home."""
 
+import contextlib
 import json
 import multiprocessing
 import os
@@ -16,12 +17,13 @@ from typing import Any
 import pytest
 
 from tests.builders import KEY, a_job, a_request, a_shape, a_site
-from tests.fakes.filter import SURROUNDINGS, FakeFilter
+from tests.fakes.filter import FakeFilter
 from tests.fakes.guest import FakeAddresses, FakeSession, FakeTransport
 from tests.fakes.hypervisor import FakeHypervisor
+from tests.fakes.network import SURROUNDINGS
 from vtorque import guard, guardpost, images, lifecycle, plan, published, request, state
 from vtorque.deadline import Deadline
-from vtorque.errors import VtorqueError
+from vtorque.errors import GenerationClosed, HypervisorError, VtorqueError
 from vtorque.guard import Orders
 from vtorque.model import Job, VmRequest
 from vtorque.node import Node
@@ -309,6 +311,47 @@ def test_a_guest_that_stops_is_reported_to_the_wrapper(make: Callable[..., Clust
         each.end()
 
 
+def test_a_hypervisor_that_is_restarted_has_lost_no_guest(make: Callable[..., Cluster]) -> None:
+    class Restarted(FakeHypervisor):
+        def is_running(self, name: str, *, deadline: Deadline) -> bool:
+            if ready.exists() and not refused.exists():
+                refused.touch()
+                raise HypervisorError("no answer")
+            looked_again.write_text("x" * refused.exists())
+            return True
+
+    cluster = make()
+    mother, sister = cluster.sisters
+    ready, refused, looked_again = mother.record.path / state.READY, sister.root / "refused", sister.root / "again"
+    sister.node = replace(sister.node, hypervisor=Restarted())
+    cluster.start()
+    eventually(lambda: bool(looked_again.read_text()))
+    assert not (cluster.directory / published.lost_name(1)).exists()
+    for each in (sister, mother):
+        each.end()
+        assert each.guard_is_gone()
+
+
+def test_a_guest_that_stops_because_of_the_epilogue_is_not_lost(make: Callable[..., Cluster]) -> None:
+    class Epilogue(FakeHypervisor):
+        def is_running(self, name: str, *, deadline: Deadline) -> bool:
+            if not ready.exists():
+                return True
+            with contextlib.suppress(GenerationClosed), sister.record.closing(deadline=deadline):
+                pass
+            return False
+
+    cluster = make()
+    mother, sister = cluster.sisters
+    ready = mother.record.path / state.READY
+    sister.node = replace(sister.node, hypervisor=Epilogue())
+    cluster.start()
+    assert sister.guard_is_gone()
+    assert not (cluster.directory / published.lost_name(1)).exists()
+    for each in (sister, mother):
+        each.end()
+
+
 def test_a_guest_that_falls_silent_is_reported_by_the_mother_superiors_guard(make: Callable[..., Cluster]) -> None:
     """Her node may be gone, with all who could tell of it."""
     cluster = make()
@@ -322,3 +365,4 @@ def test_a_guest_that_falls_silent_is_reported_by_the_mother_superiors_guard(mak
     assert said == "lost guest vn2-1 of rank 1 on node n2: no answer for 2 s"
     for each in (sister, mother):
         each.end()
+        assert each.guard_is_gone()

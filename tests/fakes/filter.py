@@ -3,20 +3,12 @@
 
 import re
 from collections.abc import MutableMapping
-from ipaddress import IPv4Address, IPv4Network
 
 from vtorque.backends.filter import PREFIX
 from vtorque.deadline import Deadline
 from vtorque.errors import CommandError
-from vtorque.netfilter import Surroundings
 
 _TABLE = re.compile(rf"\bbridge ({re.escape(PREFIX)}[A-Za-z0-9._-]+)")
-
-SURROUNDINGS = Surroundings(
-    networks=(IPv4Network("10.0.0.0/24"),), own=(IPv4Address("10.0.0.254"), IPv4Address("192.168.1.4")),
-    gateways=(IPv4Address("10.0.0.250"),), services=((IPv4Address("10.0.0.253"), 2049),),
-)
-"""A node at 10.0.0.254 on its guests' bridge, with an NFS server beside it."""
 
 
 class FakeFilter:

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 from tests.builders import a_job, a_shape, a_site
-from tests.fakes.filter import SURROUNDINGS, FakeFilter
+from tests.fakes.filter import FakeFilter
 from tests.fakes.guest import FakeAddresses, FakeTransport
 from tests.fakes.hypervisor import FakeHypervisor
+from tests.fakes.network import SURROUNDINGS
 from vtorque import metrics
 from vtorque.accounting import Journal
 from vtorque.deadline import Deadline

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from tests.builders import a_job, a_plan, a_request, a_shape, a_site
-from tests.fakes.filter import SURROUNDINGS, FakeFilter
+from tests.fakes.filter import FakeFilter
 from tests.fakes.guest import FakeAddresses, FakeTransport
 from tests.fakes.hypervisor import FakeHypervisor
+from tests.fakes.network import SURROUNDINGS
 from vtorque import guestnet, lifecycle, names, netfilter, netfilter6, plan, state, teardown, topology
 from vtorque.deadline import Deadline
 from vtorque.errors import AddressError, CommandError, ConfigError, GenerationClosed, StateError
