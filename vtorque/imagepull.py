@@ -9,26 +9,24 @@ import json
 import os
 import re
 import stat
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from http.client import HTTPException, HTTPMessage, HTTPResponse
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
-from urllib.request import HTTPDefaultErrorHandler, HTTPHandler, HTTPSHandler, ProxyHandler
 
-from vtorque import __version__, files
+from vtorque import files, servant
 from vtorque.deadline import Deadline
-from vtorque.errors import ImageError, RequestError, StateError
+from vtorque.errors import DeadlineExceeded, ImageError, RequestError, StateError, printable
+from vtorque.servant import Servant
 
 # For one connect or read. A whole image may take hours, but a server that is silent for a minute is gone.
 _SOCKET_SECONDS = 60.0
 _SHARE = 8  # A deadline's part that a silent server may take, as something has to be left for undoing.
 _NEVER = Deadline(float("inf"))
-_BLOCK = 64 * 1024
-_ZEROS = bytes(_BLOCK)
+# So long the child is waited for beyond a silent server: it is a process of this node.
+_CHILD_SECONDS = 60.0
+_LETS_GO_SECONDS = 2.0
 _PROGRESS_STEP, _RECORD_LIMIT, _LONGEST_VALIDATOR = 1 << 20, 64 * 1024, 1024
 _RECORDED = ("url", "boot", "header", "value", "size")
 _SHA256 = re.compile(r"[0-9A-Fa-f]{64}", re.ASCII)
@@ -42,6 +40,7 @@ _Progress = Callable[[int, int | None], None]
 def pull(url: str, target: Path, *, sha256: str | None, progress: _Progress, deadline: Deadline = _NEVER) -> str:
     """Download `url` to `target`, replacing it; the SHA-256 of what came, in hexadecimal.
 
+    HTTP is spoken by a child that, where we are root, is nobody; it writes into a file that root has opened.
     What came before a cut stays in `<target>.part` for the next call, if the
     server names a version of its file. `progress` is told the bytes so far and
     the bytes in all, None when the server does not say. Raises RequestError for
@@ -51,8 +50,9 @@ def pull(url: str, target: Path, *, sha256: str | None, progress: _Progress, dea
     part = target.with_name(f"{target.name}.part")
     try:
         with _locked(part) as handle:
-            download = _Download(source, part, handle, progress, checked=sha256 is not None)
-            download.fetch()
+            with _spoken(source, handle) as speech:
+                download = _Download(source, part, handle, speech, progress, checked=sha256 is not None)
+                download.fetch()
             with open(handle, "rb", closefd=False) as whole:
                 whole.seek(0)
                 found = hashlib.file_digest(whole, "sha256").hexdigest()
@@ -64,8 +64,9 @@ def pull(url: str, target: Path, *, sha256: str | None, progress: _Progress, dea
             os.fsync(handle)
             part.replace(target)
             download.record.unlink(missing_ok=True)
-    except OSError as error:
-        raise ImageError(f"cannot write {target}: {error.strerror or error}") from error
+    except (OSError, StateError) as error:
+        why = error.brief if isinstance(error, StateError) else error.strerror or error
+        raise ImageError(f"cannot write {target}: {why}") from error
     return found
 
 
@@ -95,61 +96,6 @@ def require(url: str, sha256: str | None, deadline: Deadline = _NEVER) -> _Sourc
     return _Source(url=bare.geturl(), shown=bare._replace(query="").geturl(), deadline=deadline)
 
 
-class _Redirects(urllib.request.HTTPRedirectHandler):
-    def redirect_request(
-        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
-    ) -> urllib.request.Request | None:
-        old, new = urlsplit(req.full_url), urlsplit(newurl)
-        if new.scheme not in ("http", "https") or "@" in new.netloc:
-            fp.close()
-            raise ImageError(f"{old.hostname} redirects to what is not a plain http or https URL")
-        if old.scheme == "https" and new.scheme != "https":
-            fp.close()
-            raise ImageError(f"{old.hostname} redirects from https to http, which anybody could change")
-        return super().redirect_request(req, fp, code, msg, headers, newurl)
-
-
-class _Answers(urllib.request.HTTPErrorProcessor):
-    """An answer that there is nothing behind what we have is no failure."""
-
-    def http_response(self, request: urllib.request.Request, response: HTTPResponse) -> Any:
-        if response.status == _UNSATISFIABLE and request.has_header("Range"):
-            return response
-        return super().http_response(request, response)
-
-    https_response = http_response
-
-
-def _open(source: _Source, headers: Mapping[str, str]) -> HTTPResponse:
-    """The server's answer; ImageError when it is none or a refusal."""
-    # Only these handlers: the standard opener also knows file:, ftp: and data:.
-    opener = urllib.request.OpenerDirector()
-    for handler in (ProxyHandler, HTTPHandler, HTTPSHandler, HTTPDefaultErrorHandler, _Redirects, _Answers):
-        opener.add_handler(handler())
-    # Compressed on the way, a file has other bytes and another length.
-    usual = {"User-Agent": f"vtorque/{__version__}", "Accept-Encoding": "identity"}
-    request = urllib.request.Request(source.url, headers=usual | dict(headers))
-    try:
-        seconds = min(_SOCKET_SECONDS, source.deadline.require(f"downloading {source.shown}") / _SHARE)
-        answer: HTTPResponse = opener.open(request, timeout=seconds)
-    except urllib.error.HTTPError as error:
-        error.close()
-        if 300 <= error.code < 400:
-            raise ImageError(f"{source.shown} redirects too often, or not to http or https") from None
-        raise ImageError(f"{source.shown} answers {error.code} {_line(error.reason)}") from None
-    except (OSError, HTTPException) as error:
-        raise ImageError(f"cannot reach {source.shown}: {_line(getattr(error, 'reason', error))}") from None
-    except ValueError:
-        raise ImageError(f"cannot reach {source.shown}: its URL or the proxy's is not valid") from None
-    return answer
-
-
-def _line(reason: object) -> str:
-    """What a server or a library says, fit for one line of ours."""
-    text = " ".join(str(getattr(reason, "strerror", None) or reason).split()) or type(reason).__name__
-    return "".join(char if char.isprintable() else "?" for char in text)[:120]
-
-
 @contextlib.contextmanager
 def _locked(part: Path) -> Iterator[int]:
     """The partial file, ours alone; ImageError when another pull is at it."""
@@ -165,7 +111,7 @@ def _locked(part: Path) -> Iterator[int]:
         about = os.fstat(handle)
         if not stat.S_ISREG(about.st_mode) or about.st_uid != os.geteuid() or about.st_nlink > 1:
             raise ImageError(f"{part} is in the way: it is not a file of an earlier pull")
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _take(handle)
         # Between our open and our lock another pull may have finished and moved the file away.
         if not part.exists() or not os.path.samestat(part.lstat(), about):
             raise BlockingIOError
@@ -177,33 +123,103 @@ def _locked(part: Path) -> Iterator[int]:
         os.close(handle)
 
 
+def _take(handle: int) -> None:
+    """The lock on a part; BlockingIOError. The child of a pull that was killed holds it until it notices."""
+    with contextlib.suppress(DeadlineExceeded):
+        for _ in Deadline(_LETS_GO_SECONDS).ticks(doing="waiting for the lock"):
+            with contextlib.suppress(BlockingIOError):
+                return fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    raise BlockingIOError
+
+
+class _Answer(NamedTuple):
+    """What a server answered, as the child tells it."""
+
+    status: int
+    reason: str
+    length: int | None
+    chunked: bool
+    headers: Mapping[str, str]
+
+
+class _Speech:
+    """HTTP, spoken by the child. What it tells is checked like what a server says, for it may be one that tells it."""
+
+    def __init__(self, child: Servant, source: _Source, handle: int) -> None:
+        self._child, self._source, self._handle = child, source, handle
+
+    def open(self, headers: Mapping[str, str]) -> _Answer:
+        """The server's answer; ImageError when it is none or a refusal."""
+        shown, deadline = self._source.shown, self._source.deadline
+        silence = min(_SOCKET_SECONDS, deadline.require(f"downloading {shown}") / _SHARE)
+        told = self._ask("open", self._source.url, shown, dict(headers), silence, most=_CHILD_SECONDS)
+        try:
+            length = None if told["length"] is None else int(told["length"])
+            texts = {str(name): str(value) for name, value in told["headers"].items()}
+            return _Answer(int(told["status"]), str(told["reason"]), length, bool(told["chunked"]), texts)
+        except (TypeError, KeyError, ValueError, AttributeError):
+            raise ImageError(f"cannot download {shown}: what does so for us makes no sense") from None
+
+    def more(self, position: int) -> tuple[int, bool, str]:
+        """Where the next part of the answer gets to that is written at `position`, whether it is the last, and why."""
+        deadline = self._source.deadline
+        deadline.require(f"downloading {self._source.shown}")
+        told = self._ask("more", position, _PROGRESS_STEP, most=_SOCKET_SECONDS + _CHILD_SECONDS, handle=self._handle)
+        match told:
+            case [int(now), bool(is_last), str(why)] if position <= now <= position + _PROGRESS_STEP:
+                return now, is_last, printable(why)
+        raise ImageError(f"cannot download {self._source.shown}: what does so for us makes no sense")
+
+    def _ask(self, verb: str, *words: object, most: float, handle: int | None = None) -> Any:
+        try:
+            return self._child.ask(verb, *words, deadline=self._source.deadline.within(most), handle=handle)
+        except servant.Gone:
+            raise ImageError(f"cannot download {self._source.shown}: what does so for us has ended") from None
+
+
+@contextlib.contextmanager
+def _spoken(source: _Source, handle: int) -> Iterator[_Speech]:
+    def make() -> object:
+        from vtorque.downloader import Downloader
+
+        return Downloader()
+
+    child = Servant("the download", make, identity=servant.NOBODY if os.geteuid() == 0 else None)
+    try:
+        yield _Speech(child, source, handle)
+    finally:
+        child.dismiss()
+
+
 class _Download:
     """One file on its way into `part`; the record beside it says of which version it is a part."""
 
-    def __init__(self, source: _Source, part: Path, handle: int, progress: _Progress, *, checked: bool) -> None:
+    def __init__(
+        self, source: _Source, part: Path, handle: int, speech: _Speech, progress: _Progress, *, checked: bool
+    ) -> None:
         self.record = part.with_name(f"{part.name}.json")
-        self._source, self._handle, self._progress, self._checked = source, handle, progress, checked
+        self._source, self._handle, self._speech = source, handle, speech
+        self._progress, self._checked = progress, checked
 
     def fetch(self) -> None:
         """Get all that is missing."""
         offset, version = os.fstat(self._handle).st_size, self._recorded()
         if offset and version is not None:
             headers = {"Range": f"bytes={offset}-", "If-Range": version["value"]}
-            with _open(self._source, headers) as answer:
-                total = _continues(answer, version, offset)
-                if total is not None and total > offset:
-                    self._receive(answer, offset, total, _AGAIN)
-                elif total is None and answer.status == _OK:
-                    self._begin(answer)
-                if total is not None or answer.status == _OK:
-                    return
-        with _open(self._source, {}) as answer:
-            self._begin(answer)
+            answer = self._speech.open(headers)
+            total = _continues(answer, version, offset)
+            if total is not None and total > offset:
+                self._receive(offset, total, _AGAIN)
+            elif total is None and answer.status == _OK:
+                self._begin(answer)
+            if total is not None or answer.status == _OK:
+                return
+        self._begin(self._speech.open({}))
 
-    def _begin(self, answer: HTTPResponse) -> None:
+    def _begin(self, answer: _Answer) -> None:
         shown = self._source.shown
         if answer.status != _OK:
-            raise ImageError(f"{shown} answers {answer.status} {_line(answer.reason)}")
+            raise ImageError(f"{shown} answers {answer.status} {printable(answer.reason)}")
         if answer.headers.get("Content-Encoding", "identity").lower() != "identity":
             raise ImageError(f"{shown} is sent in a coding that nobody asked for")
         if answer.length is None and not answer.chunked and not self._checked:
@@ -213,7 +229,7 @@ class _Download:
         version = dict(zip(_RECORDED, (self._source.url, _boot(), header, value, answer.length), strict=True))
         files.replace(self.record, json.dumps(version).encode(), mode=0o600)
         again = _AGAIN if value else "run the command again; it begins anew, as the server names no version"
-        self._receive(answer, 0, answer.length, again)
+        self._receive(0, answer.length, again)
 
     def _recorded(self) -> dict[str, Any] | None:
         """The version that the part can go on with; None when it has to begin anew."""
@@ -226,17 +242,14 @@ class _Download:
         # After a power cut a file can be as long as it was and hold zeros; only a digest would tell.
         return version if version["value"] and (self._checked or version["boot"] == _boot()) else None
 
-    def _receive(self, answer: HTTPResponse, position: int, total: int | None, again: str) -> None:
+    def _receive(self, position: int, total: int | None, again: str) -> None:
         self._progress(position, total)
+        is_last = False
         try:
-            while True:
-                self._source.deadline.require(f"downloading {self._source.shown}")
-                block, why = _read(answer, _BLOCK - position % _BLOCK)
-                if not block:
-                    break
-                self._put(block, position)
-                position += len(block)
-                if position % _PROGRESS_STEP < len(block):
+            while not is_last:
+                before = position
+                position, is_last, why = self._speech.more(position)
+                if position > before:
                     self._progress(position, total)
         finally:
             # Its length says how much came, even when that ends with a hole.
@@ -247,25 +260,7 @@ class _Download:
             raise ImageError(f"only {came} of {self._source.shown} came: {why}", hint=again)
         self._progress(position, position)
 
-    def _put(self, block: bytes, position: int) -> None:
-        if block == _ZEROS[: len(block)]:
-            return
-        view = memoryview(block)
-        while view:
-            written = os.pwrite(self._handle, view, position)
-            view, position = view[written:], position + written
-
-
-def _read(answer: HTTPResponse, size: int) -> tuple[bytes, str]:
-    """What came, and when nothing did, why the connection broke; apart from the errors of our own disk."""
-    try:
-        # Not all that was asked for: a server that trickles must not outlive the deadline.
-        return answer.read1(size), ""
-    except (OSError, HTTPException) as error:
-        return b"", _line(error)
-
-
-def _continues(answer: HTTPResponse, version: dict[str, Any], offset: int) -> int | None:
+def _continues(answer: _Answer, version: dict[str, Any], offset: int) -> int | None:
     """How long the whole is, if the answer is the rest of it or says that nothing is missing; else None."""
     match = _CONTENT_RANGE.fullmatch(answer.headers.get("Content-Range", ""))
     if match is None or answer.headers.get(version["header"], version["value"]) != version["value"]:
@@ -277,7 +272,7 @@ def _continues(answer: HTTPResponse, version: dict[str, Any], offset: int) -> in
     return total if usable and total > offset else None
 
 
-def _validator(headers: HTTPMessage) -> tuple[str, str]:
+def _validator(headers: Mapping[str, str]) -> tuple[str, str]:
     """Header and value that name exactly this version of the file; empty when none does (RFC 9110, 8.8)."""
     tag, changed = headers.get("ETag", ""), headers.get("Last-Modified", "")
     for header, value in (("ETag", tag), ("Last-Modified", changed)):

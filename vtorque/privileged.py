@@ -19,8 +19,8 @@ ENTRIES = ("cli.pelog", "cli.pbshook", "shareserver")
 """Where root's processes begin: `scripts/hook`, `scripts/pbs-hook`, and the server of a share before it is the user."""
 
 AS_OTHERS: Mapping[str, str] = MappingProxyType({
-    "backends.transport.speaker": "nobody", "diskserver": "the job's user", "imageformat": "nobody",
-    "userclerk": "the job's user",
+    "backends.transport.speaker": "nobody", "diskserver": "the job's user", "downloader": "nobody",
+    "imageformat": "nobody", "userclerk": "the job's user",
 })
 """What only a child runs that is somebody else by then. Root's processes know no more of it than constants."""
 

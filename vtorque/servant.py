@@ -29,20 +29,22 @@ class Gone(Exception):
 
 
 class Servant:
-    """What `make` makes, in a child that has become `identity`. Arguments and results are what JSON can say.
+    """What `make` makes, in a child that has become `identity`, or stays who we are.
+
+    Arguments and results are what JSON can say; one descriptor may go along.
 
     Threads may ask at the same time. Of what the child says no more is believed than that it says so.
     """
 
-    def __init__(self, name: str, make: Callable[[], object], *, identity: Identity) -> None:
+    def __init__(self, name: str, make: Callable[[], object], *, identity: Identity | None) -> None:
         self._name = name
         self._pid, self._orders = become.fork_as(identity, lambda orders: _serve(make, orders))
 
-    def ask(self, verb: str, *words: object, deadline: Deadline) -> Any:
+    def ask(self, verb: str, *words: object, deadline: Deadline, handle: int | None = None) -> Any:
         """What `verb` returns there. Raises what it raises, if the program knows that; DeadlineExceeded, and Gone."""
         seconds = deadline.require(verb)
         try:
-            line = self._exchange({"verb": verb, "words": words, "seconds": seconds}, seconds + _MARGIN_SECONDS)
+            line = self._exchange({"verb": verb, "words": words, "seconds": seconds}, handle, seconds + _MARGIN_SECONDS)
         except TimeoutError:
             raise DeadlineExceeded(f"{self._name} did not answer in time: {verb}") from None
         except OSError as error:
@@ -57,12 +59,12 @@ class Servant:
         os.kill(self._pid, signal.SIGKILL)
         os.waitpid(self._pid, 0)
 
-    def _exchange(self, order: dict[str, object], seconds: float) -> bytes:
+    def _exchange(self, order: dict[str, object], handle: int | None, seconds: float) -> bytes:
         """One order has one connection, so that none waits for another."""
         ours, theirs = socket.socketpair()
         with ours:
             with theirs:
-                socket.send_fds(self._orders, [b"\0"], [theirs.fileno()])
+                socket.send_fds(self._orders, [b"\0"], [theirs.fileno(), *([] if handle is None else [handle])])
             ours.settimeout(seconds)
             ours.sendall(json.dumps(order).encode() + b"\n")
             with ours.makefile("rb") as answer:
@@ -86,23 +88,26 @@ def _understood(line: bytes) -> Any:
 
 def _serve(make: Callable[[], object], orders: socket.socket) -> None:
     served = make()
-    while handles := socket.recv_fds(orders, 1, 1)[1]:
+    while handles := socket.recv_fds(orders, 1, 2)[1]:
         call = socket.socket(fileno=handles[0])
-        threading.Thread(target=_obey, args=(served, call), daemon=True).start()
+        threading.Thread(target=_obey, args=(served, call, *handles[1:]), daemon=True).start()
 
 
-def _obey(served: object, call: socket.socket) -> None:
+def _obey(served: object, call: socket.socket, *handles: int) -> None:
     # Who has asked may have given up meanwhile.
     with contextlib.suppress(OSError), call, call.makefile("rb") as orders:
         order = json.loads(orders.readline())
+        named: dict[str, Any] = {"handle": handles[0]} if handles else {}
         try:
-            found = getattr(served, order["verb"])(*order["words"], deadline=Deadline(order["seconds"]))
+            found = getattr(served, order["verb"])(*order["words"], deadline=Deadline(order["seconds"]), **named)
             answer = json.dumps({"failed": "", "found": found})
         except Exception as error:  # noqa: BLE001
             trouble = known(error)
             answer = json.dumps({
                 "failed": _kind(trouble), "brief": trouble.brief, "details": trouble.details, "hint": trouble.hint,
             })
+        for handle in handles:
+            os.close(handle)
         call.sendall(answer.encode() + b"\n")
 
 

@@ -6,6 +6,7 @@ import hashlib
 import os
 import re
 import threading
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.client import HTTPMessage
@@ -16,7 +17,7 @@ from urllib.request import Request
 
 import pytest
 
-from vtorque import imagepull
+from vtorque import downloader, imagepull
 from vtorque.errors import ImageError, RequestError
 
 pytestmark = pytest.mark.runs
@@ -43,6 +44,7 @@ class Site:
     extra: dict[str, str] = field(default_factory=dict)
     base: str = ""
     asked: list[dict[str, str]] = field(default_factory=list)
+    askers: set[int] = field(default_factory=set)
     hold: threading.Event = field(default_factory=threading.Event)
     wait: bool = False
 
@@ -51,6 +53,7 @@ def handler_of(site: Site) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             site.asked.append({key.lower(): value for key, value in self.headers.items()})
+            site.askers.add(owner(self.client_address[1]))
             if site.wait:
                 site.hold.wait(30)
             if self.path.startswith("/moved"):
@@ -101,6 +104,12 @@ def handler_of(site: Site) -> type[BaseHTTPRequestHandler]:
             pass
 
     return Handler
+
+
+def owner(port: int) -> int:
+    """The numeric user whose end of a connection on this machine has the port (proc_net_tcp, Linux's documentation)."""
+    lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    return next(int(fields[7]) for fields in lines if fields[1].endswith(f":{port:04X}"))
 
 
 @pytest.fixture
@@ -160,6 +169,13 @@ class TestWhole:
         assert target.read_bytes() == DATA
         assert beside(target) == [target.name]
         assert target.stat().st_mode & 0o777 == 0o644
+
+    def test_who_asks_the_server_is_nobody_and_the_file_is_roots(self, site: Site, target: Path) -> None:
+        pull(site, target)
+        assert site.askers == {65534} and target.stat().st_uid == 0
+        with urllib.request.urlopen(f"{site.base}/image") as answer:
+            answer.read()
+            assert site.askers == {65534, 0}, "the test would see it"
 
     def test_the_digest_is_compared_in_any_case(self, site: Site, target: Path) -> None:
         assert pull(site, target, digest(DATA).upper()) == digest(DATA)
@@ -355,7 +371,7 @@ class TestServers:
     def test_a_redirect_from_https_to_http_is_refused(self) -> None:
         request = Request("https://images.example/x")
         with pytest.raises(ImageError, match="from https to http"):
-            imagepull._Redirects().redirect_request(
+            downloader._Redirects().redirect_request(
                 request, BytesIO(), 302, "Found", HTTPMessage(), "http://images.example/x"
             )
 

@@ -16,7 +16,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("job",),
     ("model", "accounts"),
     ("proc", "files", "become", "servant", "userside", "rooms", "audit"),
-    ("config", "options", "sitefile", "sitelines", "siteyaml", "sitescripts", "limits", "metadata", "overhead",
+    ("config", "options", "sitefile", "downloader", "sitelines", "siteyaml", "sitescripts", "limits", "metadata", "overhead",
      "request", "vmoptions", "qsub", "reslist", "sbatchforms", "sbatchlines", "slurmjob", "topology", "display",
      "slurmconf", "imageentry", "imageheader", "confined", "overlay", "serving"),
     ("imageprobe", "shares", "numa", "tuning", "datadisk", "diskserver", "sbatchsize"),
