@@ -24,7 +24,7 @@ from vtorque.deadline import Deadline
 pytestmark = pytest.mark.runs
 
 ROOT = Path(__file__).resolve().parents[2]
-# A process with threads, as pytest is one with several workers, never forks a child of this kind.
+# It tells of its own children and libraries, of which pytest has some.
 ALONE = f"""\
 import json, os, sys, threading, time
 from pathlib import Path
@@ -142,14 +142,6 @@ class Dying:
 there = Aside(Dying, child=True, pulses=Pulses(Path("/nonexistent")))
 print(json.dumps([there.domains(deadline=soon()), there.domains(deadline=soon())]))
 """) == [{"a": "7.srv"}] * 2
-
-
-def test_a_process_with_threads_forks_none() -> None:
-    assert alone("""
-threading.Thread(target=time.sleep, args=(600,), daemon=True).start()
-there = Aside(load, child=True, pulses=Pulses(Path("/nonexistent")))
-print(json.dumps([there.domains(deadline=soon()), len(children())]))
-""") == [{}, 0]
 
 
 def test_the_child_does_not_outlive_whoever_is_killed_and_holds_none_of_his_files(tmp_path: Path) -> None:

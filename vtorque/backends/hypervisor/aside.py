@@ -19,13 +19,15 @@ from vtorque.wakeups import Wakeup
 
 
 class Aside:
-    """What `load` makes, in a child of ours until `rest`; without `child` here, when a verb needs it."""
+    """What `load` makes, in a child of ours until `rest`; without `child` here, when a verb needs it.
+
+    The child is forked at once: later there may be threads.
+    """
 
     def __init__(self, load: Callable[[], Domains], *, child: bool, pulses: Pulses) -> None:
         self._load = load
-        self._child = child
         self._pulses = pulses
-        self._servant: Servant | None = None
+        self._servant = Servant("libvirt", load, identity=servant.ROOT) if child else None
         self._here: Domains | None = None
         self._lock = threading.Lock()
 
@@ -63,7 +65,6 @@ class Aside:
     def rest(self) -> None:
         """Let the child go. What it has begun libvirtd ends."""
         with self._lock:
-            self._child = False
             gone, self._servant = self._servant, None
         if gone is not None:
             gone.dismiss()
@@ -76,20 +77,11 @@ class Aside:
             self._here.close()
 
     def _do(self, verb: str, *words: str, deadline: Deadline) -> Any:
-        asked = self._asked()
-        if asked is not None:
+        if (asked := self._servant) is not None:
             with contextlib.suppress(servant.Gone):
                 return asked.ask(verb, *words, deadline=deadline)
         # Nobody answers there, or any more. Every verb may be repeated.
         return getattr(self._itself(), verb)(*words, deadline=deadline)
-
-    def _asked(self) -> Servant | None:
-        with self._lock:
-            if self._child and self._servant is None:
-                self._child = threading.active_count() == 1
-                if self._child:
-                    self._servant = Servant("libvirt", self._load, identity=servant.ROOT)
-            return self._servant
 
     def _itself(self) -> Domains:
         with self._lock:
