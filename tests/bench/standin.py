@@ -9,6 +9,7 @@ import importlib
 import json
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -88,8 +89,10 @@ def _stand_in(root: Path) -> None:
 
         def wait(self, seconds: float, *also: object) -> None:
             if not (root / "waiting").exists():
-                (root / f"waiting.{os.getpid()}").write_text(str(os.getpid()))
-                (root / f"waiting.{os.getpid()}").rename(root / "waiting")
+                # Whole at once; and each guest's thread comes here.
+                fresh = root / f"waiting.{threading.get_native_id()}"
+                fresh.write_text(str(os.getpid()))
+                fresh.rename(root / "waiting")
             time.sleep(seconds)
 
     def large() -> NodeShape:

@@ -14,7 +14,7 @@ import os
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -42,7 +42,7 @@ VALIDATORS = {
     "metadata": ("test_metadata", "test_request"),
     "vmoptions": ("test_vmoptions", "test_resolve"),
     "request": ("test_request",),
-    "optionforms": ("test_optionforms", "test_config"),
+    "optionforms": ("test_optionforms",),
     "rendercheck": ("test_render", "test_hostile_values"),
     "published": ("test_published",),
     "accounts": ("test_accounts",),
@@ -109,11 +109,7 @@ def _tested(name: str, place: Path, text: str) -> int:
     sys.meta_path.insert(0, _Instead(f"vtorque.{name}", text))
     files = [ROOT / "tests/unit" / f"{test}.py" for test in VALIDATORS[name]]
     options = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--hypothesis-seed=0"]
-    return int(pytest.main([*options, f"--basetemp={place}/{os.getpid()}", *_there(files)]))
-
-
-def _there(files: Sequence[Path]) -> Iterator[str]:
-    return (str(path) for path in files if path.is_file())
+    return int(pytest.main([*options, f"--basetemp={place}/{os.getpid()}", *map(str, files)]))
 
 
 class _Instead(importlib.abc.MetaPathFinder, importlib.abc.Loader):

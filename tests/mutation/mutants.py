@@ -5,7 +5,7 @@ import ast
 import copy
 import re
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 _COMPARED: dict[type[ast.cmpop], type[ast.cmpop]] = {
     ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
@@ -17,6 +17,7 @@ _COMPUTED: dict[type[ast.operator], type[ast.operator]] = {
 }
 # The most that a pattern lets pass: `{1,64}`.
 _MOST = re.compile(r"(\{[0-9]*,)([0-9]+)(\})")
+_Node = TypeVar("_Node")
 
 
 class Mutant(NamedTuple):
@@ -37,8 +38,7 @@ def of(source: str) -> Iterator[Mutant]:
         for changed in _changed(node):
             mutant = copy.deepcopy(tree)
             _put(mutant, index, changed)
-            before, after = ast.unparse(node), ast.unparse(changed)
-            wrong = f"{_brief(before)} -> {_brief(after)}"
+            wrong = _difference(ast.unparse(node), ast.unparse(changed))
             text = ast.unparse(ast.fix_missing_locations(mutant))
             yield Mutant(line=getattr(node, "lineno", 0), wrong=wrong, text=text)
 
@@ -67,10 +67,25 @@ def _changed(node: ast.AST) -> Iterator[ast.AST]:
             yield ast.BinOp(node.left, _COMPUTED[type(node.op)](), node.right)
         case ast.If() if not isinstance(node.test, ast.Compare | ast.UnaryOp):
             yield ast.If(ast.UnaryOp(ast.Not(), node.test), node.body, node.orelse)
-        case ast.Raise():
+        case ast.Raise() | ast.Expr(value=ast.Call()) | ast.AugAssign():
             yield ast.Pass()
+        case ast.Dict(keys=keys, values=values):
+            for place in range(len(keys)):
+                yield ast.Dict(_without(keys, place), _without(values, place))
+        # Fewer are a pair of different things rather than a list.
+        case ast.Tuple(elts=[_, _, _, *_] as words) if all(map(_is_word, words)):
+            for place in range(len(words)):
+                yield ast.Tuple(_without(words, place), ast.Load())
         case ast.Return(value=value) if value is not None:
             yield ast.Return(ast.Constant(None))
+
+
+def _is_word(node: ast.expr) -> bool:
+    return isinstance(node, ast.Constant) and isinstance(node.value, str)
+
+
+def _without(every: list[_Node], place: int) -> list[_Node]:
+    return every[:place] + every[place + 1:]
 
 
 def _words(tree: ast.AST) -> set[int]:
@@ -85,7 +100,7 @@ def _words(tree: ast.AST) -> set[int]:
                 parts = [node.returns, *(each.annotation for each in (*node.args.args, *node.args.kwonlyargs))]
             case ast.AnnAssign():
                 parts = [node.annotation]
-            case ast.JoinedStr():
+            case ast.Assign(targets=[ast.Name("hint")]):
                 parts = [node]
             case ast.Raise(exc=ast.Call() as call):
                 parts = [*call.args, *call.keywords]
@@ -106,5 +121,9 @@ def _put(tree: ast.AST, index: int, changed: ast.AST) -> None:
                 return
 
 
-def _brief(text: str) -> str:
-    return " ".join(text.split())[:60]
+def _difference(before: str, after: str) -> str:
+    """Both on a line, from shortly before the place where they begin to differ."""
+    one, other = (" ".join(text.split()) for text in (before, after))
+    differ = (place for place, pair in enumerate(zip(one, other, strict=False)) if pair[0] != pair[1])
+    start = max(0, next(differ, 0) - 20)
+    return f"{one[start:][:60]} -> {other[start:][:60]}"

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from tests.builders import KEY, a_request
+from tests.builders import KEY, a_plan, a_request
 from vtorque import published
 from vtorque.errors import Blame, StateError
-from vtorque.model import Peer
+from vtorque.model import Guest, Peer
 from vtorque.plan import guest_uuid
 from vtorque.published import NodeFailed
 
@@ -24,6 +24,19 @@ PEERS = [
 def said(**changes: Any) -> tuple[Peer, ...]:
     text = json.dumps({"schema": 1, "guests": PEERS} | changes)
     return published.read(text, job="7.srv", node_index=1, request=REQUEST)
+
+
+def test_what_a_node_publishes_is_read_by_the_others() -> None:
+    vms = a_plan(request=REQUEST).vms
+    guests = [Guest(vm=vm, address=f"10.0.0.{vm.rank}", host_key=f"{KEY} root@{vm.hostname}") for vm in vms]
+    text = published.guests_text(guests)
+    assert published.read(text, job="7.srv", node_index=0, request=REQUEST) == tuple(
+        Peer(
+            rank=vm.rank, node="n1", hostname=vm.hostname, uuid=str(vm.uuid), address=f"10.0.0.{vm.rank}",
+            host_key=KEY, cpus=",".join(map(str, vm.cpus)),
+        )
+        for vm in vms
+    )
 
 
 def test_the_guests_of_a_node_are_those_of_its_ranks() -> None:
@@ -47,7 +60,7 @@ def test_other_guests_than_those_of_its_ranks_are_refused(guests: object) -> Non
     ("hostname", f"v{'a' * 63}-1"), ("hostname", "vn2-1000"), ("uuid", "x"), ("uuid", ""), ("uuid", 1),
     ("address", "10.0.0"), ("address", "10.0.0.1 evil"), ("address", "0.0.0.0/0"), ("address", 5),
     ("host_key", KEY + " x"), ("host_key", KEY[:-1]), ("host_key", "ssh-rsa " + KEY[12:]), ("host_key", KEY + "\n"),
-    ("cpus", "a"), ("cpus", "1,"), ("cpus", "100000"), ("cpus", "1-2"), ("cpus", None),
+    ("cpus", "a"), ("cpus", "1,"), ("cpus", "100000"), ("cpus", "1,100000"), ("cpus", "1-2"), ("cpus", None),
 ])
 def test_what_is_no_guest_is_refused(key: str, value: object) -> None:
     with pytest.raises(StateError, match="what node 1 published is not its guests"):

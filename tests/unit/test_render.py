@@ -163,17 +163,32 @@ def test_the_sites_scripts_are_roots_and_run_before_the_guest_is_ready_and_when_
         ("domain.xml", "        <backingStore/>\n", "", "formats differs"),
         ("domain.xml", "      <backingStore/>\n", "", "formats differs"),
         ("domain.xml", "<acpi/>", "<acpi>", "not XML"),
+        ("domain.xml", "<name>{{ vm.name }}", "<name>other", "name differs"),
+        ("domain.xml", "{{ vm.uuid }}", "00000000-0000-0000-0000-000000000000", "uuid differs"),
+        ("domain.xml", "{{ vm.vcpus }}</vcpu>", "64</vcpu>", "vcpu differs"),
+        ("domain.xml", "<vcpupin vcpu='{{ loop.index0 }}'", "<vcpupin vcpu='7'", "vcpupin differs"),
+        ("domain.xml", "{{ vm.tap }}", "eth0", "interfaces differs"),
         ("domain.xml", "{{ vm.mac }}", "52:54:00:00:00:01", "mac differs"),
         ("domain.xml", "<on_crash>destroy", "<on_crash>preserve", "kept differs"),
         ("domain.xml", "<on_poweroff>destroy", "<on_poweroff>preserve", "kept differs"),
+        ("domain.xml", "<on_reboot>destroy", "<on_reboot>preserve", "kept differs"),
         ("domain.xml", "<devices>", "<q:a xmlns:q='http://libvirt.org/schemas/domain/qemu/1.0'/><devices>", "foreign"),
         ("domain.xml", "{{ vm.name }}", "{{ vm.nmae }}", "nmae"),
         ("user-data.common.yaml", "ssh_pwauth: false", "ssh_pwauth: true", "ssh_pwauth differs"),
         ("user-data.common.yaml", "users: [[]]", "users: [default]", "users differs"),
         ("user-data.common.yaml", "users: [[]]", "users: [", "not YAML"),
+        ("user-data.common.yaml", "\nhostname: {{ vm.hostname | tojson }}", "\nhostname: other", "hostname differs"),
+        ("user-data.common.yaml", "disable_root: true", "disable_root: false", "disable_root differs"),
+        ("user-data.common.yaml", "{{ keys.host_private | tojson }}", "x", "ssh_keys differs"),
+        ("user-data.common.yaml", "{{ keys.host_public | tojson }}", "x", "ssh_keys differs"),
+        ("user-data.common.yaml", "{{ file.path | tojson }}", "/etc/shadow", "write_files differs"),
+        ("user-data.common.yaml", "{{ file.permissions | tojson }}", "'4755'", "write_files differs"),
+        ("user-data.common.yaml", "{{ file.content | tojson }}", "x", "write_files differs"),
+        ("user-data.common.yaml", "bootcmd:", "bootcmd:\n  - [reboot]", "bootcmd differs"),
         ("user-data.common.yaml", "{% if runcmd %}", "{% if not runcmd %}", "runcmd differs"),
         ("user-data.debian.yaml", "common", "other", "user-data.other.yaml is missing"),
         ("meta-data.yaml", "{{ vm.hostname | tojson }}", '"other"', "local-hostname differs"),
+        ("meta-data.yaml", (TEMPLATES / "meta-data.yaml").read_text(), "- x", "meta-data.yaml: not a mapping"),
     ],
 )
 def test_a_sites_template_cannot_start_another_guest(
@@ -184,6 +199,26 @@ def test_a_sites_template_cannot_start_another_guest(
     (tmp_path / template).write_text(text.replace(was, becomes))
     with pytest.raises(ConfigError, match=says):
         rendered(a_plan(), TOLD.but(template_dir=str(tmp_path)))
+
+
+@pytest.mark.parametrize("element", [
+    *(f"<{tag}>/etc/shadow</{tag}>" for tag in ("kernel", "initrd", "loader", "nvram", "emulator")),
+    *(f"<serial><source {name}='/etc/shadow'/></serial>" for name in ("file", "dev", "dir", "path", "socket", "name")),
+])
+def test_a_sites_template_cannot_open_another_file(tmp_path: Path, element: str) -> None:
+    text = (TEMPLATES / "domain.xml").read_text()
+    (tmp_path / "domain.xml").write_text(text.replace("</devices>", f"{element}</devices>"))
+    with pytest.raises(ConfigError, match="files differs") as caught:
+        rendered(a_plan(), a_site(template_dir=str(tmp_path)))
+    assert caught.value.details == 'found ["/etc/shadow"], planned []'
+
+
+@pytest.mark.parametrize("key", ["hostname", "mounts"])
+def test_a_sites_template_cannot_tell_osv_something_else(tmp_path: Path, key: str) -> None:
+    text = (TEMPLATES / "user-data.osv.yaml").read_text()
+    (tmp_path / "user-data.osv.yaml").write_text(text.replace(f"{key}:", f"{key}: other #"))
+    with pytest.raises(ConfigError, match=f"{key} differs"):
+        rendered(a_plan(request=a_request(distro="osv")), a_site(template_dir=str(tmp_path)))
 
 
 def test_a_distribution_without_a_template_is_refused() -> None:

@@ -61,6 +61,10 @@ REQUESTS = st.builds(
 )
 
 
+def asking(**changes: Any) -> VmRequest:
+    return A_REQUEST._replace(**changes)
+
+
 def spelled(data: object, **how: Any) -> str:
     text = json.dumps(data, **{"sort_keys": True, "separators": (",", ":"), **how})
     return "vt1." + base64.urlsafe_b64encode(text.encode()).rstrip(b"=").decode()
@@ -76,6 +80,23 @@ class TestText:
     def test_a_request_has_one_spelling_for_ever(self) -> None:
         assert request.encode(A_REQUEST) == A_TEXT
         assert request.decode(A_TEXT) == A_REQUEST
+
+    def test_every_field_at_once_fits_into_a_job(self) -> None:
+        wanted = A_REQUEST._replace(
+            pinning="0-3", fs_type="ramdisk", disk="/home/ann/data.img", disk_new_mib=1024, disk_size_mib=20480,
+            metadata='{"locale":"de_DE.UTF-8","timezone":"Europe/Berlin"}', vm_prologue=True, vm_epilogue=True,
+            vrdma=True, unclot=True, unclot_shmem_mib=64, iocm=True, iocm_min_cores=1, iocm_max_cores=2, elements=10,
+        )
+        assert all(value != VmRequest._field_defaults.get(name) for name, value in wanted._asdict().items())
+        assert request.decode(request.encode(wanted)) == wanted
+
+    def test_a_thousand_characters_fit_into_a_job_and_not_one_byte_more(self) -> None:
+        pins = ",".join(map(str, range(150)))
+        wanted = A_REQUEST._replace(vcpus=150, pinning=pins, image="x" * 117 + ".img")
+        assert len(request.encode(wanted)) == request.LIMIT == 1000
+        assert request.decode(request.encode(wanted)) == wanted
+        with pytest.raises(RequestError, match="has 1002 characters, 1000 fit"):
+            request.encode(wanted._replace(image="x" * 118 + ".img"))
 
     @given(REQUESTS)
     @settings(max_examples=200, derandomize=True, deadline=None)
@@ -125,8 +146,8 @@ class TestText:
             ("d", "Debian"), ("d", "arch"), ("d", ""), ("a", "aarch64"), ("a", ["x86_64"]),
             ("r", "0123456789abcde"), ("r", "0123456789ABCDEF"), ("r", "0123456789abcdef0"),
             ("p", ""), ("p", "maybe"), ("p", "0,0,0,0"), ("p", "0-2"), ("p", "0-3;4-7"), ("p", "0,1,2,3,"),
-            ("p", "10000,1,2,3"), ("p", "09997-10000"), ("p", "0,1,2,10000"), ("p", "0,9998-10000"),
-            ("p", "true"),
+            ("p", "10000,1,2,3"), ("p", "09997-10000"), ("p", "9997-10000"), ("p", "0,1,2,10000"),
+            ("p", "0,9998-10000"), ("p", "true"),
             ("f", "nfs"), ("f", "sharedfs"), ("D", "x.img"), ("D", "/a/../x.img"), ("D", "/x.iso"), ("D", "/a,b.img"),
             ("D", "/./x.img"), ("b", 0), ("b", 2), ("b", True), ("v", "1"), ("t", 0), ("t", 1), ("x", 1), ("y", 1025),
             ("z", 0), ("z", (16 << 20) + 1), ("z", -1), ("z", "1"), ("z", True), ("z", 1.0),
@@ -136,6 +157,14 @@ class TestText:
     )
     def test_a_field_outside_its_range_is_refused(self, key: str, value: object) -> None:
         with pytest.raises(RequestError):
+            request.decode(spelled({**fields(), key: value}))
+
+    @pytest.mark.parametrize(("key", "value", "says"), [
+        ("c", "4", "vcpus is not a number"), ("b", "1", "vm_prologue is not a number"), ("i", 5, "image is not text"),
+        ("k", 5, "key is not text"),
+    ])
+    def test_a_value_of_another_type_is_named(self, key: str, value: object, says: str) -> None:
+        with pytest.raises(RequestError, match=f"^the request's {says}$"):
             request.decode(spelled({**fields(), key: value}))
 
     def test_a_mapping_of_cpus_fits_the_guests(self) -> None:
@@ -184,14 +213,18 @@ class TestText:
     @pytest.mark.parametrize(
         "key",
         [
-            "", "ssh-ed25519", "ssh-ed25519 AAAA", "ssh-ed25519 é", f"{A_REQUEST.public_key} me@home",
-            public_key(b"x" * 31), public_key(b"x" * 33), A_REQUEST.public_key.replace("ssh-", "no-"),
-            f"from=\"*\" {A_REQUEST.public_key}",
+            "", "ssh-ed25519", "ssh-ed25519 AAAA", "ssh-ed25519 é", public_key(b"x" * 31), public_key(b"x" * 33),
+            A_REQUEST.public_key.replace("ssh-", "no-"), A_REQUEST.public_key.replace("AAAA", "BAAA"),
+            A_REQUEST.public_key.replace("AAAA", "AA*AA"), f"from=\"*\" {A_REQUEST.public_key}",
         ],
     )
-    def test_only_a_bare_ed25519_key_is_sent(self, key: str) -> None:
-        with pytest.raises(RequestError, match="key"):
+    def test_only_an_ed25519_key_is_sent(self, key: str) -> None:
+        with pytest.raises(RequestError, match="the job's public key is not an ed25519 key"):
             request.encode(A_REQUEST._replace(public_key=key))
+
+    def test_a_key_is_sent_without_its_comment_or_not_at_all(self) -> None:
+        with pytest.raises(RequestError, match="the job's public key has more to it"):
+            request.encode(A_REQUEST._replace(public_key=f"{A_REQUEST.public_key} me@home"))
 
     def test_what_decode_would_refuse_is_not_encoded(self) -> None:
         with pytest.raises(RequestError):
@@ -202,6 +235,36 @@ class TestText:
     def test_a_request_that_does_not_fit_into_a_job_is_refused_with_its_length(self) -> None:
         with pytest.raises(RequestError, match=r"has \d{4} characters, 1000 fit"):
             request.encode(A_REQUEST._replace(image="x" * 900))
+
+
+@pytest.mark.parametrize(
+    ("option", "field", "low", "high"),
+    [
+        ("vcpus", "vcpus", 1, 1024), ("ram", "memory_mib", 64, 16 << 20), ("vms_per_node", "vms_per_node", 1, 256),
+        ("unclot_shmem", "unclot_shmem_mib", 0, 16 << 20), ("elements", "elements", 1, 1 << 20),
+        ("iocm_min_cores", "iocm_min_cores", 0, 1024), ("iocm_max_cores", "iocm_max_cores", 0, 1024),
+        ("disk_size", "disk_size_mib", 0, 16 << 20), ("disk", "disk_new_mib", 0, 16 << 20),
+    ],
+)
+def test_a_number_is_as_small_or_as_large_as_may_be_and_no_more(option: str, field: str, low: int, high: int) -> None:
+    for number in (low, low + 1, high):
+        request.check(asking(**{"iocm_max_cores": 1024, field: number}))
+    for number in (low - 1, high + 1):
+        with pytest.raises(RequestError, match=f"^-vm {option}={number}( MiB)?: must be [0-9]+ to {high}( MiB)?$"):
+            request.check(asking(**{"iocm_max_cores": 1024, field: number}))
+
+
+@pytest.mark.parametrize(("option", "field", "good", "bad"), [
+    ("img", "image", "a.img", "a.iso"), ("vcpu_pinning", "pinning", "auto", "maybe"),
+    ("fs_type", "fs_type", "ramdisk", "nfs"), ("disk", "disk", f"/{'x' * 254}.img", f"/{'x' * 255}.img"),
+    *(("distro", "distro", name, f"{name}2") for name in ("debian", "ubuntu", "redhat", "centos", "osv")),
+])
+def test_a_word_is_one_of_those_and_else_named_as_the_user_wrote_it(
+    option: str, field: str, good: str, bad: str
+) -> None:
+    request.check(asking(**{field: good}))
+    with pytest.raises(RequestError, match=f"^-vm {option}='{bad[:80]}'"):
+        request.check(asking(**{field: bad}))
 
 
 def test_a_disk_is_no_larger_than_the_site_allows_and_no_smaller_than_its_image() -> None:
