@@ -14,7 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.e2e import traces
 from tests.guests import tiny
+from tests.inventory import Inventory, differences
 from vtorque import imagebuild, lab
 from vtorque.backends.hypervisor.libvirt import Libvirt
 from vtorque.lab import demo, nodes, parts
@@ -46,6 +48,7 @@ class Lab:
         self.hypervisor = Libvirt("qemu:///system")
         self.mom_priv = parts.ROOT / "torque/mom_priv"
         self.configuration = parts.PROGRAM / "etc/vtorque.yaml"
+        self._before: Inventory = {}
 
     def as_user(self, *argv: str) -> subprocess.CompletedProcess[bytes]:
         """Run a command as the user in his home."""
@@ -119,9 +122,18 @@ class Lab:
         number = job.partition(".")[0]
         return b"".join(path.read_bytes() for path in sorted(self.home.glob(f"*.{letter}{number}")))
 
-    def leftovers(self) -> set[str]:
-        """What jobs have left on any node."""
-        return demo.leftovers(nodes.views(lab.size()))
+    def watch(self) -> None:
+        """From now on what is different was left, taken away or changed by a job."""
+        self._before = traces.take()
+
+    def leftovers(self) -> list[str]:
+        """What jobs have left on any node, or done to what is none of theirs; who ends by himself may take a moment."""
+        end = time.monotonic() + PATIENCE_SECONDS
+        while left := differences(self._before, traces.take()):
+            if not all(map(traces.A_MOMENT.match, left)) or time.monotonic() > end:
+                break
+            time.sleep(0.05)
+        return left
 
     def delete_all(self) -> None:
         """Delete whatever jobs there are, and wait for their ends."""
@@ -138,27 +150,40 @@ class Lab:
 
     def view(self, node: str) -> nodes.View:
         """Where a simulated node's own files are for us, and how its libvirt is reached."""
-        return next(view for view in nodes.views(lab.size()) if view.host == node)
+        return next(view for view in self.views() if view.host == node)
+
+    def views(self) -> tuple[nodes.View, ...]:
+        """The same of every node."""
+        return nodes.views(lab.size())
 
 
 @contextlib.contextmanager
-def a_lab_of(number: int) -> Iterator[Lab]:
-    """A lab with so many nodes, whatever lab there is; afterwards it is as it was before."""
+def a_lab_of(number: int, strangers: traces.Strangers) -> Iterator[Lab]:
+    """A lab with so many nodes and strangers on them, whatever lab there is; afterwards it is as it was before."""
+    were_here = strangers.are_here
+    assert strangers.leave() == []
     if lab.size() and not lab.status(PREFIX)["batch system"]:
         # The machine went down under it: its batch system would start again what jobs it had.
         take_down()
     before = lab.size()
     if before not in (0, number):
         take_down()
+    if not lab.size():
+        traces.forget_groups()
     lab.up(PREFIX, number=number, progress=print)
     try:
         tiny.build(parts.IMAGES)
+        strangers.come()
         yield Lab()
     finally:
+        touched = strangers.leave()
         if before != number:
             take_down()
             if before:
                 lab.up(PREFIX, number=before, progress=print)
+        if were_here:
+            strangers.come()
+    assert touched == []
 
 
 def take_down() -> None:
@@ -187,35 +212,47 @@ def processes_of_the_lab() -> dict[int, bytes]:
 
 
 @pytest.fixture(scope="session")
-def a_lab() -> Iterator[Lab]:
-    with a_lab_of(1) as found:
+def strangers() -> traces.Strangers:
+    """They come and go with the lab."""
+    return traces.Strangers()
+
+
+@pytest.fixture(scope="session")
+def a_lab(strangers: traces.Strangers) -> Iterator[Lab]:
+    with a_lab_of(1, strangers) as found:
         yield found
 
 
 @pytest.fixture(scope="module")
-def a_lab_with_two_nodes() -> Iterator[Lab]:
+def a_lab_with_two_nodes(strangers: traces.Strangers) -> Iterator[Lab]:
     # Not for the session: there is but one lab on a machine, and most tests want it with one node.
-    with a_lab_of(2) as found:
+    with a_lab_of(2, strangers) as found:
         yield found
+
+
+@contextlib.contextmanager
+def watched(lab: Lab) -> Iterator[Lab]:
+    """The lab, on which after every test all has to be as it was before."""
+    lab.watch()
+    yield lab
+    left = lab.leftovers()
+    # A job that a failed test did not wait for is not the next one's.
+    lab.delete_all()
+    assert not left, "\n".join(left)
 
 
 @pytest.fixture
 def two_nodes(a_lab_with_two_nodes: Lab) -> Iterator[Lab]:
-    """The lab with the nodes vtn1 and vtn2; after every test nothing of any job may be left on them."""
-    yield a_lab_with_two_nodes
-    left = a_lab_with_two_nodes.leftovers()
-    a_lab_with_two_nodes.delete_all()
-    assert left == set()
+    """The lab with the nodes vtn1 and vtn2."""
+    with watched(a_lab_with_two_nodes) as found:
+        yield found
 
 
 @pytest.fixture
 def the_lab(a_lab: Lab) -> Iterator[Lab]:
-    """The lab; after every test nothing of any job may be left."""
-    yield a_lab
-    left = a_lab.leftovers()
-    # A job that a failed test did not wait for is not the next one's.
-    a_lab.delete_all()
-    assert left == set()
+    """The lab with one node, which is this machine."""
+    with watched(a_lab) as found:
+        yield found
 
 
 @pytest.fixture

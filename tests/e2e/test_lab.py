@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.conftest import PREFIX, Lab
+from tests.e2e.traces import STRANGER, Strangers
 from vtorque import lab
+from vtorque.backends.transport import keys
 from vtorque.errors import RequestError, StateError
 from vtorque.lab import nodes, parts, services
 
@@ -28,9 +30,15 @@ def pids() -> dict[str, int]:
     return {path.stem: json.loads(path.read_text())["pid"] for path in parts.ROOT.glob("*.json")}
 
 
+def up_again(found: Lab) -> None:
+    """`lab up`; from now on it has the program as it is now."""
+    lab.up(PREFIX, progress=print)
+    found.watch()
+
+
 def test_up_again_changes_nothing(the_lab: Lab) -> None:
     before = pids()
-    lab.up(PREFIX, progress=print)
+    up_again(the_lab)
     assert pids() == before and {"dnsmasq", "ganesha", "pbs_mom"} <= set(before)
 
 
@@ -39,7 +47,7 @@ def test_up_repairs_what_died(the_lab: Lab) -> None:
     while parts.Network().is_up():
         pass
     assert lab.status(PREFIX)[f"bridge {parts.BRIDGE}"] is False
-    lab.up(PREFIX, progress=print)
+    up_again(the_lab)
     assert all(lab.status(PREFIX).values())
 
 
@@ -51,6 +59,40 @@ def test_what_has_the_labs_names_and_is_not_the_labs_is_refused(the_lab: Lab) ->
 def test_status_is_for_scripts_too(the_lab: Lab) -> None:
     done = subprocess.run([parts.PROGRAM / "scripts/vmgr", "lab", "status", "--json"], capture_output=True, check=True)
     assert set(json.loads(done.stdout).values()) == {True}
+
+
+def test_whatever_is_left_on_the_machine_is_told(the_lab: Lab) -> None:
+    see_what_is_left(the_lab, parts.ROOT / "log")
+
+
+def test_whatever_is_left_on_a_node_is_told(two_nodes: Lab) -> None:
+    see_what_is_left(two_nodes, *(nodes.DIRECTORY / node / "log" for node in NODES))
+
+
+def see_what_is_left(found: Lab, *logs: Path) -> None:
+    """Leave something of every kind on every node."""
+    notes = [path / "left" for path in logs]
+    for path in notes:
+        path.parent.mkdir(mode=0o700, exist_ok=True)
+        path.write_text(keys.make().private)
+    files = [found.home / "roots-own", found.home / ".vtorque/left"]
+    files[0].touch()
+    assert found.as_user("sh", "-c", "mkdir -p .vtorque && touch .vtorque/left").returncode == 0
+    things = Strangers("left")
+    things.come()
+    try:
+        told = found.leftovers()
+    finally:
+        things.leave()
+        for path in (*notes, *files):
+            path.unlink()
+    assert {*(f"left: secret in {path}" for path in notes), *(f"left: file {path}" for path in files)} <= {*told}
+    for view in found.views():
+        on = f"left: {view.host}".strip()
+        assert {f"{on} interface vtgleft", f"{on} table bridge left"} <= {*told}
+        assert f"left: file {view.disks}/0.left/notes.img" in told
+        assert [line for line in told if line.startswith(f"{on} process ") and line.endswith("read left")]
+    assert len([line for line in told if line.endswith("/0.left_1of1.xml")]) == len(logs)
 
 
 @pytest.fixture
@@ -72,7 +114,8 @@ def test_each_node_has_a_name_a_network_and_a_libvirt_of_its_own(two_nodes: Lab)
         assert two_nodes.on(node, "hostname", "-s") == node
         assert two_nodes.on(node, "virsh", "-c", "qemu:///system", "hostname") == node
         assert f"inet 10.99.0.{number}/24" in two_nodes.on(node, "ip", "address", "show", parts.BRIDGE)
-        assert two_nodes.on(node, "ls", "/sys/class/net").split() == ["lo", "uplink", parts.BRIDGE]
+        assert two_nodes.on(node, "ls", "/sys/class/net").split() == [
+            "lo", "uplink", f"vtg{STRANGER}", parts.BRIDGE]
     mounts = {two_nodes.on(node, "readlink", "/proc/self/ns/mnt") for node in NODES}
     assert len(mounts) == len(NODES)
 
@@ -118,7 +161,8 @@ def test_a_guest_of_another_job_is_out_of_reach(two_nodes: Lab) -> None:
         time.sleep(0.1)
     lists = [two_nodes.on(node, "virsh", "-c", "qemu:///system", "list", "--name") for node in NODES]
     assert lists[0].startswith(first) and lists[1] == ""
-    assert two_nodes.leftovers() & {f"domain {lists[0]}", str(two_nodes.view("vtn1").state / "jobs" / first)}
+    record = two_nodes.view("vtn1").state / "jobs" / first
+    assert {f"left: vtn1 domain {lists[0]}", f"left: directory {record}"} <= set(two_nodes.leftovers())
     address = (two_nodes.home / "address").read_text().strip()
     second = two_nodes.ended(two_nodes.submit(calls, "-l", "nodes=vtn2", "-F", address))
     two_nodes.as_user("qdel", first)
@@ -129,7 +173,7 @@ def test_a_guest_of_another_job_is_out_of_reach(two_nodes: Lab) -> None:
 
 def test_a_lab_keeps_its_number_of_nodes(two_nodes: Lab) -> None:
     before = {path: path.read_text() for path in nodes.DIRECTORY.glob("*/*.json")}
-    lab.up(PREFIX, progress=print)
+    up_again(two_nodes)
     assert {path: path.read_text() for path in nodes.DIRECTORY.glob("*/*.json")} == before
     with pytest.raises(StateError, match="the lab has 2 nodes, not 1"):
         lab.up(PREFIX, number=1, progress=print)
@@ -140,8 +184,12 @@ def test_a_lab_keeps_its_number_of_nodes(two_nodes: Lab) -> None:
 
 
 @pytest.mark.parametrize("gone", ["place.json", "keeper"])
-def test_up_makes_a_node_anew_that_died_or_was_never_finished(two_nodes: Lab, gone: str) -> None:
+def test_up_makes_a_node_anew_that_died_or_was_never_finished(
+    two_nodes: Lab, strangers: Strangers, gone: str
+) -> None:
     own = nodes.DIRECTORY / "vtn2"
+    # Who is on a node goes with it.
+    assert strangers.leave() == []
     if gone == "keeper":
         subprocess.run(["/bin/kill", "-KILL", str(json.loads((own / "keeper.json").read_text())["pid"])], check=True)
         while nodes.place("vtn2").is_there:
@@ -150,5 +198,7 @@ def test_up_makes_a_node_anew_that_died_or_was_never_finished(two_nodes: Lab, go
         (own / gone).unlink()
     assert [name for name, up in lab.status(PREFIX).items() if not up] == ["node vtn2"]
     lab.up(PREFIX, progress=print)
+    strangers.come()
+    two_nodes.watch()
     assert all(lab.status(PREFIX).values())
     assert two_nodes.on("vtn2", "virsh", "-c", "qemu:///system", "hostname") == "vtn2"

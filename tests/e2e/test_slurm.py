@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.conftest import TINY, Lab
+from tests.e2e.conftest import TINY, Lab, watched
 from tests.e2e.slurm import Slurm, SlurmNode, a_slurm
 from tests.e2e.typist import Typist
 from vtorque import plan
@@ -53,11 +53,6 @@ class SlurmLab:
             for host in hosts:
                 self.lab.on(host, "umount", str(path))
 
-    def left(self) -> set[str]:
-        """What jobs have left on any node."""
-        notes = {str(path) for host in NODES for path in (nodes.DIRECTORY / host / "state/slurm").glob("*")}
-        return self.lab.leftovers() | notes
-
 
 @pytest.fixture(scope="module")
 def slurm_lab(a_lab_with_two_nodes: Lab) -> Iterator[SlurmLab]:
@@ -78,9 +73,9 @@ def slurm_lab(a_lab_with_two_nodes: Lab) -> Iterator[SlurmLab]:
 
 @pytest.fixture
 def site(slurm_lab: SlurmLab) -> Iterator[SlurmLab]:
-    """After every test nothing of any job is left, and every node is idle."""
-    yield slurm_lab
-    assert slurm_lab.left() == set()
+    """After every test all is as it was before, and every node is idle."""
+    with watched(slurm_lab.lab):
+        yield slurm_lab
     assert {slurm_lab.slurm.node_state(node) for node in NODES} == {"idle"}
 
 
