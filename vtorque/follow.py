@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from vtorque import proc
+from vtorque import foreground
 from vtorque.deadline import Deadline
 from vtorque.errors import CommandError
 from vtorque.job import JobId
@@ -70,9 +70,9 @@ def qstat(program: str, env: Mapping[str, str]) -> Ask:
     """Questions for Torque's and OpenPBS's servers, and the local engine's."""
 
     def ask(job: str) -> tuple[int, bytes]:
-        status, printed = proc.call([program, "-f", job], env=env)
+        status, printed = foreground.call([program, "-f", job], env=env)
         # To Torque's qstat -x is something else.
-        return proc.call([program, "-x", "-f", job], env=env) if status == _HISTORY else (status, printed)
+        return foreground.call([program, "-x", "-f", job], env=env) if status == _HISTORY else (status, printed)
 
     return ask
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The only module that starts programs."""
+"""The only module that starts programs, but for those in the place of a user's own: see `foreground`."""
 
 import contextlib
 import os
@@ -113,49 +113,6 @@ def spawn(
         ) from error
 
 
-def call(argv: Sequence[str], *, env: Mapping[str, str]) -> tuple[int, bytes]:
-    """Run a command in the user's own place, terminal and signals included; its status and what it printed.
-
-    Everything but its standard output is ours. A status of 128 and more stands for a signal.
-    """
-    try:
-        done = subprocess.run(argv, env=env, stdout=subprocess.PIPE, check=False)
-    except OSError as error:
-        raise CommandError(f"cannot run {argv[0]}: {error.strerror}") from error
-    return done.returncode if done.returncode >= 0 else 128 - done.returncode, done.stdout
-
-
-def call_through(
-    argv: Sequence[str], *, env: Mapping[str, str], terminal: bool, shown: Callable[[bytes], bytes] | None = None
-) -> tuple[int, bytes]:
-    """Run a command in the user's own place, and pass its output on as it comes; status and output.
-
-    `shown` makes of a piece of output what is to be seen of it.
-    With `terminal` its standard output is ours, and nothing of it is seen. What
-    would end us is left to the command, so that somebody is there to clean up
-    after it: a terminal's Ctrl-C reaches it anyway, TERM and HUP are passed on.
-    """
-    try:
-        child = subprocess.Popen(argv, env=env, stdout=None if terminal else subprocess.PIPE)
-    except OSError as error:
-        raise CommandError(f"cannot run {argv[0]}: {error.strerror}") from error
-    pass_on = (signal.SIGTERM, signal.SIGHUP)
-    before = {number: signal.signal(number, lambda got, frame: child.send_signal(got)) for number in pass_on}
-    before[signal.SIGINT] = signal.signal(signal.SIGINT, lambda got, frame: None)
-    printed = b""
-    try:
-        if child.stdout is not None:
-            with child.stdout:
-                while data := os.read(child.stdout.fileno(), 1 << 16):
-                    printed += data
-                    write_all(1, shown(data) if shown else data)
-        status = child.wait()
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    return status if status >= 0 else 128 - status, printed
-
-
 def write_all(handle: int, data: bytes) -> None:
     """Write every byte to a descriptor."""
     view = memoryview(data)
@@ -192,9 +149,13 @@ def kill_session(leader: int, number: signal.Signals = signal.SIGKILL) -> None:
     A process that made a session of its own is out of reach; that is how
     Torque's `pelogalm()` behaves too (prolog.c:296-342).
     """
-    for pid in session_members(leader):
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.kill(pid, number)
+    told: set[int] = set()
+    # Once more as long as there are new ones: who is being killed may have had a child meanwhile.
+    while new := set(session_members(leader)) - told:
+        for pid in new:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, number)
+        told |= new
 
 
 def session_members(leader: int) -> list[int]:

@@ -224,6 +224,19 @@ class Taken(Apart):
         return Blaming()
 
 
+def test_a_guest_that_ends_the_child_has_said_nothing() -> None:
+    class Ending(Apart):
+        def speaker(self) -> object:
+            class Ended:
+                def open(self, *words: str, deadline: Deadline) -> str:
+                    os._exit(0)
+
+            return Ended()
+
+    with Ending().prover() as prover, pytest.raises(GuestError, match="a guest has ended what talks to it for us"):
+        prover.open("a", user="x", key="", host_key="", deadline=soon())
+
+
 def test_whose_fault_it_is_is_not_for_the_child_to_say() -> None:
     with Taken().prover() as prover:
         for name in ("RequestError", "ConfigError", "GenerationClosed", "InternalError", "NodeBusy"):

@@ -24,6 +24,7 @@ pytestmark = [
 PLACE = Path("/var/lib") / f"vtorque-facts-{os.getpid()}"
 OTHER = request.encode(a_request())
 MOM = {"PATH": "/bin:/usr/bin", "LANG": "C", "PBS_NODENUM": "0", "PBS_MSHOST": "n1"}
+SLURM = {"SLURMD_NODENAME": "n1", "SLURM_NODELIST": "n1", "SLURM_JOB_ID": "7", "SLURM_JOB_USER": USER.pw_name}
 # Writes what is open and what is blocked, in a shell that opens nothing else.
 SPY = """\
 #!/bin/sh
@@ -233,3 +234,30 @@ def test_a_guard_takes_her_orders_from_a_pipe_and_goes_when_there_is_nothing_to_
     done = subprocess.run(hook, input=orders.encode(told), env=MOM, capture_output=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
     assert subprocess.run(hook, input=b"{}", env=MOM, capture_output=True, check=False).returncode == 1
+
+
+def test_a_guard_who_cannot_go_on_says_so_in_roots_log(place: Site) -> None:
+    job = a_job(user=USER.pw_name)
+    account = an_account(name=USER.pw_name, uid=USER.pw_uid, home=Path("/"))
+    told = Orders(
+        demand=Demand(job=job, account=account, request=a_request()), plan=a_plan(job=job, account=account),
+        generation="", started=(), start_seconds=60.0,
+    )
+    (place.root / "run/guards" / job.key).mkdir(parents=True)
+    hook = ["/usr/bin/python3", "-I", str(place.prefix / "scripts" / "hook"), "guard"]
+    done = subprocess.run(hook, input=orders.encode(told), env=MOM, capture_output=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (1, b"", b"")
+    assert "unforeseen" in (place.root / "log/vtorque.log").read_text()
+
+
+@pytest.mark.parametrize(("kind", "says"), [
+    ("slurm-epilog", ["vtorque: this hook is for slurm (BATCH_SYSTEM is local)"]), ("epilogue.precancel", []),
+])
+def test_a_hook_of_another_system_and_one_that_is_the_users_do_nothing(
+    place: Site, kind: str, says: list[str]
+) -> None:
+    paths = (str(place.prefix / "scripts/hook"), kind, str(place.home.mom_priv / kind))
+    done = subprocess.run(
+        ["/usr/bin/python3", "-I", *paths, *EPILOGUE], env=MOM | SLURM, capture_output=True, check=False, text=True
+    )
+    assert (done.returncode, done.stderr.splitlines()) == (0, says)

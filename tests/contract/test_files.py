@@ -1,18 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """The user's side: everything below a home is done as the user, and a home that hangs is given up."""
 
+import ctypes
 import os
 import pwd
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from vtorque import become
 from vtorque.deadline import Deadline
 from vtorque.errors import ConfigError, StateError
-from vtorque.files import read, require_trusted
+from vtorque.files import give, read, require_trusted
 from vtorque.proc import Identity
+from vtorque.userclerk import Clerk
 from vtorque.userside import UserSide
 
 pytestmark = [
@@ -135,3 +139,53 @@ def test_trust_ends_where_others_may_write(tmp_path: Path) -> None:
     own(directory)
     with pytest.raises(ConfigError, match="belongs to uid"):
         require_trusted(directory / ".")
+
+
+def test_a_child_that_ends_without_an_answer_is_not_asked_again(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Clerk, "serve", lambda clerk, orders: orders.recv(1 << 16))
+    side = UserSide(IDENTITY, home, ID)
+    assert not side.append("phases", "x\n", deadline=soon())
+    assert not side.usable
+    side.close()
+
+
+def test_a_link_is_given_to_nobody(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.touch(mode=0o600)
+    (tmp_path / "link").symlink_to(path)
+    with pytest.raises(OSError, match="Too many levels of symbolic links"):
+        give(tmp_path / "link", uid=USER.pw_uid, mode=0o666)
+    assert (path.stat().st_uid, path.stat().st_mode & 0o777) == (0, 0o600)
+    give(path, uid=USER.pw_uid, mode=0o640)
+    assert (path.stat().st_uid, path.stat().st_mode & 0o777) == (USER.pw_uid, 0o640)
+
+
+class Refusing:
+    """A C library without the one call."""
+
+    def prctl(self, *arguments: int) -> int:
+        return -1
+
+
+@pytest.mark.parametrize(("where", "name", "does"), [
+    (os, "setresuid", lambda *ids: None), (os, "setresgid", lambda *ids: None),
+    (ctypes, "CDLL", lambda name: Refusing()),
+], ids=["uid", "gid", "no_new_privs"])
+def test_a_child_that_cannot_become_the_user_does_nothing(
+    home: Path, monkeypatch: pytest.MonkeyPatch, where: Any, name: str, does: Callable[..., Any]
+) -> None:
+    monkeypatch.setattr(where, name, does)
+    side = UserSide(IDENTITY, home, ID)
+    assert not side.append("phases", "x\n", deadline=soon())
+    side.close()
+    assert list((home / ".vtorque" / ID).iterdir()) == []
+
+
+@pytest.mark.parametrize(("identity", "uid"), [(IDENTITY, USER.pw_uid), (None, 0)])
+def test_a_child_is_who_it_should_be_and_gets_no_new_rights(identity: Identity | None, uid: int) -> None:
+    pid, ours = become.fork_as(identity, lambda call: call.sendall(Path("/proc/self/status").read_bytes()))
+    with ours, ours.makefile("rb") as answer:
+        lines = (line.split(b":") for line in answer)
+        status = {name: values.split() for name, values in lines}
+    assert status[b"Uid"] == [b"%d" % uid] * 4 and status[b"NoNewPrivs"] == [b"1"]
+    assert os.waitpid(pid, 0) == (pid, 0)

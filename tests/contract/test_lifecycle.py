@@ -22,7 +22,7 @@ from tests.fakes.network import SURROUNDINGS
 from vtorque import accounts, images, lifecycle, plan, request
 from vtorque.backends.transport import KeyPair
 from vtorque.deadline import Deadline
-from vtorque.errors import ImageError, VtorqueError
+from vtorque.errors import CommandError, ImageError, VtorqueError
 from vtorque.guard import Orders
 from vtorque.model import Job, VmPlan
 from vtorque.node import Node
@@ -292,3 +292,36 @@ def test_an_image_that_is_replaced_while_a_start_is_under_way_starts_no_guest(ro
     with pytest.raises(ImageError, match="has changed since it was inspected"):
         scene.prologue()
     assert scene.hypervisor.domains(deadline=Deadline(1)) == {}
+
+
+def test_what_nobody_foresaw_is_a_failure_that_leaves_nothing_and_is_in_the_log(
+    root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Broken(FakeHypervisor):
+        def create(self, domain_xml: str, *, deadline: Deadline) -> None:
+            raise TypeError("a bug of ours")
+
+    scene = Scene(root)
+    scene.node = replace(scene.node, hypervisor=Broken())
+    scene.prologue()
+    assert scene.markers() == {"failed"}
+    assert "a bug of ours" in (scene.state.path / "failed").read_text()
+    assert any(record.message == "unforeseen" and record.exc_info for record in caplog.records)
+    scene.epilogue()
+    assert scene.left() == []
+
+
+def test_a_sweep_goes_on_though_it_cannot_look_at_everything(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    class Unreadable(FakeFilter):
+        def tables(self, *, deadline: Deadline) -> list[str]:
+            raise CommandError("nft refuses: told to fail")
+
+    scene = Scene(root)
+    scene.prologue()
+    (root / "run/attempts").mkdir(exist_ok=True)
+    (root / "run/attempts/x").symlink_to("missing")
+    scene.node = replace(scene.node, filter=Unreadable())
+    assert lifecycle.sweep(scene.node, deadline=Deadline(60)) == [scene.job.key]
+    assert scene.hypervisor.domains(deadline=Deadline(60)) == {} and not scene.state.exists
+    assert "the network rules of jobs could not be looked at" in caplog.text
+    assert f"posts and counts below {root}/run could not be looked at" in caplog.text

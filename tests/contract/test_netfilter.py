@@ -39,10 +39,11 @@ from tests.contract.frames import (
     udp,
 )
 from vtorque import doctor_network, names, netfilter
+from vtorque.backends.filter import nft
 from vtorque.backends.filter.nft import PROGRAM, Nft
 from vtorque.deadline import Deadline
 from vtorque.doctor_checks import Level
-from vtorque.errors import CommandError, ConfigError
+from vtorque.errors import CommandError, ConfigError, DeadlineExceeded
 from vtorque.model import JobId, JobPlan, VmPlan
 from vtorque.netfilter import Surroundings
 
@@ -590,6 +591,16 @@ assert nft.tables(deadline=soon) == []
         (found,) = doctor_network.network_filter(SITE, deadline=Deadline(30), program=program)
         assert found.level is Level.ERROR
         assert "Operation not supported" in found.text and "CONFIG_NF_TABLES_BRIDGE" in found.hint
+
+    def test_a_namespace_that_does_not_come_up_is_not_waited_for(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        silent = tmp_path / "silent"
+        silent.write_text("#!/bin/sh\nexec /bin/sleep 60\n")
+        silent.chmod(0o755)
+        monkeypatch.setattr(nft, "_CAT", silent)
+        with pytest.raises(DeadlineExceeded, match="a network namespace to compare rules in"):
+            Nft().is_as("vtorque-7.srv", "table bridge vtorque-7.srv {}", deadline=Deadline(0.3))
 
     def test_a_refusal_names_what_was_refused(self) -> None:
         with pytest.raises(CommandError, match=r"nft refuses: .*syntax error"):

@@ -221,7 +221,7 @@ def test_teardown_ends_servers_with_and_without_a_ledger(root: Path, recorded: b
     assert not share.path.exists()
 
 
-@pytest.mark.parametrize("fail_at", [0, 2])
+@pytest.mark.parametrize("fail_at", [0, 1, 2])
 def test_a_job_has_a_server_until_it_ends_or_cannot_start(root: Path, fail_at: int) -> None:
     accounts.account("games", min_uid=1)
     scene = Scene(root, fail_at=fail_at, share="virtiofs", vm_share_ws="", vm_share_opt="")
@@ -256,3 +256,30 @@ def test_a_stranger_who_calls_himself_a_server_is_all_that_is_killed(root: Path)
     finally:
         other.kill()
         other.wait()
+
+
+def test_a_node_without_virtiofsd_is_the_sites_affair(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serving, "VIRTIOFSD", root / "virtiofsd")
+    with pytest.raises(ConfigError, match=r"SHARE: virtiofs needs .*/virtiofsd"):
+        Share(root).start()
+
+
+@pytest.mark.parametrize(("script", "why"), [
+    ("print('no', flush=True)", "it ended"), ("import sys; sys.exit('user namespace: no')", "user namespace: no"),
+])
+def test_a_server_that_cannot_confine_itself_is_not_told_to_go_on(
+    root: Path, monkeypatch: pytest.MonkeyPatch, script: str, why: str
+) -> None:
+    share = Share(root)
+    (root / "script.py").write_text(script)
+    monkeypatch.setattr(serving, "_SCRIPT", root / "script.py")
+    with pytest.raises(StateError, match=f"cannot serve {share.directory}: {why}"):
+        share.start()
+    assert serving.serving(share.path) == []
+
+
+def test_a_number_that_is_another_process_by_now_is_left_alone(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = [[os.getpid()], []]
+    monkeypatch.setattr(serving, "serving", lambda path: seen.pop(0))
+    serving.end(root / "a.sock", deadline=Deadline(5))
+    assert seen == []

@@ -1,17 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """What counts as an address of a guest, what the arp command prints, and options that need each other."""
 
+import contextlib
 import random
 from ipaddress import IPv6Address, IPv6Interface, IPv6Network
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.builders import a_plan, a_request, a_site
 from vtorque import config, topology
 from vtorque.backends.address import usable
-from vtorque.backends.address.arp import entries
+from vtorque.backends.address.arp import ArpTable, entries
 from vtorque.backends.address.derived import Derived
+from vtorque.backends.address.mapping import MappingScript
 from vtorque.cli import assembly
 from vtorque.deadline import Deadline
 from vtorque.errors import ConfigError
@@ -109,6 +112,13 @@ class TestDerived:
         first, second = (book.candidates(vm) for vm in a_plan(request=a_request(vms_per_node=2)).vms)
         assert len(first) == len(second) == 1 and first != second
         assert IPv6Address(first[0]) in IPv6Network("fd00:1::/64") and usable(first[0]) == first[0]
+
+    @pytest.mark.parametrize(("site", "kind"), [
+        ({"custom_ip_mapping": True, "address_source": "arp"}, MappingScript), ({"address_source": "arp"}, ArpTable),
+    ])
+    def test_a_sites_own_script_goes_before_any_table(self, site: dict[str, Any], kind: type[Any]) -> None:
+        with contextlib.closing(assembly._addresses(a_site(bridge="lo", **site), 1, Deadline(1))) as book:
+            assert isinstance(book, kind)
 
     @pytest.mark.parametrize(("ipv4", "is_derived"), [("", True), ("10.0.0.1", False)])
     def test_they_are_looked_for_there_where_the_bridge_has_ipv6_only(

@@ -108,3 +108,11 @@ def test_nobody_waits_beyond_the_deadline(tmp_path: Path) -> None:
     JobState(tmp_path, "7.srv").create()
     admission.reserve(tmp_path, "7.srv", a_shape(), slow, deadline=Deadline(5))
     assert entries(tmp_path) == {"7.srv.json"}
+
+
+def test_what_others_left_beside_the_promises_is_left_alone_but_half_a_promise_is_not(tmp_path: Path) -> None:
+    ask(tmp_path, "7.srv")
+    for name in ("README", ".8.srv.json.99"):
+        (tmp_path / "admission" / name).touch()
+    ask(tmp_path, "9.srv")
+    assert entries(tmp_path) == {"7.srv.json", "9.srv.json", "README"}

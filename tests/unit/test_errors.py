@@ -29,3 +29,14 @@ def test_details_are_for_the_log_alone() -> None:
     error = VtorqueError("no image x", details="/opt/x: ENOENT")
     assert "ENOENT" not in error.one_line() and "ENOENT" not in str(error)
     assert error.details == "/opt/x: ENOENT"
+
+
+@pytest.mark.parametrize(("error", "says", "blame"), [
+    (RequestError("no"), "no", Blame.USER),
+    (PermissionError(13, "Permission denied", "/run/x"), "/run/x: Permission denied", Blame.NODE),
+    (OSError(28, "No space left on device"), "a file of root: No space left on device", Blame.NODE),
+    (KeyError("x"), "internal error: KeyError('x')", Blame.BUG),
+])
+def test_whatever_was_raised_has_somebody_to_blame(error: Exception, says: str, blame: Blame) -> None:
+    found = errors.known(error)
+    assert (found.one_line(), found.blame) == (says, blame)

@@ -2,17 +2,20 @@
 """The catalogue, and headers that must not make QEMU open anything else."""
 
 import contextlib
+import errno
 import json
 import os
 import random
 import shutil
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from vtorque import imageheader, images
+from vtorque import confined, imageheader, imageprobe, images
+from vtorque.deadline import Deadline
 from vtorque.errors import ConfigError, ImageError, RequestError
 from vtorque.model import Image
 
@@ -200,7 +203,7 @@ def test_publishing_puts_the_entry_last_and_fills_in_digests(tmp_path: Path) -> 
     assert image.path.stat().st_mode & 0o777 == 0o644
 
 
-def publish(directory: Path, disk: bytes, *, kernel: bytes | None = None, **about: str) -> Image:
+def publish(directory: Path, disk: bytes, *, kernel: bytes | None = None, **about: Any) -> Image:
     """Publish `a.qcow2`, a whole header with `disk` at its end."""
     staging = directory / ".staging"
     staging.mkdir(exist_ok=True)
@@ -355,3 +358,96 @@ def test_a_copy_has_the_same_bytes_and_holes_for_zeros(tmp_path: Path) -> None:
     imageheader.copy(source, tmp_path / "copy")
     assert (tmp_path / "copy").read_bytes() == source.read_bytes()
     assert (tmp_path / "copy").stat().st_blocks * 512 < 1 << 20
+
+
+def test_a_revision_is_found_though_the_newest_is_broken(tmp_path: Path) -> None:
+    publish(tmp_path, b"1")
+    catalogue(tmp_path, [])
+    assert seen(tmp_path, "a.qcow2@1") == ("a.qcow2@1", b"1", b"")
+
+
+@pytest.mark.parametrize(("spoil", "why"), [
+    (lambda path: path.write_text(json.dumps(entry(revision=3))), "it is of another revision"),
+    (lambda path: path.symlink_to("a.qcow2.json"), "a link|symbolic link|Too many levels"),
+    (lambda path: path.write_bytes(b" " * (1 << 20)), "larger|more than"),
+], ids=["of another", "a link", "too long"])
+def test_the_entry_of_a_revision_is_checked_as_well(tmp_path: Path, spoil: Callable[[Path], None], why: str) -> None:
+    publish(tmp_path, b"1")
+    spoil(tmp_path / "a.qcow2@2.json")
+    with pytest.raises(ImageError, match=why):
+        images.find(tmp_path, "a.qcow2@2")
+
+
+def test_a_catalogue_that_is_no_directory_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match=r"cannot read the image directory .*/pool: Not a directory"):
+        images.names(put(tmp_path, "pool", b""))
+
+
+def test_an_image_that_was_not_trusted_is_not_after_another_disk_either(tmp_path: Path) -> None:
+    publish(tmp_path, b"1", trusted=False)
+    assert not publish(tmp_path, b"2").trusted
+    assert publish(tmp_path, b"3", trusted=True).trusted
+
+
+@pytest.mark.parametrize("name", ["a.qcow2@2", "../a"])
+def test_what_names_no_image_as_a_whole_is_not_published(tmp_path: Path, name: str) -> None:
+    with pytest.raises(RequestError, match="is not the name of an image"):
+        publish(tmp_path, b"1", name=name)
+
+
+def test_only_one_changes_a_catalogue_at_a_time(tmp_path: Path) -> None:
+    with images.locked(tmp_path), pytest.raises(ImageError, match="another command is writing"), \
+            images.locked(tmp_path, wait=False):
+        pass
+    with images.locked(tmp_path, wait=False):
+        pass
+
+
+def test_a_seal_can_be_broken_and_broken_again(tmp_path: Path) -> None:
+    images.seal(tmp_path, "0" * 64, sealed=True)
+    there = list((tmp_path / images.SEALED).iterdir())
+    for _ in range(2):
+        images.seal(tmp_path, "0" * 64, sealed=False)
+    assert len(there) == 1 and list((tmp_path / images.SEALED).iterdir()) == []
+
+
+@pytest.mark.parametrize("change", [
+    lambda path: os.truncate(path, 1), lambda path: os.utime(path, ns=(0, 0)),
+], ids=["cut short", "written to"])
+def test_what_changes_while_it_is_copied_is_no_copy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[Path], None]
+) -> None:
+    source = put(tmp_path, "source", b"x" * (3 << 20))
+    look = os.pread
+
+    def changing(handle: int, size: int, position: int) -> bytes:
+        if position:
+            change(source)
+        return look(handle, size, position)
+
+    monkeypatch.setattr(os, "pread", changing)
+    with pytest.raises(ImageError, match="changed while it was copied"):
+        imageheader.copy(source, tmp_path / "copy")
+
+
+def test_a_file_system_that_cannot_find_data_is_no_empty_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(handle: int, position: int, how: int) -> int:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "lseek", refuse)
+    with pytest.raises(OSError, match="Input/output error"):
+        imageheader.copy(put(tmp_path, "source", b"x"), tmp_path / "copy")
+
+
+def test_an_image_that_changes_while_it_is_inspected_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = put(tmp_path, "a.qcow2", qcow2())
+
+    def changing(script: Path, **told: object) -> bytes:
+        os.utime(path, ns=(0, 0))
+        return json.dumps({"format": "qcow2", "size": SIZE}).encode()
+
+    monkeypatch.setattr(confined, "run", changing)
+    with pytest.raises(ImageError, match="changed while it was inspected"):
+        imageprobe.probe(path, deadline=Deadline(5))

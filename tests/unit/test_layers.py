@@ -15,10 +15,10 @@ LAYERS: list[tuple[str, ...]] = [
      "imageformat", "optionforms", "nftext", "userclerk", "privileged"),
     ("job",),
     ("model", "accounts"),
-    ("proc", "files", "become", "servant", "userside", "rooms", "audit"),
-    ("config", "options", "sitefile", "downloader", "sitelines", "siteyaml", "sitescripts", "limits", "metadata", "overhead",
+    ("proc", "files", "foreground", "become", "servant", "userside", "rooms", "audit"),
+    ("config", "options", "sitefile", "sitelines", "siteyaml", "sitescripts", "limits", "metadata", "overhead",
      "request", "vmoptions", "qsub", "reslist", "sbatchforms", "sbatchlines", "slurmjob", "topology", "display",
-     "slurmconf", "imageentry", "imageheader", "confined", "overlay", "serving"),
+     "slurmconf", "imageentry", "imageheader", "confined", "downloader", "overlay", "serving"),
     ("imageprobe", "shares", "numa", "tuning", "datadisk", "diskserver", "sbatchsize"),
     ("rendercheck", "diskserving", "userdisk", "sbatch", "netfilter6"),
     ("names", "plan", "render", "state", "guardpost", "images", "seed", "backends", "submit", "follow", "resolve",
@@ -36,8 +36,8 @@ LAYERS: list[tuple[str, ...]] = [
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 # Within a layer of several modules these lean on one another.
-SIDEWAYS = {("deadline", "errors"), ("deadline", "wakeups"), ("files", "proc"), ("become", "proc"),
-            ("userside", "proc"), ("userside", "become"), ("servant", "become"), ("servant", "proc"),
+SIDEWAYS = {("foreground", "proc"), ("deadline", "errors"), ("deadline", "wakeups"), ("files", "proc"),
+            ("become", "proc"), ("userside", "proc"), ("userside", "become"), ("servant", "become"), ("servant", "proc"),
             ("config", "options"), ("config", "limits"), ("config", "sitefile"), ("config", "sitelines"),
             ("config", "siteyaml"), ("siteyaml", "sitelines"), ("limits", "options"), ("request", "options"),
             ("request", "metadata"),
@@ -46,7 +46,7 @@ SIDEWAYS = {("deadline", "errors"), ("deadline", "wakeups"), ("files", "proc"), 
             ("doctor", "doctor_service"), ("doctor", "doctor_slurm"), ("node", "state"), ("teardown", "state")}
 
 ONLY_IN = {
-    "subprocess": {"proc"},
+    "subprocess": {"proc", "foreground"},
     "paramiko": {"backends.transport.ssh"},
     "libvirt": {"backends.hypervisor.libvirt"},
     "yaml": {"siteyaml", "metadata", "render", "rendercheck"},

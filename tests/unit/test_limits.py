@@ -2,11 +2,13 @@
 """What a site allows: everybody, groups, images."""
 
 
+from pathlib import Path
+
 import pytest
 
 from tests.builders import a_request
-from vtorque import limits
-from vtorque.errors import RequestError
+from vtorque import config, limits
+from vtorque.errors import ConfigError, RequestError
 from vtorque.model import VmRequest
 from vtorque.options import SiteConfig
 
@@ -72,3 +74,29 @@ def test_a_limit_that_cannot_be_read_is_an_error_of_the_configuration(text: str)
 def test_users_are_told() -> None:
     assert list(limits.described(SITE))[:3] == ["vcpus at most 8", "ram at most 4G", "vms_per_node at most 2"]
     assert "group staff max_vcpus=4 max_disk_size=20G" in list(limits.described(SITE))
+
+
+def test_a_site_that_has_no_disks_of_users_says_so() -> None:
+    site = SITE.but(disk_allowed=False)
+    with pytest.raises(RequestError, match="-vm disk=: this cluster allows no disks of users"):
+        limits.check(a_request(disk="/home/ann/a.qcow2"), site, ())
+    limits.check(a_request(), site, ())
+    assert "no disk" in limits.described(site) and "no disk" not in limits.described(SITE)
+
+
+def test_a_disk_that_would_be_made_counts_like_a_larger_one() -> None:
+    wanted = a_request(disk="/home/ann/a.qcow2", disk_new_mib=20481)
+    assert refusal(wanted, "staff") == "-vm disk=: a new one of 20481 MiB: group staff allows at most 20480 MiB"
+    limits.check(wanted._replace(disk_new_mib=20480), SITE, ("staff",))
+
+
+@pytest.mark.parametrize(("text", "says"), [
+    ("students max_vcpus=4", 'must be a list, like ["students max_vcpus=4 max_ram=8G"]'),
+    ("[students max_vcpus=many]", "'many' is not a whole number"),
+])
+def test_limits_in_a_configuration_are_checked_like_everything_there(tmp_path: Path, text: str, says: str) -> None:
+    file = tmp_path / "vtorque.yaml"
+    file.write_text(f"GROUP_LIMITS: {text}\n")
+    with pytest.raises(ConfigError) as caught:
+        config.load(file, trusted_owner=None)
+    assert says in caught.value.one_line()

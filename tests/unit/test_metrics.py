@@ -17,6 +17,7 @@ from tests.fakes.hypervisor import FakeHypervisor
 from tests.fakes.network import SURROUNDINGS
 from vtorque import metrics
 from vtorque.accounting import Journal
+from vtorque.cli import assembly
 from vtorque.deadline import Deadline
 from vtorque.errors import AddressError, RequestError
 from vtorque.model import Resource
@@ -207,3 +208,20 @@ def test_totals_that_are_none_begin_anew(tmp_path: Path, kept: bytes) -> None:
     metrics.publish(a_node(tmp_path))
     assert shown(tmp_path)["vtorque_orphans_swept_total"] == 0
     assert json.loads((tmp_path / "run/metrics.json").read_text())["schema"] == 1
+
+
+def test_what_a_process_noted_is_shown_when_it_is_done_with_the_node(tmp_path: Path) -> None:
+    site = a_site(
+        prometheus_file=str(tmp_path / "vtorque.prom"), state_dir=str(tmp_path / "run"), qemu_user="root",
+        accounting_dir=str(tmp_path / "accounting"), bridge="lo",
+    )
+    with assembly.node(site, tmp_path) as node:
+        node.journal.begin(a_job())
+        assert not (tmp_path / "vtorque.prom").exists()
+    assert "vtorque_guests_running 0" in (tmp_path / "vtorque.prom").read_text()
+
+
+def test_without_a_directory_for_them_there_are_no_logs(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    assert assembly.log_file(a_site(log_dir=str(tmp_path / "file/log"))) is None
+    assert assembly.log_file(a_site(log_dir=str(tmp_path / "log"))) == tmp_path / "log/vtorque.log"

@@ -282,6 +282,20 @@ class TestForce:
             guestnet.pin(PLAN.vms[0], "10.0.0.9", node=scene.node, state=scene.record, deadline=soon())
         assert len(scene.filter.loaded[scene.table()]) == 1
 
+    def test_a_table_whose_job_is_torn_down_meanwhile_stays_gone(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        class Seen(list[str]):
+            def __contains__(self, table: object) -> bool:
+                with scene.record.closing(deadline=soon()):
+                    return False
+
+        scene = Scene.known(tmp_path)
+        scene.fence()
+        scene.filter.loaded.clear()
+        guestnet.mend(scene.node, seen=Seen(), thorough=False, deadline=soon())
+        assert (scene.filter.loaded, caplog.text) == ({}, "")
+
     def test_a_sweep_removes_the_tables_of_jobs_that_nobody_knows_and_no_others(self, tmp_path: Path) -> None:
         jobs = tmp_path / "mom_priv" / "jobs"
         jobs.mkdir(parents=True)
@@ -429,3 +443,11 @@ def test_a_subnet_of_the_bridge_is_what_its_address_says() -> None:
     assert topology.networks_on("no-such-bridge") == ()
     assert (topology.address_on("lo"), topology.address_on("no-such-bridge")) == ("127.0.0.1", "")
     assert IPv4Address("127.0.0.1") in topology.own_addresses()
+
+
+@pytest.mark.parametrize(("name_server", "asks_the_node"), [("", True), ("fd00::53", False)])
+def test_the_node_answers_names_over_ipv6_where_the_site_has_no_server_for_them(
+    name_server: str, asks_the_node: bool
+) -> None:
+    rules = "".join(netfilter6.common(a_site(name_server=name_server)))
+    assert ("ip6 daddr @local6 meta l4proto { tcp, udp } th dport 53 accept" in rules) is asks_the_node

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.builders import a_job, a_plan, a_request, a_shape, a_site, some_keys
-from vtorque import numa, render, topology
+from vtorque import numa, render, rooms, topology
 from vtorque.errors import ConfigError, NodeBusy, RequestError
 from vtorque.model import JobId, JobPlan, NodeShape, VmPlan
 from vtorque.shape import HugePages, NumaNode, Reservation
@@ -260,6 +260,21 @@ class TestHugePages:
         with pytest.raises(NodeBusy, match=r"12\.srv holds 2 cores and 1162 MiB .* 512 are free"):
             plan_on(a_node(pages=512, held=(held,)), site=PAGES, memory_mib=2048)
 
+    def test_what_is_left_beside_the_pages_has_to_be_enough_for_qemu_itself(self) -> None:
+        node = a_node(nodes=1, pages=7680)
+        with pytest.raises(ConfigError, match=r"need \d+ MiB beside their huge pages; node n1 offers 0 MiB"):
+            plan_on(node, site=PAGES, memory_mib=2048)
+        first, second = a_node(pages=1024).numa
+        full = replace(first, pages=(HugePages(size_kib=2048, total=8192, free=8192),))
+        assert plan_on(a_node(numa=(full, second)), site=PAGES, memory_mib=2048).vms[0].numa_nodes == (1,)
+
+    def test_memory_that_no_page_divides_is_spread_over_nodes_all_the_same(self) -> None:
+        node, site = a_node(pages=4096), {"host_os_core_count": 2, **PAGES}
+        made = plan_on(node, site=site, vcpus=12, memory_mib=4097)
+        assert sum(cell.memory_mib for cell in made.vms[0].cells) == 4097
+        assert len(made.vms[0].cells) == 2
+        check_ledger((numa.reservation(made),), node, site)
+
     def test_pages_that_something_else_uses_are_not_free(self) -> None:
         node = a_node(nodes=1, pages=1024)
         used = replace(node.numa[0], pages=(HugePages(size_kib=2048, total=1024, free=100),))
@@ -354,6 +369,14 @@ class TestDiscovery:
         assert (own.cpus, own.own_cpuset, own.outside) == ((4, 5), True, (0, 1, 2, 3, 6, 7))
         assert topology.for_job(a_shape(), JobId("8.srv"), tmp_path) == a_shape()
 
-    def test_an_empty_cpuset_is_none(self, tmp_path: Path) -> None:
-        put(tmp_path / "dev/cpuset/torque/7.srv/cpus", "")
+    @pytest.mark.parametrize("cpus", ["", "98-99"])
+    def test_an_empty_cpuset_is_none(self, tmp_path: Path, cpus: str) -> None:
+        put(tmp_path / "dev/cpuset/torque/7.srv/cpus", cpus)
         assert not topology.for_job(a_shape(), JobId("7.srv"), tmp_path).own_cpuset
+
+
+def test_a_cpu_that_is_not_free_is_not_taken_twice() -> None:
+    (room,) = rooms.Rooms(a_node(nodes=1), range(8), memory_mib=0).nodes
+    for _ in range(2):
+        room.remove(3)
+        assert (room.spare, 3 in room.free) == (7, False)

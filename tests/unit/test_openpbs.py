@@ -9,7 +9,8 @@ import pytest
 
 from vtorque import run
 from vtorque.backends.batch.openpbs import CLASSIC_REQUEST, Event, OpenPbs
-from vtorque.errors import Blame, RequestError, StateError
+from vtorque.cli import pbshook
+from vtorque.errors import Blame, ConfigError, RequestError, StateError
 from vtorque.model import Job, PelogKind
 
 CLASSIC = ["12.srv", "ann", "grp"]
@@ -154,3 +155,9 @@ def test_a_job_counts_the_cores_of_its_guest_and_not_those_of_its_node(told: str
     assert sent == {
         "NCPUS": seen, "PBS_JOBID": "12[3].srv", "PBS_ARRAY_INDEX": "3", "PBS_TASKNUM": "1", "PBS_NUM_PPN": "4",
     }
+
+
+def test_an_event_at_which_nothing_is_to_be_done_is_a_mistake() -> None:
+    nobody: Any = None
+    with pytest.raises(ConfigError, match="nothing is to be done at exechost_startup"):
+        pbshook.verb_for(event("exechost_startup"), nobody, nobody)

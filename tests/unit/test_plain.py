@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.contract import corpus
-from vtorque import qsub
+from vtorque import qsub, sitefile
 from vtorque.cli import plain
 from vtorque.errors import RequestError
 
@@ -60,3 +60,19 @@ def test_what_is_is_no_job_in_guests_to_the_grammar_either(script: str) -> None:
                 except RequestError:
                     continue
                 assert not parsed.vm and not parsed.ours and parsed.generate is None
+
+
+@pytest.mark.parametrize("text", [
+    "A: [x]\n", "A: 1\nA: 1\n", "A: 'x'\n", "? A\n: 1\n", "A:\n  1\n", "A: 1\n\"A\": 2\n", b"\xff\n", None,
+])
+def test_a_setting_that_takes_a_parser_is_left_to_it(tmp_path: Path, text: str | bytes | None) -> None:
+    path = tmp_path / "vtorque.yaml"
+    if text is not None:
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    assert sitefile.glance(path, ["A"]) is None
+
+
+def test_a_plain_setting_is_read_as_it_stands(tmp_path: Path) -> None:
+    path = tmp_path / "vtorque.yaml"
+    path.write_text("# of the site\nB: [x]\nA: /usr/bin/qsub  # the real one\n")
+    assert sitefile.glance(path, ["A", "C"]) == {"A": "/usr/bin/qsub"}

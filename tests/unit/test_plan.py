@@ -106,3 +106,8 @@ def test_a_user_may_map_vcpus_to_cpus_that_his_job_has() -> None:
     assert [vm.cpus for vm in mapped.vms] == [(7, 2), (4, 5)]
     with pytest.raises(RequestError, match=r"node n1 offers the CPUs 1-7, not 0,9"):
         a_plan(request=a_request(pinning="0,9"))
+
+
+def test_an_osv_guest_gets_no_disk() -> None:
+    with pytest.raises(RequestError, match="-vm disk=: OSv guests have no place for it"):
+        a_plan(request=a_request(distro="osv", disk="/home/ann/a.qcow2"), image=an_image(distro="osv"))

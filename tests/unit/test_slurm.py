@@ -7,13 +7,18 @@ from typing import Any
 
 import pytest
 
-from tests.builders import a_job, a_site
+from tests.builders import a_job, a_shape, a_site
+from tests.fakes.filter import FakeFilter
+from tests.fakes.guest import FakeAddresses, FakeTransport
+from tests.fakes.hypervisor import FakeHypervisor
+from tests.fakes.network import SURROUNDINGS
 from vtorque import doctor_slurm, slurmconf, slurmstarts
 from vtorque.backends.batch import slurm
 from vtorque.backends.batch.slurm import Slurm
 from vtorque.doctor_checks import Level
 from vtorque.errors import Blame, CommandError, RequestError, StateError
-from vtorque.model import PelogKind
+from vtorque.model import JobId, PelogKind
+from vtorque.node import Node
 
 PROLOG = {
     "SLURMD_NODENAME": "n10", "SLURM_JOB_ID": "7", "SLURM_JOB_USER": "ann", "SLURM_JOB_COMMENT": "vt1.abc",
@@ -232,3 +237,20 @@ def test_a_configuration_that_is_not_is_told_what_is_wrong(
 ) -> None:
     wrong = [text for each, text in Doctor(tmp_path, GOOD.replace(old, new)).texts() if each is level]
     assert len(wrong) == 1 and says in wrong[0]
+
+
+def test_a_prolog_whose_note_is_gone_leaves_none(tmp_path: Path) -> None:
+    slurmstarts.succeeded(tmp_path, a_job())
+    assert not slurmstarts.knows(tmp_path, a_job().key)
+    assert not slurmstarts.directory(tmp_path).exists()
+
+
+def test_what_slurm_knows_is_looked_for_where_its_hooks_note_it(tmp_path: Path) -> None:
+    node = Node(
+        site=a_site(batch_system="slurm", state_dir=str(tmp_path)), shape=a_shape(), hypervisor=FakeHypervisor(),
+        addresses=lambda guests, deadline: FakeAddresses(()), transport=FakeTransport({}), filter=FakeFilter(),
+        surroundings=lambda deadline: SURROUNDINGS, templates=tmp_path, announce="", qemu_ids=(0, 0),
+    )
+    assert (node.jobs_directory, node.knows("7")) == (tmp_path / "slurm", False)
+    slurmstarts.begin(tmp_path, a_job(id=JobId("7")), environ=PROLOG, conf=CONF.format(tmp_path))
+    assert node.knows("7") and list(node.jobs_directory.iterdir())

@@ -2,6 +2,7 @@
 """The node's record of a job: ledger, lock, tombstone."""
 
 import fcntl
+import os
 import threading
 import time
 from pathlib import Path
@@ -217,3 +218,10 @@ def test_without_room_for_the_tombstone_no_act_begins_either(
     assert not (record.path / "closed").exists()
     with pytest.raises(GenerationClosed), record.act(deadline=soon()):
         pytest.fail("the act began")
+
+
+def test_half_a_line_in_the_ledger_is_a_failure(record: JobState, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = os.write
+    monkeypatch.setattr(os, "write", lambda handle, line: write(handle, line[:-2]))
+    with pytest.raises(OSError, match="No space left"), record.taking(GUEST, deadline=soon()):
+        raise AssertionError("nothing may be taken without a record of it")

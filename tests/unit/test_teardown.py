@@ -2,6 +2,7 @@
 """Giving back: everything is tried, what failed stays in the ledger, and it can be said twice."""
 
 import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from tests.fakes.filter import FakeFilter
 from tests.fakes.hypervisor import FakeHypervisor
 from vtorque.deadline import Deadline
-from vtorque.errors import HypervisorError, StateError
+from vtorque.errors import GenerationClosed, HypervisorError, StateError
 from vtorque.model import Resource
 from vtorque.state import JobState
 from vtorque.teardown import DIRECTORY, DOMAIN, FILE, SHUTDOWN, release, release_unrecorded
@@ -160,3 +161,31 @@ def test_a_hypervisor_that_presses_no_button_still_destroys(record: JobState) ->
     hypervisor.fail_at = len(hypervisor.calls) + 1
     release(record, hypervisor=hypervisor, rules=FakeFilter(), deadline=soon())
     assert hypervisor.calls == ["create", "shutdown", "destroy"]
+
+
+@pytest.mark.parametrize("left", [True, False], ids=["something left", "nothing left"])
+def test_a_generation_that_somebody_else_closes_meanwhile_is_seen_to_be_empty(tmp_path: Path, left: bool) -> None:
+    class Raced(JobState):
+        @contextlib.contextmanager
+        def closing(self, *, deadline: Deadline) -> Iterator[None]:
+            if not left:
+                self.remove()
+            raise GenerationClosed(f"job {self.key} was torn down meanwhile")
+            yield
+
+    state, hypervisor = Raced(tmp_path / "state", "7.srv"), FakeHypervisor()
+    state.create()
+    if left:
+        take_all(state, hypervisor, tmp_path / "disks")
+    release(state, hypervisor=hypervisor, rules=FakeFilter(), deadline=soon())
+    assert not state.exists
+    assert hypervisor.domains(deadline=soon()) == {}
+
+
+def test_older_parts_of_a_console_log_go_with_it(record: JobState, tmp_path: Path) -> None:
+    console = tmp_path / "console.log"
+    with record.taking(Resource(kind=FILE, name=str(console)), deadline=soon()):
+        for name in ("console.log", "console.log.0", "console.log.1", "console.log.old"):
+            (tmp_path / name).touch()
+    release(record, hypervisor=FakeHypervisor(), rules=FakeFilter(), deadline=soon())
+    assert [path.name for path in tmp_path.glob("console*")] == ["console.log.old"]

@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
+from vtorque.backends import batch
 from vtorque.backends.batch.torque import Torque
-from vtorque.errors import Blame, CommandError, RequestError, StateError
+from vtorque.errors import Blame, CommandError, ConfigError, RequestError, StateError
 from vtorque.model import PelogKind
 
 PROLOGUE = ["7.srv", "ann", "grp", "my job", "nodes=1:ppn=2,other=vt1.abc,walltime=1", "batch", "", "/x/7.srv.SC"]
@@ -89,3 +90,8 @@ def test_the_job_id_is_the_last_word_of_qsub() -> None:
     assert Torque().job_id_from(b"note: something\n12[].srv.example.org\n") == "12[].srv.example.org"
     with pytest.raises(CommandError, match="printed no job id"):
         Torque().job_id_from(b"\n")
+
+
+def test_a_batch_system_that_is_none_of_ours_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"BATCH_SYSTEM: 'lsf' is not one of .*torque"):
+        batch.by_name("lsf")

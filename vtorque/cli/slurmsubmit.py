@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from vtorque import proc, qsub, sbatch, sbatchforms, sbatchlines
+from vtorque import foreground, qsub, sbatch, sbatchforms, sbatchlines
 from vtorque.cli import vsub
 from vtorque.qsub import CommandLine
 from vtorque.sbatch import Submit
@@ -39,7 +39,7 @@ def run(line: CommandLine, name: str, text: bytes, directives: Sequence[tuple[st
         sys.stdout.write(f"{shlex.join([*sbatch.environ_words(slurm.environ), *command])}\n")
         return 0
     environ = {**os.environ, **slurm.environ}
-    return proc.call_through(command, env=environ, terminal=interactive, shown=sbatch.job_id)[0]
+    return foreground.call_through(command, env=environ, terminal=interactive, shown=sbatch.job_id)[0]
 
 
 def _script(line: CommandLine, text: bytes, shell: str, login_shell: str, slurm: Submit) -> list[str]:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vtorque import __version__, accounting, config, files, observe, proc, report
+from vtorque import __version__, accounting, config, files, foreground, observe, report
 from vtorque.backends.hypervisor import Usage
 from vtorque.backends.hypervisor.libvirt import Libvirt
 from vtorque.cli import PREFIX
@@ -69,7 +69,7 @@ def enter(
         known.write_text(f"{address} {guest['host_key']}\n")
         argv = ssh_command(guest["address"], user=user, key=key, known_hosts=known, command=command,
                            terminal=has_terminal, seconds=seconds, port=port)
-        return proc.call_through(argv, env=os.environ, terminal=True)[0]
+        return foreground.call_through(argv, env=os.environ, terminal=True)[0]
 
 
 def ssh_command(

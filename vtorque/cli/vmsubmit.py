@@ -9,7 +9,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from vtorque import accounts, config, imageentry, proc, qsub, request, submission, submit
+from vtorque import accounts, config, foreground, imageentry, qsub, request, submission, submit
 from vtorque.backends import batch
 from vtorque.cli import PREFIX
 from vtorque.config import SiteConfig
@@ -113,7 +113,7 @@ def _submit(draft: Submission, site: SiteConfig, line: CommandLine, real: str) -
         encoded = request.encode(wanted._replace(public_key=directory.public_key))
         wrapper = _fill(directory, draft, dialect.script_comment(encoded))
         command = draft.command(real, wrapper, carried=dialect.submit_options(encoded))
-        status, printed = proc.call_through(
+        status, printed = foreground.call_through(
             command, env={**os.environ, **draft.environ}, terminal=draft.interactive,
             shown=shown,
         )
