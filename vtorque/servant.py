@@ -49,8 +49,6 @@ class Servant:
             raise DeadlineExceeded(f"{self._name} did not answer in time: {verb}") from None
         except OSError as error:
             raise Gone(str(error)) from error
-        if not line.endswith(b"\n"):
-            raise Gone("no answer")
         return _understood(line)
 
     def dismiss(self) -> None:
@@ -89,13 +87,12 @@ def _understood(line: bytes) -> Any:
 def _serve(make: Callable[[], object], orders: socket.socket) -> None:
     served = make()
     while handles := socket.recv_fds(orders, 1, 2)[1]:
-        call = socket.socket(fileno=handles[0])
-        threading.Thread(target=_obey, args=(served, call, *handles[1:]), daemon=True).start()
+        threading.Thread(target=_obey, args=(served, *handles), daemon=True).start()
 
 
-def _obey(served: object, call: socket.socket, *handles: int) -> None:
+def _obey(served: object, asker: int, *handles: int) -> None:
     # Who has asked may have given up meanwhile.
-    with contextlib.suppress(OSError), call, call.makefile("rb") as orders:
+    with contextlib.suppress(OSError), socket.socket(fileno=asker) as call, call.makefile("rb") as orders:
         order = json.loads(orders.readline())
         named: dict[str, Any] = {"handle": handles[0]} if handles else {}
         try:

@@ -2,9 +2,11 @@
 """Talking to guests without root's rights: what root's child may do, and what root believes of it."""
 
 import base64
+import contextlib
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -44,8 +46,9 @@ def soon() -> Deadline:
 class At(Apart):
     """The same, at the port of the tests' daemon."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, *, early: bool = False) -> None:
         self._at = port
+        super().__init__(early=early)
 
     def speaker(self) -> object:
         return Speaker(self._at)
@@ -191,8 +194,8 @@ def test_one_that_hangs_answers_too_much_or_nothing_is_given_up() -> None:
     b"[" * 90000 + b"\n", b'{"failed": "", "found": 1}',
 ])
 def test_an_answer_that_makes_no_sense_is_none(answer: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    def obey(served: object, call: socket.socket) -> None:
-        with call:
+    def obey(served: object, asker: int) -> None:
+        with socket.socket(fileno=asker) as call:
             call.sendall(answer)
 
     monkeypatch.setattr(servant, "_obey", obey)
@@ -270,3 +273,17 @@ def test_ssh_is_spoken_nowhere_but_in_the_child() -> None:
     root = Path(__file__).resolve().parents[2]
     done = subprocess.run([sys.executable, "-c", program, str(root)], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+def test_an_early_child_makes_the_keys_and_a_dead_one_is_done_without(daemon: Daemon) -> None:
+    with contextlib.closing(At(daemon.port, early=True)) as apart:
+        first, second = apart.make_key(), apart.make_key()
+        assert first != second and first.private.startswith("-----BEGIN OPENSSH PRIVATE KEY-----")
+        with apart.prover() as prover:
+            prover.open(
+                "127.0.0.1", user=USER, key=daemon.user.private, host_key=daemon.host.public, deadline=soon()
+            ).close()
+    with contextlib.closing(At(daemon.port, early=True)) as apart:
+        assert apart._child is not None
+        os.kill(apart._child._pid, signal.SIGKILL)
+        assert apart.make_key().public.startswith("ssh-ed25519 ")

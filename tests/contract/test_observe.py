@@ -22,7 +22,6 @@ from tests.builders import KEY, a_job, a_plan, a_request, a_site, an_account
 from tests.fakes.hypervisor import FakeHypervisor
 from vtorque import accounting, markers, orders, published, request
 from vtorque.accounting import Journal
-from vtorque.backends.hypervisor import Domains
 from vtorque.backends.hypervisor.libvirt import Libvirt
 from vtorque.backends.transport import keys
 from vtorque.cli import vmgr_guests
@@ -143,7 +142,7 @@ def scene() -> Iterator[Scene]:
 
 @pytest.mark.parametrize("kind", ["fake", "libvirt"])
 def test_usage_is_told_of_domains_that_exist(kind: str) -> None:
-    hypervisor: Domains = FakeHypervisor() if kind == "fake" else Libvirt("test:///default")
+    hypervisor: FakeHypervisor | Libvirt = FakeHypervisor() if kind == "fake" else Libvirt("test:///default")
     assert hypervisor.usage("a", deadline=Deadline(30)) is None
     hypervisor.create(XML.format(name="a", uuid=uuid4()), deadline=Deadline(30))
     used = hypervisor.usage("a", deadline=Deadline(30))

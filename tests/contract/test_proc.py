@@ -38,7 +38,8 @@ def test_a_failure_says_what_was_said_last() -> None:
 def test_output_is_passed_on_as_it_comes_and_kept(capfd: pytest.CaptureFixture[str]) -> None:
     status, printed = foreground.call_through(["/bin/sh", "-c", "echo 12.srv; exit 7"], env=os.environ, terminal=False)
     assert (status, printed, capfd.readouterr().out) == (7, b"12.srv\n", "12.srv\n")
-    status, printed = foreground.call_through(["/bin/sh", "-c", "echo seen; kill -INT $$"], env=os.environ, terminal=True)
+    command = ["/bin/sh", "-c", "echo seen; kill -INT $$"]
+    status, printed = foreground.call_through(command, env=os.environ, terminal=True)
     assert (status, printed, capfd.readouterr().out) == (130, b"", "seen\n")
 
 

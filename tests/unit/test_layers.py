@@ -37,10 +37,10 @@ LAYERS: list[tuple[str, ...]] = [
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 # Within a layer of several modules these lean on one another.
 SIDEWAYS = {("foreground", "proc"), ("deadline", "errors"), ("deadline", "wakeups"), ("files", "proc"),
-            ("become", "proc"), ("userside", "proc"), ("userside", "become"), ("servant", "become"), ("servant", "proc"),
-            ("config", "options"), ("config", "limits"), ("config", "sitefile"), ("config", "sitelines"),
-            ("config", "siteyaml"), ("siteyaml", "sitelines"), ("limits", "options"), ("request", "options"),
-            ("request", "metadata"),
+            ("become", "proc"), ("userside", "proc"), ("userside", "become"), ("servant", "become"),
+            ("servant", "proc"), ("config", "options"), ("config", "limits"), ("config", "sitefile"),
+            ("config", "sitelines"), ("config", "siteyaml"), ("siteyaml", "sitelines"), ("limits", "options"),
+            ("request", "options"), ("request", "metadata"),
             ("state", "backends"), ("names", "backends"), ("plan", "names"),
             ("doctor", "doctor_network"), ("doctor", "doctor_openpbs"),
             ("doctor", "doctor_service"), ("doctor", "doctor_slurm"), ("node", "state"), ("teardown", "state")}

@@ -68,13 +68,17 @@ def node(
     journal = Journal(
         accounting.directory(site), node=shape.name, begun=time.time() - ago, days=site.accounting_days
     )
-    with contextlib.closing(Aside(partial(_domains, site), child=waits, pulses=Pulses())) as hypervisor:
+    # Their children are forked before anything is loaded that only we need.
+    with (
+        contextlib.closing(Aside(partial(_domains, site), child=waits, pulses=Pulses())) as hypervisor,
+        contextlib.closing(Apart(early=waits)) as transport,
+    ):
         found = Node(
             site=site,
             shape=shape,
             hypervisor=hypervisor,
             addresses=partial(_addresses, site),
-            transport=Apart(),
+            transport=transport,
             filter=Nft(),
             surroundings=partial(_surroundings, site),
             templates=prefix / "templates-vm",

@@ -41,10 +41,6 @@ class Domains(Protocol):
         """Whether the domain exists and has not stopped."""
         ...
 
-    def usage(self, name: str, *, deadline: Deadline) -> Usage | None:
-        """What the domain does and has used so far; None when there is no such domain."""
-        ...
-
     def close(self) -> None:
         """Give back what is open."""
         ...

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from vtorque import servant
-from vtorque.backends.hypervisor import Domains, Usage
+from vtorque.backends.hypervisor import Domains
 from vtorque.backends.hypervisor.pulse import Pulses
 from vtorque.deadline import Deadline
 from vtorque.servant import Servant
@@ -58,14 +58,9 @@ class Aside:
         """What tells when one of the guests has ended that were asked about."""
         yield self._pulses
 
-    def usage(self, name: str, *, deadline: Deadline) -> Usage | None:
-        """What the domain does and has used so far."""
-        return self._itself().usage(name, deadline=deadline)
-
     def rest(self) -> None:
         """Let the child go. What it has begun libvirtd ends."""
-        with self._lock:
-            gone, self._servant = self._servant, None
+        gone, self._servant = self._servant, None
         if gone is not None:
             gone.dismiss()
 

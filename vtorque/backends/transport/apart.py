@@ -18,23 +18,45 @@ from vtorque.servant import Servant
 
 _PORT = 22
 _CLOSE_SECONDS = 1.0
+_KEY_SECONDS = 30.0
 
 
 class Apart:
-    """SSH that is spoken in a child."""
+    """SSH that is spoken in a child.
+
+    With `early` the child is forked at once, has its libraries while root still plans, and makes the keys
+    with them. It has not spoken to anybody then.
+    """
+
+    def __init__(self, *, early: bool = False) -> None:
+        self._child = self._fork() if early else None
 
     def make_key(self) -> KeyPair:
         """A new ed25519 key."""
+        if self._child is not None:
+            with contextlib.suppress(servant.Gone):
+                private, public = self._child.ask("make_key", deadline=Deadline(_KEY_SECONDS))
+                return KeyPair(private=private, public=public)
         return keys.make()
 
     @contextlib.contextmanager
     def prover(self) -> Iterator[Prover]:
         """A child that is there as long as the `with` lasts."""
-        child = Servant("SSH", self.speaker, identity=servant.NOBODY)
+        if self._child is None:
+            self._child = self._fork()
         try:
-            yield _Prover(child)
+            yield _Prover(self._child)
         finally:
+            self.close()
+
+    def close(self) -> None:
+        """Let the child go."""
+        child, self._child = self._child, None
+        if child is not None:
             child.dismiss()
+
+    def _fork(self) -> Servant:
+        return Servant("SSH", self.speaker, identity=servant.NOBODY)
 
     def speaker(self) -> object:
         """What the child does; made there."""

@@ -4,6 +4,7 @@
 import base64
 import itertools
 
+from vtorque.backends.transport import keys
 from vtorque.backends.transport.ssh import Ssh, SshSession
 from vtorque.deadline import Deadline
 
@@ -15,6 +16,11 @@ class Speaker:
         self._ssh = Ssh(port)
         self._sessions: dict[str, SshSession] = {}
         self._numbers = itertools.count()
+
+    def make_key(self, *, deadline: Deadline) -> list[str]:
+        """A new key: its private and its public half."""
+        made = keys.make()
+        return [made.private, made.public]
 
     def open(self, address: str, user: str, key: str, host_key: str, *, deadline: Deadline) -> str:
         """Log in; the session's number."""
