@@ -76,7 +76,8 @@ def _counts(lines: Sequence[str], home: Path, user: int) -> Counts:
         name, words, value = match["name"], match["words"], int(match["value"])
         if name in _FORKS:
             processes += "CLONE_THREAD" not in words
-            users[str(value)] = users.get(pid, user)
+            # The child may have become somebody else before its parent was told that there is one.
+            users.setdefault(str(value), users.get(pid, user))
         elif name in _BECOMES:
             users[pid] = int(words.split(",")[0])
         elif name in _WRITES and (opened := _OPENED.match(words)) and not opened["path"].startswith("/dev/"):
