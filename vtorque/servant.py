@@ -20,8 +20,7 @@ NOBODY = Identity(uid=65534, gid=65534, groups=())
 
 # The child keeps the deadline itself, and says what it could not do in time.
 _MARGIN_SECONDS = 1.0
-_LONGEST_ANSWER = 1 << 20
-_LONGEST_TEXT = 4096
+_LONGEST_ANSWER, _LONGEST_TEXT = 1 << 20, 4096
 
 
 class Gone(Exception):
@@ -32,7 +31,6 @@ class Servant:
     """What `make` makes, in a child that has become `identity`, or stays who we are.
 
     Arguments and results are what JSON can say; one descriptor may go along.
-
     Threads may ask at the same time. Of what the child says no more is believed than that it says so.
     """
 
@@ -54,8 +52,11 @@ class Servant:
     def dismiss(self) -> None:
         """Let the child go, whatever it is doing."""
         self._orders.close()
-        os.kill(self._pid, signal.SIGKILL)
-        os.waitpid(self._pid, 0)
+        # Where SIGCHLD is ignored nobody waits for it, and its number may be somebody else's.
+        with contextlib.suppress(ChildProcessError, ProcessLookupError):
+            if os.waitpid(self._pid, os.WNOHANG)[0] == 0:
+                os.kill(self._pid, signal.SIGKILL)
+                os.waitpid(self._pid, 0)
 
     def _exchange(self, order: dict[str, object], handle: int | None, seconds: float) -> bytes:
         """One order has one connection, so that none waits for another."""

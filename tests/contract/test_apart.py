@@ -137,6 +137,23 @@ def test_others_who_are_nobody_cannot_look_into_it() -> None:
         ordinary.kill()
 
 
+@pytest.mark.parametrize("ignored", [False, True])
+def test_one_that_has_ended_is_let_go_as_well(ignored: bool) -> None:
+    """A mom may hand down that nobody waits for children."""
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN if ignored else signal.SIG_DFL)
+    try:
+        with told_by(Hostile) as child:
+            with pytest.raises(Gone):
+                child.ask("die", deadline=soon())
+            ends = Deadline(20).ticks(doing="see it end")
+            while next(ends, True) is None and Path(f"/proc/{child._pid}/exe").exists():
+                pass
+        with told_by(Hostile):
+            pass
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+
+
 def test_a_child_that_stays_root_would_be_noticed() -> None:
     child = Servant("it", Looking, identity=servant.ROOT)
     try:

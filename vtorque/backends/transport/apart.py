@@ -17,8 +17,7 @@ from vtorque.errors import DeadlineExceeded, GuestError, TransportError, Vtorque
 from vtorque.servant import Servant
 
 _PORT = 22
-_CLOSE_SECONDS = 1.0
-_KEY_SECONDS = 30.0
+_CLOSE_SECONDS, _KEY_SECONDS = 1.0, 30.0
 
 
 class Apart:
