@@ -23,7 +23,7 @@ PIPE, DEVNULL = subprocess.PIPE, subprocess.DEVNULL
 Child = subprocess.Popen[bytes]
 """A started process."""
 
-_EXCERPT = 2000
+_EXCERPT, _MOST_KILLED = 2000, 10_000
 
 
 class Result(NamedTuple):
@@ -150,12 +150,13 @@ def kill_session(leader: int, number: signal.Signals = signal.SIGKILL) -> None:
     Torque's `pelogalm()` behaves too (prolog.c:296-342).
     """
     told: set[int] = set()
-    # Once more as long as there are new ones: who is being killed may have had a child meanwhile.
-    while new := set(session_members(leader)) - told:
-        for pid in new:
+    # Once more as long as there are new ones: who is being killed may have had a child meanwhile. Not for ever.
+    while len(told) < _MOST_KILLED and (new := [pid for pid in session_members(leader) if pid not in told]):
+        # The leader first: a shell that sees its command die ends with a status before its own signal comes.
+        for pid in sorted(new, key=lambda pid: pid != leader):
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, number)
-        told |= new
+        told.update(new)
 
 
 def session_members(leader: int) -> list[int]:

@@ -74,6 +74,16 @@ def test_who_is_born_while_a_session_is_killed_is_killed_as_well(monkeypatch: py
     assert killed == [(1 << 30, signal.SIGKILL), ((1 << 30) + 1, signal.SIGKILL)]
 
 
+def test_of_a_session_the_leader_is_killed_first_and_a_flood_not_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    killed: list[int] = []
+    monkeypatch.setattr(os, "kill", lambda pid, number: killed.append(pid))
+    monkeypatch.setattr(proc, "session_members", lambda leader: [7, 8, 9])
+    proc.kill_session(8)
+    assert killed == [8, 7, 9]
+    monkeypatch.setattr(proc, "session_members", lambda leader: [len(killed)])
+    proc.kill_session(8)
+
+
 def test_ctrl_c_is_left_to_the_command(capfd: pytest.CaptureFixture[str]) -> None:
     def shown(data: bytes) -> bytes:
         signal.raise_signal(signal.SIGINT)
