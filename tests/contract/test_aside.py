@@ -278,6 +278,30 @@ def test_a_guest_that_is_destroyed_is_looked_for_anew(tmp_path: Path) -> None:
     there.close()
 
 
+def test_an_end_is_told_to_one_of_all_who_wait_and_breaks_none(tmp_path: Path) -> None:
+    pulses, broken = Pulses(tmp_path), list[BaseException]()
+
+    def hear() -> None:
+        try:
+            for _ in range(50):
+                wakeups.wait(0.001, pulses)
+        except OSError as error:
+            broken.append(error)
+
+    with contextlib.ExitStack() as guests:
+        children = [guests.enter_context(guest(f"g{number}", tmp_path)) for number in range(20)]
+        assert all(pulses.beats(f"g{number}") for number in range(20))
+        threads = [threading.Thread(target=hear) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for child in children:
+            child.kill()
+        for thread in threads:
+            thread.join()
+        assert not broken
+    pulses.close()
+
+
 def test_threads_that_ask_about_the_same_guest_hold_one_descriptor(tmp_path: Path) -> None:
     pulses = Pulses(tmp_path)
     before = descriptors()

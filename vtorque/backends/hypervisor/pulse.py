@@ -13,8 +13,6 @@ from pathlib import Path
 DIRECTORY = Path("/run/libvirt/qemu")
 """Where libvirt notes the process of each of its guests, `<name>.pid` (virPidFileBuildPath, qemu_process.c)."""
 
-_LONGEST_PID = 32
-
 
 class Pulses:
     """The guests that were asked about, by name; a `Wakeup` that tells when one of them has ended."""
@@ -43,7 +41,7 @@ class Pulses:
         """A pidfd of the guest's process: of the very one, whatever has its number later."""
         with contextlib.suppress(OSError, ValueError, OverflowError), contextlib.ExitStack() as held:
             with (self._directory / f"{name}.pid").open() as file:
-                pid = int(file.read(_LONGEST_PID))
+                pid = int(file.read(32))
             handle = os.pidfd_open(pid)
             held.callback(os.close, handle)
             # Held now, it is looked at: the number in an old file may be anybody's. QEMU's own name for
@@ -65,9 +63,10 @@ class Pulses:
         return self._epoll.fileno()
 
     def drain(self) -> None:
-        """Those that have ended tell it once."""
-        for handle, _ in self._epoll.poll(0):
-            self._epoll.unregister(handle)
+        """Those that have ended tell it once, to one of all who wait."""
+        with self._lock:
+            for handle, _ in self._epoll.poll(0):
+                self._epoll.unregister(handle)
 
     def close(self) -> None:
         """Look no more."""
