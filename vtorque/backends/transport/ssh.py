@@ -71,6 +71,8 @@ class Ssh:
             raise LoginRefused(f"the guest at {address} does not let {user} in") from error
         except (paramiko.SSHException, OSError, EOFError) as error:
             transport.close()
+            # paramiko's own thread may notice before we do that there is no time left.
+            deadline.require(f"learn who is at {address}")
             raise TransportError(f"no SSH with the guest at {address}: {error}") from error
         except BaseException:
             transport.close()
