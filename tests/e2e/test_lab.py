@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The lab itself: repeatable, repairable, and not for somebody else's things."""
 
+import contextlib
 import json
+import os
+import signal
 import subprocess
 import time
 from collections.abc import Iterator
@@ -9,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.conftest import PREFIX, Lab
+from tests.e2e import traces
+from tests.e2e.conftest import PREFIX, Lab, processes_of_the_lab, take_down
 from tests.e2e.traces import STRANGER, Strangers
 from vtorque import lab
 from vtorque.backends.transport import keys
@@ -59,6 +63,27 @@ def test_what_has_the_labs_names_and_is_not_the_labs_is_refused(the_lab: Lab) ->
 def test_status_is_for_scripts_too(the_lab: Lab) -> None:
     done = subprocess.run([parts.PROGRAM / "scripts/vmgr", "lab", "status", "--json"], capture_output=True, check=True)
     assert set(json.loads(done.stdout).values()) == {True}
+
+
+def test_a_lab_that_is_killed_under_its_job_is_taken_down_without_a_trace(the_lab: Lab, strangers: Strangers) -> None:
+    assert strangers.leave() == []
+    take_down()
+    before = traces.of_the_kernel()
+    try:
+        lab.up(PREFIX, progress=print)
+        the_lab.submit(the_lab.write("long.sh", "#!/bin/sh\ntouch up\nsleep 1000\n"))
+        the_lab.appears("up")
+        for pid in processes_of_the_lab():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        left = {name.split()[0] for name in set(traces.of_the_kernel()) - set(before)}
+        assert left >= {"cgroup", "table"}, "nothing was left that somebody had to clear away"
+        take_down()
+        assert set(traces.of_the_kernel()) - set(before) == set()
+    finally:
+        lab.up(PREFIX, progress=print)
+        strangers.come()
+        the_lab.watch()
 
 
 def test_whatever_is_left_on_the_machine_is_told(the_lab: Lab) -> None:

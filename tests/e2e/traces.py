@@ -43,7 +43,7 @@ STAYS = {
 }
 """Paths that do not count, and why."""
 
-A_MOMENT = re.compile("left: ([a-z0-9]+ )?(process|lock) ")
+A_MOMENT = re.compile("left: ([a-z0-9]+ )?(process|lock|file [^ ]*/state/guards/[^ ]*$)")
 """What may end a moment after its job: who sees for himself that it is over."""
 
 STRANGER = "stranger"
@@ -67,6 +67,11 @@ def take() -> dict[str, str]:
             seen = Watched(domains=libvirt, nodes=own, daemons=_daemons(), descriptors=False).take()
         found |= {f"{view.host} {name}".strip(): look for name, look in seen.items()}
     return found
+
+
+def of_the_kernel() -> dict[str, str]:
+    """What nobody's files show of this machine: rules, interfaces and control groups; and libvirt's guests."""
+    return Watched(places=_LIBVIRT, nodes=(Node(pid=os.getpid(), alone=False),), descriptors=False).take()
 
 
 def _of_the_machine() -> Watched:
@@ -94,15 +99,6 @@ def _daemons() -> set[int]:
 def _keeper(view: nodes.View) -> int:
     pid: int = json.loads((nodes.DIRECTORY / view.host / "place.json").read_text())["pid"]
     return pid
-
-
-def forget_groups() -> None:
-    """Remove the control groups of guests whose lab was killed: libvirt would take one for that of a new guest."""
-    for group in Path("/sys/fs/cgroup").glob("*/machine/qemu-*.libvirt-qemu"):
-        # Those that have processes refuse.
-        with contextlib.suppress(OSError):
-            for place in (*group.glob("*/"), group):
-                place.rmdir()
 
 
 class Strangers:

@@ -89,6 +89,13 @@ class Cluster(Part):
         # Not when a node is still there: `down` says so.
         with contextlib.suppress(OSError):
             DIRECTORY.rmdir()
+        # All nodes have one tree of control groups, and of a libvirt that was killed guests' own remain.
+        guests = "machine/qemu-*.lab*.libvirt-qemu"
+        for group in (*Path("/sys/fs/cgroup").glob(guests), *Path("/sys/fs/cgroup").glob(f"*/{guests}")):
+            # Those that have processes refuse.
+            with contextlib.suppress(OSError):
+                for place in (*group.glob("*/"), group):
+                    place.rmdir()
 
     def is_up(self) -> bool:
         return all((ROOT / name).exists() for name in self._files)

@@ -15,7 +15,7 @@ from vtorque.deadline import Deadline
 from vtorque.errors import CommandError
 from vtorque.lab import nodes
 from vtorque.lab.daemons import Daemon
-from vtorque.lab.parts import ADDRESS, PROGRAM, ROOT, USER, Part, answers, kvm_is_usable
+from vtorque.lab.parts import ADDRESS, PROGRAM, ROOT, USER, Account, Part, answers, do, kvm_is_usable
 
 _LIBVIRT_SOCKET = Path("/run/libvirt/libvirt-sock")
 _SECONDS = 60.0
@@ -139,12 +139,43 @@ class Engine(Part):
         self._daemon.require(self._home / "server.sock", deadline=Deadline(_SECONDS))
 
     def down(self) -> None:
+        was_running = self._daemon.is_running()
         # It ends its jobs first, and their guests with them.
         self._daemon.stop(patience=_LAST_JOBS_SECONDS)
+        if not was_running and not self._hosts and (PROGRAM / "etc").is_dir():
+            self._end_jobs()
         shutil.rmtree(self._home, ignore_errors=True)
 
     def is_up(self) -> bool:
         return self._daemon.is_running() and answers(self._home / "server.sock")
+
+    def _end_jobs(self) -> None:
+        """End the jobs of an engine that was killed, and have given back what they held. Simulated nodes need none."""
+        for _ in Deadline(_SECONDS).ticks(doing="end the lab's jobs"):
+            serving = _serving_jobs()
+            if not serving:
+                break
+            for pid in serving:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+        # No job is known any more.
+        shutil.rmtree(self._home / "mom_priv/jobs", ignore_errors=True)
+        Hypervisor().up()
+        do("env", "-i", str(PROGRAM / "scripts/vmgr"), "sweep")
+
+
+def _serving_jobs() -> list[int]:
+    """Lives, hooks and guards of jobs of an engine for this machine, and all that the jobs' user runs."""
+    uid = pwd.getpwnam(USER).pw_uid if Account().is_up() else -1
+    ours = {os.fsencode(PROGRAM / "scripts" / name) for name in ("local/pbs_mom", "hook")}
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            argv = (entry / "cmdline").read_bytes()
+            # One that has ended, and that nobody has waited for, has none.
+            if argv and (entry.stat().st_uid == uid or ours & {*argv.split(b"\0")}):
+                found.append(int(entry.name))
+    return found
 
 
 def _set_up(mom_priv: Path) -> None:
