@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from vtorque import limits, reslist, resolve, resources, submit, vmoptions
 from vtorque.errors import RequestError
-from vtorque.job import Account, Image
+from vtorque.job import Account, Image, VmRequest
 from vtorque.options import SiteConfig
 from vtorque.qsub import OPENPBS, SLURM, CommandLine, Grammar, Header
 from vtorque.reslist import Options
@@ -117,7 +117,7 @@ def prepare(
         resolved=resolved,
         words=words,
         slurm=slurm,
-        notes=(*resolved.notes, *notes),
+        notes=(*resolved.notes, *notes, *_of_elements(resolved.request, options, around.grammar)),
         script=script,
         shell=_shell(options, around.account.shell),
         exported=frozenset(submit.exported_names(lists, everything="V" in letters, environ=around.environ)),
@@ -233,6 +233,15 @@ def _elements(options: Sequence[tuple[str, str]], grammar: Grammar) -> int:
         first, last, step = int(match[1]), int(match[2] or match[1]), int(match[3] or 1)
         count += max(0, (last - first) // max(1, step) + 1)
     return min(max(1, count), _MOST_ELEMENTS)
+
+
+def _of_elements(wanted: VmRequest, options: Sequence[tuple[str, str]], grammar: Grammar) -> tuple[str, ...]:
+    """What goes wrong for some elements of an array only, and hours later."""
+    letter, text = next(((letter, text) for letter, text in reversed(options) if letter in grammar.arrays), ("", ""))
+    if not wanted.disk or wanted.elements == 1 or text.partition("%")[2].strip() == "1":
+        return ()
+    one = f"-{letter} {text.partition('%')[0].strip()}%1"
+    return (f"-vm disk=: one job has it at a time, and elements that start meanwhile fail; {one} runs them in turn",)
 
 
 def _shell(options: Sequence[tuple[str, str]], login_shell: str) -> str:

@@ -301,6 +301,14 @@ class TestKinds:
         assert front.request().elements == 7
         assert (JOBS / "12[].srv").readlink() == Path(made(front).name)
 
+    @pytest.mark.parametrize(("array", "told"), [("1-3", "-t 1-3%1"), ("1-3%2", "-t 1-3%1"), ("1-3%1", ""), ("3", "")])
+    def test_elements_that_would_want_one_disk_at_once_are_told_of(self, front: Front, array: str, told: str) -> None:
+        front.qsub(prints="12[].srv\\n")
+        done = front.run("-t", array, "-vm", "vcpus=1,disk=data.img:1G", front.script(b"#!/bin/sh\necho\n"))
+        assert done.returncode == 0
+        assert (b"one job has it at a time" in done.stderr) == bool(told)
+        assert told.encode() in done.stderr
+
     def test_openpbs_has_arrays_and_requests_of_its_own(self, front: Front) -> None:
         front.configure(BATCH_SYSTEM="openpbs")
         front.qsub(prints="12[].srv\\n")
