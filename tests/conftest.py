@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 from collections.abc import Iterator
+from os import umask
 
 import hypothesis
 import pytest
@@ -13,6 +14,9 @@ import pytest
 # A shared machine stands still now and then: hypothesis must not measure how long an example took.
 hypothesis.settings.register_profile("vtorque", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile("vtorque")
+
+
+UMASK = 0o022
 
 
 class ForbiddenError(BaseException):
@@ -23,6 +27,7 @@ def pytest_configure(config: pytest.Config) -> None:
     # Whoever starts us in the background has it ignored, and so would all that we start.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGQUIT, signal.SIG_DFL)
+    umask(UMASK)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -53,3 +58,11 @@ def _no_world(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
         monkeypatch.setattr(os, "fork", refuse)
         monkeypatch.setattr(socket.socket, "connect", refuse)
     yield
+
+
+@pytest.fixture(autouse=True)
+def _umask() -> Iterator[None]:
+    """A test that leaves us another umask would have those after it fail."""
+    yield
+    # Not by its name in `os`, which a test may have replaced.
+    assert umask(UMASK) == UMASK

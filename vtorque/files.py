@@ -9,16 +9,19 @@ import contextlib
 import errno
 import os
 import stat
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 from vtorque.errors import ConfigError, StateError
 
+_UMASK = threading.Lock()
+
 
 def directory(path: Path, *, mode: int) -> None:
     """Make a directory of root's own, of `mode` whatever the umask is, and what is missing above it.
 
-    Through what is above everybody may pass: other things of ours are there, too. To be called by one thread only.
+    Through what is above everybody may pass: other things of ours are there, too.
     """
     if path.is_dir():
         return
@@ -28,13 +31,18 @@ def directory(path: Path, *, mode: int) -> None:
 
 
 def new_directory(path: Path, *, mode: int) -> None:
-    """Make one, which must not exist (FileExistsError), of `mode` whatever the umask is; by one thread only."""
-    # Whoever is killed must not leave one of another mode, which would stay so.
-    before = os.umask(0)
-    try:
-        path.mkdir(mode=mode)
-    finally:
-        os.umask(before)
+    """Make one, which must not exist (FileExistsError), of `mode` whatever the umask is.
+
+    What another thread creates meanwhile has to be given its mode, too, as everything here is.
+    """
+    # Of two threads the second would take the first one's for what was there before, and leave us without any.
+    with _UMASK:
+        # Whoever is killed must not leave one of another mode, which would stay so.
+        before = os.umask(0)
+        try:
+            path.mkdir(mode=mode)
+        finally:
+            os.umask(before)
 
 
 def write_new(path: Path, data: bytes, *, mode: int, group: int = -1, durable: bool = True) -> None:
@@ -46,20 +54,24 @@ def write_new(path: Path, data: bytes, *, mode: int, group: int = -1, durable: b
     try:
         os.fchown(handle, -1, group)
         os.fchmod(handle, mode)
-        view = memoryview(data)
-        while view:
-            view = view[os.write(handle, view):]
+        write_all(handle, data)
         if durable:
             os.fsync(handle)
     finally:
         os.close(handle)
 
 
+def write_all(handle: int, data: bytes) -> None:
+    """Write every byte to a descriptor."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(handle, view):]
+
+
 def replace(path: Path, data: bytes, *, mode: int, group: int = -1) -> None:
     """Put `data` at `path` in one step: a reader sees the old file or the new one, whole."""
     fresh = path.with_name(f".{path.name}.{os.getpid()}")
-    with contextlib.suppress(FileNotFoundError):
-        fresh.unlink()
+    fresh.unlink(missing_ok=True)
     write_new(fresh, data, mode=mode, group=group)
     fresh.rename(path)
 

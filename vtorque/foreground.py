@@ -8,7 +8,8 @@ import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from vtorque.errors import CommandError
-from vtorque.proc import Child, write_all
+from vtorque.files import write_all
+from vtorque.proc import Child
 
 
 def call(argv: Sequence[str], *, env: Mapping[str, str]) -> tuple[int, bytes]:

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterator
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 
-from vtorque import names, netfilter, proc, topology
+from vtorque import files, names, netfilter, proc, topology
 from vtorque.config import SiteConfig
 from vtorque.deadline import Deadline
 from vtorque.errors import ConfigError, GenerationClosed, VtorqueError
@@ -47,7 +47,7 @@ def fence(plan: JobPlan, *, node: Node, state: JobState, deadline: Deadline) -> 
     table = Resource(kind=FILTER, name=names.table(plan.job.key, node.site))
     with state.taking(table, deadline=deadline), _kept(state, deadline) as handle:
         os.ftruncate(handle, 0)
-        proc.write_all(handle, rules.encode())
+        files.write_all(handle, rules.encode())
         node.filter.load(rules, deadline=deadline)
 
 
@@ -56,7 +56,7 @@ def pin(vm: VmPlan, address: str, *, node: Node, state: JobState, deadline: Dead
     if node.site.network_filter:
         rules = netfilter.pinned(state.key, vm, address, node.site)
         with state.act(deadline=deadline), _kept(state, deadline) as handle:
-            proc.write_all(handle, rules.encode())
+            files.write_all(handle, rules.encode())
             node.filter.load(rules, deadline=deadline)
             state.audit.note("pin", Resource(kind=FILTER, name=f"{vm.tap} {address}"))
 

@@ -113,13 +113,6 @@ def spawn(
         ) from error
 
 
-def write_all(handle: int, data: bytes) -> None:
-    """Write every byte to a descriptor."""
-    view = memoryview(data)
-    while view:
-        view = view[os.write(handle, view):]
-
-
 def detach(child: Child) -> int:
     """Let a child outlive us, and stop subprocess from warning that it does; its process id."""
     child.returncode = 0

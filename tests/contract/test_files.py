@@ -6,6 +6,8 @@ import os
 import pwd
 import signal
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import pytest
 from vtorque import become
 from vtorque.deadline import Deadline
 from vtorque.errors import ConfigError, StateError
-from vtorque.files import give, read, require_trusted
+from vtorque.files import give, new_directory, read, require_trusted
 from vtorque.proc import Identity
 from vtorque.userclerk import Clerk
 from vtorque.userside import UserSide
@@ -72,6 +74,18 @@ def test_a_link_is_not_followed(side: UserSide, home: Path, tmp_path: Path, targ
     (home / ".vtorque" / ID / "phases").symlink_to(target.format(outside=tmp_path))
     assert not side.append("phases", "x\n", deadline=soon())
     assert victim.read_text() == "precious"
+
+
+def test_directories_that_several_threads_make_have_their_modes_and_the_umask_stays(tmp_path: Path) -> None:
+    before = os.umask(0o077)
+    paths = [tmp_path / str(number) for number in range(2000)]
+    try:
+        with ThreadPoolExecutor(8) as threads:
+            list(threads.map(partial(new_directory, mode=0o711), paths))
+    finally:
+        after = os.umask(before)
+    assert after == 0o077
+    assert {path.stat().st_mode & 0o7777 for path in paths} == {0o711}
 
 
 def test_a_job_directory_that_is_a_link_is_not_entered(side: UserSide, home: Path, tmp_path: Path) -> None:

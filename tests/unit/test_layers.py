@@ -36,7 +36,7 @@ LAYERS: list[tuple[str, ...]] = [
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 # Within a layer of several modules these lean on one another.
-SIDEWAYS = {("foreground", "proc"), ("deadline", "errors"), ("deadline", "wakeups"), ("files", "proc"),
+SIDEWAYS = {("foreground", "proc"), ("deadline", "errors"), ("deadline", "wakeups"), ("foreground", "files"),
             ("become", "proc"), ("userside", "proc"), ("userside", "become"), ("servant", "become"),
             ("servant", "proc"), ("config", "options"), ("config", "limits"), ("config", "sitefile"),
             ("config", "sitelines"), ("config", "siteyaml"), ("siteyaml", "sitelines"), ("limits", "options"),

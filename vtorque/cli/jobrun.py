@@ -17,7 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from vtorque import config, display, files, proc, published, run, wakeups
+from vtorque import config, display, files, published, run, wakeups
 from vtorque.backends import batch
 from vtorque.backends.transport import Session, Terminal
 from vtorque.backends.transport.ssh import Ssh
@@ -228,7 +228,7 @@ def _size() -> tuple[int, int]:
 
 
 def _writer(handle: int) -> Callable[[bytes], Any]:
-    return lambda data: proc.write_all(handle, data)
+    return lambda data: files.write_all(handle, data)
 
 
 def _say(message: str) -> None:

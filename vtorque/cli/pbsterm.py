@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 
-from vtorque import proc
+from vtorque import files
 from vtorque.cli.pbsclient import Answer, ask, jobs
 from vtorque.mom import wire
 from vtorque.mom.wire import Hello, Outlet, WindowSize
@@ -197,7 +197,7 @@ class _Relay:
             return True
         except OSError:
             return False
-        proc.write_all(1, data)
+        files.write_all(1, data)
         return bool(data)
 
     def _take(self) -> bool:
