@@ -30,9 +30,9 @@ MODULES = ("virtio_pci", "virtio_blk", "virtio_net", "isofs", "nfsv4", "virtiofs
            "virtio_console", "pvpanic-mmio")
 MODULES_9P = ("9p", "9pnet_virtio")
 APPLETS = """
-sh ash awk cat chmod chown cp cut date dd df echo env grep head hostname id insmod ip kill ln ls mkdir mktemp mount
-mv nproc od ping ps pwd rm sed setsid sleep sort stat stty sync tail tee test timeout touch tr tty true umount uname
-uniq uptime wc whoami
+sh ash awk cat chmod chown cp cut date dd df echo env grep head hostname id insmod ip kill ln ls mkdir mknod mktemp
+mount mv nproc od ping ps pwd rm sed setsid sleep sort stat stty sync tail tee test timeout touch tr tty true umount
+uname uniq uptime wc whoami
 """.split()  # noqa: SIM905
 PROGRAMS = ("/usr/sbin/sshd", "/usr/bin/ssh", "/usr/sbin/mkfs.ext4")
 CMDLINE = "console=ttyS0 quiet net.ifnames=0 random.trust_cpu=1 audit=0 cryptomgr.notests no_timer_check"
