@@ -21,10 +21,9 @@ import pytest
 
 from tests.builders import a_job, a_request, a_shape, a_site, an_image
 from tests.crash import timeless
-from tests.fakes.filter import FakeFilter
-from tests.fakes.guest import HOST_KEY, FakeAddresses, FakeTransport
+from tests.fakes.guest import HOST_KEY
 from tests.fakes.hypervisor import FakeHypervisor, _Domain
-from tests.fakes.network import SURROUNDINGS
+from tests.fakes.node import a_node
 from vtorque import admission, bringup, demand, discover, guard, guardpost, lifecycle, plan, request
 from vtorque.backends.transport import KeyPair
 from vtorque.boot import Started
@@ -136,12 +135,10 @@ class _SimNode:
         self.cpus: dict[str, VmPlan] = {}
         self.guards: list[tuple[Orders, int]] = []
         self.cut_off = False
-        self.node = Node(
-            site=a_site(state_dir=str(self.root / "run"), disk_dir=str(self.root / "disks"), torque_home=str(self.root),
-                        min_uid=1, host_os_core_count=0, host_os_ram_mb=0, requeue_limit=3),
+        self.node = a_node(
+            a_site(state_dir=str(self.root / "run"), disk_dir=str(self.root / "disks"), torque_home=str(self.root),
+                   min_uid=1, host_os_core_count=0, host_os_ram_mb=0, requeue_limit=3),
             shape=a_shape(name=self.name, cpus=tuple(range(_CORES))), hypervisor=self.hypervisor,
-            addresses=lambda guests, deadline: FakeAddresses(()), transport=FakeTransport({}), templates=Path("/"),
-            filter=FakeFilter(), surroundings=lambda deadline: SURROUNDINGS, announce="", qemu_ids=(0, 0),
         )
 
     def launch(self, told: Orders, place: int) -> None:

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.builders import KEY, a_job, a_plan, a_shape, a_site
+from tests.builders import KEY, a_job, a_plan, a_site
 from tests.fakes.filter import FakeFilter
 from tests.fakes.guest import FakeAddresses, FakeSession, FakeTransport
 from tests.fakes.hypervisor import FakeHypervisor
-from tests.fakes.network import SURROUNDINGS
+from tests.fakes.node import a_node
 from vtorque import discover, names, wakeups
 from vtorque.announcement import Announcement
 from vtorque.backends.transport import KeyPair
@@ -21,7 +21,6 @@ from vtorque.boot import Started
 from vtorque.deadline import Deadline
 from vtorque.errors import HypervisorError, TransportError, VtorqueError
 from vtorque.model import Guest
-from vtorque.node import Node
 from vtorque.state import JobState
 from vtorque.wakeups import Changes, Wakeup
 
@@ -97,10 +96,9 @@ class Scene:
         rules = FakeFilter()
         self.state = JobState(root, "7.srv")
         self.state.create()
-        self.node = Node(
-            site=a_site(state_dir=str(root)), shape=a_shape(), hypervisor=self.hypervisor,
-            addresses=lambda guests, deadline: Sleepy(deaf=deaf), transport=self.transport, templates=root,
-            filter=rules, surroundings=lambda deadline: SURROUNDINGS, announce="", qemu_ids=(0, 0),
+        self.node = a_node(
+            a_site(state_dir=str(root)), hypervisor=self.hypervisor, transport=self.transport, filter=rules,
+            addresses=lambda guests, deadline: Sleepy(deaf=deaf),
         )
         self.node.journal.begin(a_job())
         rules.loaded[names.table("7.srv", self.node.site)] = []

@@ -18,14 +18,13 @@ from tests.builders import KEY, a_job, a_request, a_shape, a_site
 from tests.fakes.filter import FakeFilter
 from tests.fakes.guest import FakeAddresses, FakeSession, FakeTransport
 from tests.fakes.hypervisor import FakeHypervisor
-from tests.fakes.network import SURROUNDINGS
+from tests.fakes.node import a_node
 from vtorque import accounts, images, lifecycle, plan, request
 from vtorque.backends.transport import KeyPair
 from vtorque.deadline import Deadline
 from vtorque.errors import CommandError, ImageError, VtorqueError
 from vtorque.guard import Orders
 from vtorque.model import Job, VmPlan
-from vtorque.node import Node
 
 pytestmark = [
     pytest.mark.runs,
@@ -54,16 +53,14 @@ class Scene:
         self.hypervisor = FakeHypervisor(fail_at=fail_at)
         self.filter = FakeFilter()
         said = says or f"ready {plan.guest_uuid(self.job.id, 0)}\n".encode()
-        self.node = Node(
-            site=a_site(**{
+        self.node = a_node(
+            a_site(**{
                 "state_dir": str(root / "run"), "disk_dir": str(root / "disks"), "vm_img_dir": str(pool),
                 "torque_home": str(root), "min_uid": 1, "requeue_limit": 1, "timeout": 5, **site,
             }),
-            shape=a_shape(), hypervisor=self.hypervisor,
+            hypervisor=self.hypervisor, filter=self.filter, announce="10.0.0.254",
             addresses=lambda guests, deadline: FakeAddresses(("10.0.0.1",)),
-            transport=FakeTransport({"10.0.0.1": lambda: FakeSession(said)}), templates=TEMPLATES,
-            filter=self.filter, surroundings=lambda deadline: SURROUNDINGS,
-            announce="10.0.0.254", qemu_ids=(0, 0),
+            transport=FakeTransport({"10.0.0.1": lambda: FakeSession(said)}),
         )
         self.state = self.node.state(self.job.key)
         self.guards: list[Orders] = []

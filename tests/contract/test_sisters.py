@@ -20,13 +20,12 @@ from tests.builders import KEY, a_job, a_request, a_shape, a_site
 from tests.fakes.filter import FakeFilter
 from tests.fakes.guest import FakeAddresses, FakeSession, FakeTransport
 from tests.fakes.hypervisor import FakeHypervisor
-from tests.fakes.network import SURROUNDINGS
+from tests.fakes.node import a_node
 from vtorque import guard, guardpost, images, lifecycle, plan, published, request, state
 from vtorque.deadline import Deadline
 from vtorque.errors import GenerationClosed, HypervisorError, VtorqueError
 from vtorque.guard import Orders
 from vtorque.model import Job, VmRequest
-from vtorque.node import Node
 
 pytestmark = [
     pytest.mark.runs,
@@ -50,17 +49,15 @@ class Sister:
             spool_script=cluster.script if index == 0 else None,
         )
         self.guards: list[Any] = []
-        self.node = Node(
-            site=a_site(
+        self.node = a_node(
+            a_site(
                 state_dir=str(self.root / "run"), disk_dir=str(self.root / "disks"),
                 vm_img_dir=str(cluster.root / "images"), torque_home=str(self.root), min_uid=1, requeue_limit=1,
                 timeout=8,
             ),
             shape=a_shape(name=self.name), hypervisor=self.hypervisor,
             addresses=lambda guests, deadline: FakeAddresses(("10.0.0.1",)),
-            transport=FakeTransport({"10.0.0.1": lambda: FakeSession(self.said())}), templates=TEMPLATES,
-            filter=self.filter, surroundings=lambda deadline: SURROUNDINGS,
-            announce="", qemu_ids=(0, 0),
+            transport=FakeTransport({"10.0.0.1": lambda: FakeSession(self.said())}), filter=self.filter,
         )
         (self.root / "mom_priv/jobs").mkdir(parents=True)
         self.record = self.node.state(self.job.key)

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from tests.builders import KEY, a_job, a_plan, a_request, a_shape, a_site
+from tests.builders import KEY, a_job, a_plan, a_request, a_site
 from tests.fakes.filter import FakeFilter
 from tests.fakes.guest import FakeAddresses, FakeSession, FakeTransport
 from tests.fakes.hypervisor import FakeHypervisor
-from tests.fakes.network import SURROUNDINGS
+from tests.fakes.node import a_node
 from vtorque import discover, names, published
 from vtorque.backends.transport import KeyPair
 from vtorque.boot import Started
@@ -30,7 +30,6 @@ from vtorque.errors import (
     WrongHostKey,
 )
 from vtorque.model import Resource, VmPlan
-from vtorque.node import Node
 from vtorque.state import JobState
 from vtorque.teardown import SHUTDOWN
 
@@ -89,11 +88,9 @@ class Scene:
         self.filter = FakeFilter()
         self.state = JobState(root, "7.srv")
         self.state.create()
-        self.node = Node(
-            site=a_site(state_dir=str(root)), shape=a_shape(), hypervisor=self.hypervisor,
-            addresses=lambda guests, deadline: self.addresses, transport=self.transport, templates=root,
-            filter=self.filter, surroundings=lambda deadline: SURROUNDINGS,
-            announce="", qemu_ids=(0, 0),
+        self.node = a_node(
+            a_site(state_dir=str(root)), hypervisor=self.hypervisor, transport=self.transport, filter=self.filter,
+            addresses=lambda guests, deadline: self.addresses,
         )
         self.filter.loaded[names.table("7.srv", self.node.site)] = []
 

@@ -10,11 +10,8 @@ from typing import Any
 
 import pytest
 
-from tests.builders import a_job, a_shape, a_site
-from tests.fakes.filter import FakeFilter
-from tests.fakes.guest import FakeAddresses, FakeTransport
-from tests.fakes.hypervisor import FakeHypervisor
-from tests.fakes.network import SURROUNDINGS
+from tests.builders import a_job, a_site
+from tests.fakes.node import a_node
 from vtorque import metrics
 from vtorque.accounting import Journal
 from vtorque.cli import assembly
@@ -88,15 +85,13 @@ def test_the_parser_notices_what_prometheus_would_not_take(text: str) -> None:
         parse(text)
 
 
-def a_node(root: Path, **site: Any) -> Node:
-    return Node(
-        site=a_site(**{
+def measured(root: Path, **site: Any) -> Node:
+    return a_node(
+        a_site(**{
             "state_dir": str(root / "run"), "image_cache_dir": str(root / "cache"), "ramdisk_dir": str(root / "none"),
             "prometheus_file": str(root / "vtorque.prom"), **site,
         }),
-        shape=a_shape(), hypervisor=FakeHypervisor(), addresses=lambda guests, deadline: FakeAddresses(()),
-        transport=FakeTransport({}), filter=FakeFilter(), surroundings=lambda deadline: SURROUNDINGS, templates=root,
-        announce="", qemu_ids=(0, 0), journal=Journal(begun=0),
+        journal=Journal(begun=0),
     )
 
 
@@ -121,7 +116,7 @@ def test_durations_are_counted_in_the_bucket_of_their_size_and_all_above() -> No
 
 def test_what_processes_have_noted_adds_up_over_their_files(tmp_path: Path) -> None:
     for error in (AddressError("a"), AddressError("b"), RequestError("c")):
-        node = a_node(tmp_path)
+        node = measured(tmp_path)
         node.journal.begin(a_job())
         node.journal.failed(error)
         metrics.publish(node)
@@ -138,7 +133,7 @@ def test_what_processes_have_noted_adds_up_over_their_files(tmp_path: Path) -> N
 
 
 def test_no_job_and_no_user_is_named(tmp_path: Path) -> None:
-    node = a_node(tmp_path)
+    node = measured(tmp_path)
     node.journal.begin(a_job(id="secretjob", user="secretuser"))
     node.journal.note("planned", facts={"image": "secretimage"})
     node.journal.failed(RequestError("secret reason"))
@@ -148,7 +143,7 @@ def test_no_job_and_no_user_is_named(tmp_path: Path) -> None:
 
 
 def test_guests_and_caches_are_counted_as_they_are(tmp_path: Path) -> None:
-    node = a_node(tmp_path)
+    node = measured(tmp_path)
     for key, guests in (("7.srv", 2), ("8.srv", 1)):
         record = JobState(tmp_path / "run", key)
         record.create()
@@ -172,30 +167,30 @@ def test_a_ledger_that_is_damaged_hides_only_its_own_guests(tmp_path: Path) -> N
     record = JobState(tmp_path / "run", "7.srv")
     record.create()
     (record.path / "ledger").write_text("damaged\n")
-    metrics.publish(a_node(tmp_path))
+    metrics.publish(measured(tmp_path))
     assert shown(tmp_path)["vtorque_guests_running"] == 0
 
 
 def test_without_the_option_nothing_is_written(tmp_path: Path) -> None:
-    metrics.publish(a_node(tmp_path, prometheus_file=""))
+    metrics.publish(measured(tmp_path, prometheus_file=""))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_file_that_cannot_be_written_is_one_line_in_the_log_and_no_count_is_lost(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    node = a_node(tmp_path, prometheus_file=str(tmp_path / "none/vtorque.prom"))
+    node = measured(tmp_path, prometheus_file=str(tmp_path / "none/vtorque.prom"))
     node.journal.begin(a_job())
     metrics.publish(node)
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
-    metrics.publish(a_node(tmp_path))
+    metrics.publish(measured(tmp_path))
     assert shown(tmp_path)['vtorque_phase_seconds_countphase="begun"'] == 1
 
 
 def test_totals_that_are_damaged_fail_nobody(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run/metrics.json").write_text('{"schema": 1, "phases": 7}')
-    node = a_node(tmp_path)
+    node = measured(tmp_path)
     node.journal.begin(a_job())
     metrics.publish(node)
     assert "no metrics in" in caplog.text
@@ -205,7 +200,7 @@ def test_totals_that_are_damaged_fail_nobody(tmp_path: Path, caplog: pytest.LogC
 def test_totals_that_are_none_begin_anew(tmp_path: Path, kept: bytes) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run/metrics.json").write_bytes(kept)
-    metrics.publish(a_node(tmp_path))
+    metrics.publish(measured(tmp_path))
     assert shown(tmp_path)["vtorque_orphans_swept_total"] == 0
     assert json.loads((tmp_path / "run/metrics.json").read_text())["schema"] == 1
 

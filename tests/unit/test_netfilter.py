@@ -9,17 +9,17 @@ from typing import Any
 
 import pytest
 
-from tests.builders import a_job, a_plan, a_request, a_shape, a_site
+from tests.builders import a_job, a_plan, a_request, a_site
 from tests.fakes.filter import FakeFilter
-from tests.fakes.guest import FakeAddresses, FakeTransport
+from tests.fakes.guest import FakeAddresses
 from tests.fakes.hypervisor import FakeHypervisor
 from tests.fakes.network import SURROUNDINGS
+from tests.fakes.node import a_node
 from vtorque import guestnet, lifecycle, names, netfilter, netfilter6, plan, state, teardown, topology
 from vtorque.deadline import Deadline
 from vtorque.errors import AddressError, CommandError, ConfigError, GenerationClosed, StateError
 from vtorque.model import JobId, Resource
 from vtorque.names import FILTER
-from vtorque.node import Node
 from vtorque.optionforms import fits
 from vtorque.state import JobState
 from vtorque.teardown import DOMAIN
@@ -221,10 +221,9 @@ class Scene:
 
     def __init__(self, root: Path, *, around: Any = SURROUNDINGS, fails: bool = False, **site: Any) -> None:
         self.filter = FakeFilter(fails=fails)
-        self.node = Node(
-            site=a_site(state_dir=str(root), **site), shape=a_shape(), hypervisor=FakeHypervisor(),
-            addresses=lambda guests, deadline: FakeAddresses(("10.0.0.77",)), transport=FakeTransport({}),
-            filter=self.filter, surroundings=lambda deadline: around, templates=root, announce="", qemu_ids=(0, 0),
+        self.node = a_node(
+            a_site(state_dir=str(root), **site), filter=self.filter, surroundings=lambda deadline: around,
+            addresses=lambda guests, deadline: FakeAddresses(("10.0.0.77",)),
         )
         self.record = self.node.state("7.srv")
         self.record.create()

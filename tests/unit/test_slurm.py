@@ -7,18 +7,14 @@ from typing import Any
 
 import pytest
 
-from tests.builders import a_job, a_shape, a_site
-from tests.fakes.filter import FakeFilter
-from tests.fakes.guest import FakeAddresses, FakeTransport
-from tests.fakes.hypervisor import FakeHypervisor
-from tests.fakes.network import SURROUNDINGS
+from tests.builders import a_job, a_site
+from tests.fakes.node import a_node
 from vtorque import doctor_slurm, slurmconf, slurmstarts
 from vtorque.backends.batch import slurm
 from vtorque.backends.batch.slurm import Slurm
 from vtorque.doctor_checks import Level
 from vtorque.errors import Blame, CommandError, RequestError, StateError
 from vtorque.model import JobId, PelogKind
-from vtorque.node import Node
 
 PROLOG = {
     "SLURMD_NODENAME": "n10", "SLURM_JOB_ID": "7", "SLURM_JOB_USER": "ann", "SLURM_JOB_COMMENT": "vt1.abc",
@@ -246,11 +242,7 @@ def test_a_prolog_whose_note_is_gone_leaves_none(tmp_path: Path) -> None:
 
 
 def test_what_slurm_knows_is_looked_for_where_its_hooks_note_it(tmp_path: Path) -> None:
-    node = Node(
-        site=a_site(batch_system="slurm", state_dir=str(tmp_path)), shape=a_shape(), hypervisor=FakeHypervisor(),
-        addresses=lambda guests, deadline: FakeAddresses(()), transport=FakeTransport({}), filter=FakeFilter(),
-        surroundings=lambda deadline: SURROUNDINGS, templates=tmp_path, announce="", qemu_ids=(0, 0),
-    )
+    node = a_node(a_site(batch_system="slurm", state_dir=str(tmp_path)))
     assert (node.jobs_directory, node.knows("7")) == (tmp_path / "slurm", False)
     slurmstarts.begin(tmp_path, a_job(id=JobId("7")), environ=PROLOG, conf=CONF.format(tmp_path))
     assert node.knows("7") and list(node.jobs_directory.iterdir())
