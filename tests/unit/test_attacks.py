@@ -19,6 +19,9 @@ IMAGES, FRAMES, FRAMES6 = (
 )
 VALUES, ACCOUNTS, DISCOVER = "unit/test_hostile_values.py::", "unit/test_accounts.py::", "unit/test_discover.py::"
 REQUEST, RENDER, RUN = "unit/test_request.py::TestText::", "unit/test_render.py::", "unit/test_run.py::"
+BOOTED = (
+    "e2e/test_shares.py::test_a_job_finds_its_files_when_the_host_serves_them_and_root_in_its_guest_no_others"
+)
 OBSERVE, CATALOGUE = "unit/test_observe.py::", "contract/test_catalogue.py::"
 
 ATTACKS: dict[str, tuple[str, ...]] = {
@@ -143,9 +146,9 @@ ATTACKS: dict[str, tuple[str, ...]] = {
     "3.4": (f"{IMAGES}test_the_child_has_no_rights_no_environment_and_limits",),
     "4.1": (
         "contract/test_lifecycle.py::test_an_image_that_was_not_verified_is_refused_where_the_site_asks_for_it",
-        f"{SHARES}test_a_server_is_the_user_with_all_his_groups_and_nobody_else_exists_for_it",
+        f"{SHARES}test_a_server_is_the_user_with_all_his_groups_and_nobody_else_exists_for_it", BOOTED,
     ),
-    "4.2": (f"{SHARES}test_the_hosts_kernel_forbids_devices_foreign_rights_and_if_told_to_writing",),
+    "4.2": (f"{SHARES}test_the_hosts_kernel_forbids_devices_foreign_rights_and_if_told_to_writing", BOOTED),
     "4.3": (
         "unit/test_shares.py::TestServedByTheHost::"
         "test_the_host_serves_its_own_directories_and_opt_only_to_be_read",
