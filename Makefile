@@ -10,7 +10,7 @@ RUNTIME := python3 python3-jinja2 python3-libvirt python3-paramiko python3-psuti
 LAB := qemu-system-x86 libvirt-daemon-system libvirt-daemon-driver-qemu libvirt-clients \
 	dnsmasq-base nfs-ganesha nfs-ganesha-vfs mmdebstrap e2fsprogs fdisk grub-common \
 	grub-pc-bin busybox-static bash-static openssh-server cpio lz4 zstd xz-utils kmod procps
-TESTS := strace python3-pytest python3-pytest-xdist python3-hypothesis python3-venv python3-jsonschema python3-requests \
+TESTING := strace python3-pytest python3-pytest-xdist python3-hypothesis python3-venv python3-jsonschema python3-requests \
 	python3-configobj python3-jsonpatch python3-oauthlib slurm-wlm munge pdsh
 
 .DEFAULT_GOAL := help
@@ -25,10 +25,10 @@ deps: ## Install the Debian packages that are missing
 
 .PHONY: test-deps
 test-deps: deps $(TOOLS)/ruff
-	@contrib/install-packages $(TESTS)
+	@contrib/install-packages $(TESTING)
 
 $(TOOLS)/ruff:
-	@contrib/install-packages $(TESTS)
+	@contrib/install-packages $(TESTING)
 	$(PYTHON) -m venv --system-site-packages .venv
 	$(TOOLS)/pip install --quiet --disable-pip-version-check ruff mypy types-PyYAML types-psutil types-setuptools
 
