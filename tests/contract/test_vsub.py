@@ -259,6 +259,22 @@ def test_a_broken_configuration_names_every_mistake(front: Front) -> None:
     assert done.stderr.count(b"\n") == 2 and b"did you mean TIMEOUT?" in done.stderr
 
 
+def test_help_is_there_for_whoever_types_and_before_there_is_a_configuration(front: Front) -> None:
+    (front.root / "etc/vtorque.yaml").unlink()
+    ours, theirs = os.openpty()
+    try:
+        for words, status in ((["-h"], 0), (["--help"], 0), (["-h", "job.sh"], 78)):
+            done = subprocess.run(
+                [front.root / "scripts/vsub", *words], stdin=theirs, capture_output=True, check=False, cwd=front.root
+            )
+            assert done.returncode == status
+            assert (b"usage: vsub" in done.stdout) == (status == 0)
+            assert b"there is no configuration" in done.stdout + done.stderr
+    finally:
+        os.close(ours)
+        os.close(theirs)
+
+
 def test_help_teaches_by_example_and_tells_of_the_site(front: Front) -> None:
     done = front.run("--help")
     assert done.returncode == 0 and b"vsub -vm vcpus=4,ram=8G" in done.stdout and done.stderr == b""

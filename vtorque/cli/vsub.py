@@ -44,7 +44,7 @@ def _main(words: list[str]) -> int:
     try:
         system, real = _facts(named)
     except ConfigError:
-        if not {"--help", "--version"} & set(words):
+        if not ({"--help", "--version"} & set(words) or _is_lost(words)):
             raise
         system, real = "torque", ""
     grammar = qsub.GRAMMARS[system]
@@ -54,7 +54,7 @@ def _main(words: list[str]) -> int:
         if system == "slurm" or any(word == "-vm" or word in qsub.OURS for word in words):
             raise
         os.execv(real, [real, *words])
-    if line.ours & {"--help", "--version"} or (words == ["-h"] and os.isatty(0)):
+    if line.ours & {"--help", "--version"} or _is_lost(words):
         from vtorque.cli import vsubhelp
 
         return vsubhelp.version() if "--version" in line.ours else vsubhelp.show(PREFIX)
@@ -71,6 +71,11 @@ def _main(words: list[str]) -> int:
     from vtorque.cli import vmsubmit
 
     return vmsubmit.run(line, name, text, head or qsub.header(b"", grammar=grammar), system=system, real=real)
+
+
+def _is_lost(words: list[str]) -> bool:
+    """Whether somebody who types asks what there is to type: qsub's -h, a hold, would go with a script."""
+    return words == ["-h"] and os.isatty(0)
 
 
 def _batch(words: list[str]) -> tuple[str, list[str]]:
