@@ -125,6 +125,18 @@ def test_the_doctor_is_for_root_and_speaks_json(site: Site) -> None:
     assert line.startswith("ERROR ") and line.count("\n") <= 1
 
 
+def test_a_configuration_that_is_wrong_or_missing_is_what_the_doctor_finds(site: Site) -> None:
+    site.configure("TIMEOUT: soon\nBRIDG: x\n")
+    found = site.vmgr("doctor", "--json")
+    assert found.returncode == 2
+    assert [each["text"].partition(": ")[0] for each in json.loads(found.stdout)] == [
+        f"{site.path}:1", f"{site.path}:2",
+    ]
+    site.path.unlink()
+    assert site.vmgr("doctor").returncode == 2
+    assert site.vmgr("doctor", "--nhc").stdout.startswith("ERROR config: there is no configuration")
+
+
 def test_a_user_sweeps_his_own_job_directories(site: Site) -> None:
     """Of jobs that the batch system no longer knows; of others nothing is touched."""
     home = Path(f"/var/lib/vtorque-home-{os.getpid()}")

@@ -13,8 +13,8 @@ from vtorque import audit, config, configimport, doctor, follow, slurmjob, submi
 from vtorque.cli import PREFIX, assembly
 from vtorque.config import SiteConfig
 from vtorque.deadline import Deadline
-from vtorque.doctor import Level
-from vtorque.errors import RequestError
+from vtorque.doctor import Finding, Level
+from vtorque.errors import ConfigError, RequestError
 from vtorque.options import OPTIONS
 
 _SWEEP_SECONDS = 300.0
@@ -107,9 +107,14 @@ def _import(arguments: argparse.Namespace) -> int:
 def _doctor(arguments: argparse.Namespace) -> int:
     if os.getuid() != 0:
         raise RequestError("doctor looks at what only root can see", hint="run it as root")
-    site = config.load(config.find(PREFIX), trusted_owner=0)
     seconds = _NHC_SECONDS if arguments.nhc else _DOCTOR_SECONDS
-    findings = doctor.examine(site, prefix=PREFIX, deadline=Deadline(seconds))
+    try:
+        site = config.load(config.find(PREFIX), trusted_owner=0)
+    except ConfigError as wrong:
+        lines = wrong.brief.splitlines()
+        findings = [Finding(name="config", level=Level.ERROR, text=line, hint=wrong.hint) for line in lines]
+    else:
+        findings = doctor.examine(site, prefix=PREFIX, deadline=Deadline(seconds))
     if arguments.nhc:
         # Torque takes a line that begins with ERROR for the verdict, and the exit status for the script's own.
         sys.stdout.write(doctor.nhc(findings))
