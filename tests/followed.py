@@ -19,7 +19,8 @@ def follow(settings: str) -> None:
     sys.path.append("/usr/lib/python3/dist-packages")
     try:
         import coverage  # type: ignore[import-untyped, unused-ignore]
-    except ImportError:
+    except (ImportError, FileNotFoundError):
+        # It asks where it is at once: a process whose directory is gone is not seen.
         return
     finally:
         del sys.path[-1]
