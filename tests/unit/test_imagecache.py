@@ -72,6 +72,12 @@ def test_what_can_never_fit_costs_no_other_image(tmp_path: Path) -> None:
         assert left(tmp_path) == "a"
 
 
+def test_the_image_there_has_to_be_room_for_is_not_given_up_though_it_was_used_longest_ago(tmp_path: Path) -> None:
+    first, _ = (kept(tmp_path, digit, age=age) for age, digit in enumerate("ab"))
+    a_cache(tmp_path, 2).make_room(first, 2 * MIB)
+    assert left(tmp_path) == "a"
+
+
 def test_what_has_come_so_far_counts_once_and_can_be_given_up(tmp_path: Path) -> None:
     part = kept(tmp_path, "a", ending=".qcow2.part")
     part.with_name(f"{part.name}.json").write_text("{}")
