@@ -92,8 +92,9 @@ def _scripts(tally: Tally, options: argparse.Namespace) -> None:
 
 
 _PARTS: dict[str, Callable[[Tally, argparse.Namespace], None]] = {
-    "effects": _effects, "system calls": _calls, "jobs": _jobs, "histories": _histories,
-    "scripts": _scripts,
+    "effects": _effects, "jobs": _jobs, "histories": _histories, "scripts": _scripts,
+    # The last: it leaves us with users of its own, in an /etc that is gone with it.
+    "system calls": _calls,
 }
 
 
