@@ -32,7 +32,6 @@ pytestmark = [
 ]
 
 USER = "games"
-TEMPLATES = Path(__file__).resolve().parents[2] / "templates-vm"
 
 
 class Scene:

@@ -32,7 +32,6 @@ pytestmark = [
     pytest.mark.skipif(os.getuid() != 0, reason="root's own verbs"),
 ]
 
-TEMPLATES = Path(__file__).resolve().parents[2] / "templates-vm"
 FORK = multiprocessing.get_context("fork")
 
 
