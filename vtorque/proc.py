@@ -136,8 +136,8 @@ def wait_in_group(child: Child, *, deadline: Deadline) -> int:
             child.wait()
 
 
-def kill_session(leader: int, number: signal.Signals = signal.SIGKILL) -> None:
-    """Signal every process of the session that `leader` leads, as pbs_mom does.
+def kill_session(leader: int) -> None:
+    """Kill every process of the session that `leader` leads, as pbs_mom does.
 
     A process that made a session of its own is out of reach; that is how
     Torque's `pelogalm()` behaves too (prolog.c:296-342).
@@ -148,7 +148,7 @@ def kill_session(leader: int, number: signal.Signals = signal.SIGKILL) -> None:
         # The leader first: a shell that sees its command die ends with a status before its own signal comes.
         for pid in sorted(new, key=lambda pid: pid != leader):
             with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.kill(pid, number)
+                os.kill(pid, signal.SIGKILL)
         told.update(new)
 
 

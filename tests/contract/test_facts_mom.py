@@ -257,6 +257,19 @@ class TestDeletion:
         assert [run.kind for run in life.history] == ["epilogue.precancel", "epilogue"]
         assert (life.job.exit_status, mom.seen("epilogue")[0]["argv"][10]) == (256 + signal.SIGTERM, "271")
 
+    def test_what_a_job_does_because_it_is_to_end_is_not_ended_with_it(
+        self, mom: Mom, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def slowly(pid: int, number: int, kill: Callable[[int, int], None] = os.kill) -> None:
+            kill(pid, number)
+            time.sleep(0.1)
+
+        monkeypatch.setattr(os, "kill", slowly)
+        up, told = mom.user_home / "up", mom.user_home / "told"
+        script = f"#!/bin/sh\ntrap 'sleep 0.5 && touch {told}; exit' TERM\ntouch {up}\nwhile :; do sleep 0.1; done\n"
+        deleted(mom, mom.job(script), up, timing=replace(QUICK, kill_delay=PATIENCE))
+        assert told.exists()
+
     def test_qrerun_is_the_epilogue_with_271_and_the_whole_start_again_without_precancel(self, mom: Mom) -> None:
         up, task = mom.user_home / "up", mom.home.task("12.srv")
         mom.hook("epilogue.precancel")

@@ -133,8 +133,6 @@ class Shell:
                 self._end(child, signal.SIGTERM, self._timing.kill_delay)
                 break
             if self._line is not None and not self._line.connected:
-                # The kernel sends HUP to a session whose terminal is gone.
-                self._line.hang_up()
                 self._end(child, signal.SIGHUP, self._timing.kill_delay)
                 break
             used = time.monotonic() - began
@@ -158,7 +156,17 @@ class Shell:
         child.wait()
 
     def _end(self, child: proc.Child, number: signal.Signals, patience: float) -> None:
-        proc.kill_session(child.pid, number)
+        # Once, and only who is there now: a trap's commands are not to die of what the trap is for.
+        # The leader first: a shell that sees its command die ends with a status before its own signal comes.
+        told = sorted(proc.session_members(child.pid), key=lambda pid: pid != child.pid)
+        if number == signal.SIGHUP and self._line is not None:
+            # The kernel tells the leader of a session whose terminal is gone, and nobody else
+            # (tty_signal_session_leader).
+            self._line.hang_up()
+            told = [pid for pid in told if pid != child.pid]
+        for pid in told:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, number)
         end = time.monotonic() + patience
         while time.monotonic() < end and proc.session_members(child.pid):
             child.poll()
