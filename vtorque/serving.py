@@ -132,7 +132,7 @@ def _instruct(child: proc.Child, mount: Mount, account: Account, handle: int, de
         "argv": [str(VIRTIOFSD), f"--fd={handle}", "--rlimit-nofile=0", "-o", f"source={mount.directory}",
                  *(word for option in options for word in ("-o", option))],
     }
-    with child.stdin as orders, child.stdout as answers, contextlib.suppress(BrokenPipeError):
+    with contextlib.suppress(BrokenPipeError), child.stdin as orders, child.stdout as answers:
         orders.write(json.dumps(order).encode() + b"\n")
         orders.flush()
         os.set_blocking(answers.fileno(), False)
@@ -151,9 +151,9 @@ def _instruct(child: proc.Child, mount: Mount, account: Account, handle: int, de
 
 def _await(child: proc.Child, mount: Mount, log: Path, deadline: Deadline) -> None:
     for _ in deadline.ticks(doing=f"starting the server of {mount.directory}"):
-        text = said(log)
+        ended, text = child.poll() is not None, said(log)
         if _READY.decode() in text:
             return
-        if child.poll() is not None:
+        if ended:
             reason = text.splitlines()[-1] if text else "it ended"
             raise StateError(f"cannot serve {mount.directory}: {reason}", details=text)

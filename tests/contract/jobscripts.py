@@ -49,7 +49,8 @@ def statuses(*, long: bool) -> dict[str, Case]:
 def signals() -> dict[str, Case]:
     """A script that every signal ends, or does not."""
     after = "ulimit -c 0; {first}kill -{number} $$; echo lives; exit 5"
-    wake = {19: "(sleep 0.2; kill -CONT $$) & "}
+    stopped = "grep -q '^State:.T' /proc/$$/status"
+    wake = {19: f"(while [ -e /proc/$$ ] && ! {stopped}; do sleep 0.05; done; kill -CONT $$) & "}
     return {
         f"signal {number}": _sh(after.format(number=number, first=wake.get(number, ""))) for number in range(1, 65)
     }
@@ -101,7 +102,7 @@ def processes() -> dict[str, Case]:
             "trap 'echo bye' EXIT; exit 9", first="#!/bin/bash"
         ),
         "a child that is interrupted": _sh("sh -c 'kill -INT $$'; echo $?; sh -c 'kill -QUIT $$'; echo $?"),
-        "waits for its children": _sh("for i in 1 2 3; do (sleep 0.0$i; echo $i) & done; wait; echo all"),
+        "waits for its children": _sh("for i in 1 2 3; do (sleep 0.0$i; echo one) & done; wait; echo all"),
         "replaces itself": _sh("exec sh -c 'echo replaced; exit 11'"),
     }
 

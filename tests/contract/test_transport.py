@@ -5,6 +5,7 @@ import contextlib
 import hashlib
 import os
 import pwd
+import signal
 import socket
 import subprocess
 import threading
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from vtorque.backends.transport import KeyPair, keys, reach
+from vtorque.backends.transport import KeyPair, keys, reach, reader
 from vtorque.backends.transport.ssh import LoginRefused, NotListening, Ssh, SshSession
 from vtorque.deadline import Deadline
 from vtorque.errors import DeadlineExceeded, TransportError, WrongHostKey
@@ -122,6 +123,29 @@ def test_output_comes_as_it_is_made(session: SshSession) -> None:
 def test_what_outlives_the_command_does_not_hold_it_up(session: SshSession) -> None:
     status, out, _ = collect(session, "sleep 300 & echo done")
     assert (status, out) == (0, b"done\n")
+
+
+def test_all_that_a_command_printed_arrives_though_something_outlives_it(
+    session: SshSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reader, "_QUIET_SECONDS", 0.1)
+    for size in range(1000, 60_000, 6000):
+        status, out, err = collect(session, f"sleep 5 & head -c {size} /dev/zero; echo end >&2")
+        assert (status, len(out), err) == (0, size, b"end\n")
+
+
+def test_a_daemon_that_stalls_is_waited_for(session: SshSession) -> None:
+    sshd = int(collect(session, "echo $PPID")[1])
+    echo = threading.Thread(target=session._echo)
+    os.kill(sshd, signal.SIGSTOP)
+    try:
+        echo.start()
+        echo.join(0.5)
+        assert echo.is_alive()
+    finally:
+        os.kill(sshd, signal.SIGCONT)
+    echo.join(20)
+    assert not echo.is_alive()
 
 
 def test_another_host_key_is_refused_before_the_user_is_named(daemon: Daemon) -> None:

@@ -8,15 +8,19 @@ from vtorque.backends.transport import Sink
 
 _CHUNK = 1 << 16
 # After a command has ended, something it left behind may hold its output open for ever, or print for ever.
-_QUIET_SECONDS = 1.0
-_ROUNDS = 5
+_QUIET_SECONDS = 0.5
+_ROUNDS = 10
 
 
 class Reader:
-    """Hands over what `receive` gets, in a thread of its own, until that gets nothing more."""
+    """Hands over what `receive` gets, in a thread of its own, until that gets nothing more.
 
-    def __init__(self, receive: Callable[[int], bytes], sink: Sink) -> None:
+    `waiting` says whether there is something to be received.
+    """
+
+    def __init__(self, receive: Callable[[int], bytes], sink: Sink, *, waiting: Callable[[], bool]) -> None:
         self._receive = receive
+        self._waiting = waiting
         self._sink = sink
         self._count = 0
         self._delivering = False
@@ -24,17 +28,21 @@ class Reader:
         self._thread = threading.Thread(target=self._read, daemon=True)
         self._thread.start()
 
-    def finish(self) -> None:
-        """The command has ended: wait for the stream's end, or until nothing came for a while.
+    def finish(self, echo: Callable[[], None]) -> None:
+        """The command has ended: wait for the stream's end, or until nothing more of the command's can come.
 
-        What was under way when it ended comes within a few seconds; what still
-        comes then is another process's. As long as the sink itself takes is no
-        reason to give anything up. Raises what the sink raised.
+        `echo` returns when whatever the other side had before has come here: that nothing comes for a while
+        may be a stall. What still comes after some rounds is another process's. As long as the sink itself
+        takes is no reason to give anything up. Raises what the sink raised.
         """
-        rounds, before = 0, -1
-        while self._thread.is_alive() and rounds < _ROUNDS and (self._delivering or before != self._count):
+        self._thread.join(_QUIET_SECONDS)
+        rounds = 0
+        while self._thread.is_alive() and rounds < _ROUNDS:
             before = self._count
+            echo()
             self._thread.join(_QUIET_SECONDS)
+            if before == self._count and not self._delivering and not self._waiting():
+                break
             rounds += not self._delivering
         if self._error is not None:
             raise self._error

@@ -31,6 +31,7 @@ _PATIENCE_SECONDS = 0.1
 # A guest that is gone does not close its connections: it is noticed by what it fails to acknowledge.
 _KEEPALIVE_SECONDS = 5
 _ACKNOWLEDGE_SECONDS = 30
+_ECHOES = 3
 _CHUNK = 1 << 16
 _MEGABYTE = 1 << 20
 # sshd has the user's shell run a command. As the outermost one (SHLVL), Debian's and Red Hat's bash reads
@@ -131,7 +132,10 @@ class SshSession:
             with self._losing():
                 channel = self._open(display)
                 channel.exec_command(command)
-                readers = [Reader(channel.recv, stdout), Reader(channel.recv_stderr, stderr)]
+                readers = [
+                    Reader(channel.recv, stdout, waiting=channel.recv_ready),
+                    Reader(channel.recv_stderr, stderr, waiting=channel.recv_stderr_ready),
+                ]
                 if stdin:
                     channel.sendall(stdin)
             return self._end(channel, readers)
@@ -142,7 +146,7 @@ class SshSession:
             channel = self._open(display)
             channel.get_pty(terminal.term, terminal.columns, terminal.rows)
             channel.exec_command(command)
-            readers = [Reader(channel.recv, terminal.write)]
+            readers = [Reader(channel.recv, terminal.write, waiting=channel.recv_ready)]
             threading.Thread(target=_type, args=(terminal.read, channel), daemon=True).start()
         return self._end(channel, readers)
 
@@ -208,11 +212,20 @@ class SshSession:
         # Not recv_exit_status(): it cannot be told from a status when the connection is lost.
         channel.status_event.wait()
         for reader in readers:
-            reader.finish()
+            reader.finish(self._echo)
         channel.close()
         if channel.exit_status < 0:
             raise TransportError(f"lost the connection to the guest at {self._address}")
         return int(channel.exit_status)
+
+    def _echo(self) -> None:
+        """Wait until the guest's sshd has answered, and passed on what it had.
+
+        It answers what it is asked before it reads what its commands have printed (serverloop.c), once a round.
+        """
+        with contextlib.suppress(paramiko.SSHException, OSError, EOFError):
+            for _ in range(_ECHOES):
+                self._transport.global_request("keepalive@openssh.com", wait=True)
 
 
 def _type(read: Callable[[], bytes], channel: paramiko.Channel) -> None:
