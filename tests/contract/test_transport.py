@@ -2,6 +2,7 @@
 """What we and SSH promise each other, over OpenSSH's own daemon on loopback."""
 
 import contextlib
+import errno
 import hashlib
 import os
 import pwd
@@ -9,14 +10,16 @@ import signal
 import socket
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import paramiko
 import pytest
 
 from vtorque.backends.transport import KeyPair, keys, reach, reader
-from vtorque.backends.transport.ssh import LoginRefused, NotListening, Ssh, SshSession
+from vtorque.backends.transport.ssh import LoginRefused, NotListening, OutputLost, Ssh, SshSession
 from vtorque.deadline import Deadline
 from vtorque.errors import DeadlineExceeded, TransportError, WrongHostKey
 
@@ -146,6 +149,97 @@ def test_a_daemon_that_stalls_is_waited_for(session: SshSession) -> None:
         os.kill(sshd, signal.SIGCONT)
     echo.join(20)
     assert not echo.is_alive()
+
+
+def test_signals_cost_a_command_nothing_of_its_output(session: SshSession) -> None:
+    """One that lets its readers run out of patience, or comes while a lock is held."""
+    told = bytearray()
+    stop = threading.Event()
+
+    def tease() -> None:
+        while not stop.wait(0.005):
+            session.send(b"USR1\n")
+
+    teasing = threading.Thread(target=tease)
+    teasing.start()
+    try:
+        printing = "i=0; while [ $i -lt 3000 ]; do echo line $i; i=$((i + 1)); done; sleep 0.2; echo end; exit 3"
+        status = session.run(
+            f"/bin/sh -c '{printing}'", stdin=b"", stdout=told.extend, stderr=told.extend, deadline=None
+        )
+    finally:
+        stop.set()
+        teasing.join()
+    assert (status, told.count(b"\n")) == (3, 3001)
+
+
+def test_a_word_that_comes_before_a_command_is_for_it(session: SshSession) -> None:
+    session.send(b"early\n")
+    command = "read -r first; read -r second; echo $first $second"
+    assert collect(session, command, b"order\n") == (0, b"order early\n", b"")
+
+
+def test_a_word_may_come_while_the_order_is_sent(session: SshSession, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From a signal handler, in which paramiko's own locks are held already."""
+    real = paramiko.Channel._wait_for_send_window
+
+    def interrupted(channel: paramiko.Channel, size: int) -> int:
+        monkeypatch.undo()
+        session.send(b"TERM\n")
+        return int(real(channel, size))
+
+    monkeypatch.setattr(paramiko.Channel, "_wait_for_send_window", interrupted)
+    assert collect(session, "head -c 11", b"order\n") == (0, b"order\nTERM\n", b"")
+
+
+def test_the_end_of_much_output_comes_over_a_slow_link(daemon: Daemon) -> None:
+    """sshd says that a command has ended before it has sent what it holds for a link that is slower."""
+    size = 6_000_000
+    with link(daemon, bytes_a_second=2_000_000) as port:
+        session = login(replace(daemon, port=port))
+        status, out, _ = collect(session, f"head -c {size} /dev/zero")
+        session.close()
+    assert (status, len(out)) == (0, size)
+
+
+def test_a_command_ends_though_nobody_takes_what_it_prints(session: SshSession) -> None:
+    """Three windows full."""
+    def full(data: bytes) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(OutputLost, match="No space left on device") as lost:
+        session.run("head -c 50000000 /dev/zero; exit 3", stdin=b"", stdout=full, stderr=full, deadline=None)
+    assert lost.value.status == 3
+
+
+@contextlib.contextmanager
+def link(daemon: Daemon, *, bytes_a_second: float) -> Iterator[int]:
+    """A port that leads to the daemon, and is slow on the way back."""
+    def back(ours: socket.socket, theirs: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := theirs.recv(1 << 14):
+                time.sleep(len(data) / bytes_a_second)
+                ours.sendall(data)
+
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listener,
+        socket.create_connection(("127.0.0.1", daemon.port)) as theirs,
+    ):
+        def carry() -> None:
+            with listener.accept()[0] as ours:
+                returning = threading.Thread(target=back, args=(ours, theirs))
+                returning.start()
+                with contextlib.suppress(OSError):
+                    while data := ours.recv(1 << 16):
+                        theirs.sendall(data)
+                with contextlib.suppress(OSError):
+                    theirs.shutdown(socket.SHUT_RDWR)
+                returning.join()
+
+        carrying = threading.Thread(target=carry)
+        carrying.start()
+        yield listener.getsockname()[1]
+        carrying.join()
 
 
 def test_another_host_key_is_refused_before_the_user_is_named(daemon: Daemon) -> None:

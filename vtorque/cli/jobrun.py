@@ -20,7 +20,7 @@ from typing import Any
 from vtorque import config, display, files, published, run, wakeups
 from vtorque.backends import batch
 from vtorque.backends.transport import Session, Terminal
-from vtorque.backends.transport.ssh import Ssh
+from vtorque.backends.transport.ssh import OutputLost, Ssh
 from vtorque.cli import PREFIX
 from vtorque.config import SiteConfig
 from vtorque.deadline import Deadline, growing
@@ -118,8 +118,9 @@ class _Bridge:
         """End the job when a guard says that a guest was lost; each says it in a file of her own."""
         with contextlib.closing(Changes(self._directory)) as changes:
             for pause in growing(longest=_LONGEST_PAUSE_SECONDS):
-                for path in self._directory.glob(published.LOST):
-                    with contextlib.suppress(OSError, VtorqueError):
+                # A home that cannot be read may be again.
+                with contextlib.suppress(OSError, VtorqueError):
+                    for path in self._directory.glob(published.LOST):
                         self._lost = files.read(path, limit=_LOST_LIMIT).decode(errors="replace").strip()
                         session.close()
                         return
@@ -130,7 +131,7 @@ class _Bridge:
         script = [str(self._directory / "script" / about.script), *self._arguments] if about.script else []
         text = self._order(script, self._guests.peers[0])
         if not about.interactive:
-            return run.script(session, text, stdout=_writer(1), stderr=_writer(2), display=shown)
+            return _run(session, text, display=shown)
         with _raw_terminal() as terminal:
             signal.signal(signal.SIGWINCH, lambda number, frame: session.resize(*_size()))
             deadline = Deadline(self._site.timeout)
@@ -145,7 +146,7 @@ class _Bridge:
             with contextlib.ExitStack() as stack:
                 session = first if peer.rank == 0 else stack.enter_context(self._connected(peer))
                 text = self._order([str(script)], peer)
-                status = run.script(session, text, stdout=_writer(1), stderr=_writer(2))
+                status = _run(session, text)
             if status:
                 _say(f"{name} ended with status {status} in guest {peer.hostname}")
                 return status
@@ -175,8 +176,18 @@ class _Bridge:
     def _note(self, phase: str) -> None:
         line = json.dumps({"time": round(time.time(), 3), "phase": phase})
         name = phases_name(job_key(self._job), self._about.elements)
-        with (self._directory / name).open("a") as file:
+        # A home that is full is no reason not to run the job.
+        with contextlib.suppress(OSError), (self._directory / name).open("a") as file:
             file.write(line + "\n")
+
+
+def _run(session: Session, text: bytes, *, display: Display | None = None) -> int:
+    try:
+        return run.script(session, text, stdout=_writer(1), stderr=_writer(2), display=display)
+    except OutputLost as error:
+        # As on bare metal a script with nowhere to print to goes on; but it did not go well.
+        _say(error.one_line())
+        return error.status or ExitStatus.LOST
 
 
 def _here() -> str:

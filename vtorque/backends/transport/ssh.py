@@ -9,6 +9,7 @@ import base64
 import contextlib
 import hashlib
 import io
+import queue
 import socket
 import threading
 import warnings
@@ -45,6 +46,14 @@ class NotListening(TransportError):
 
 class LoginRefused(TransportError):
     """The guest is the right one but does not let the user in, or not yet."""
+
+
+class OutputLost(TransportError):
+    """The command has ended with `status`, and not all that it printed could be handed over."""
+
+    def __init__(self, brief: str, status: int) -> None:
+        super().__init__(brief)
+        self.status = status
 
 
 class Ssh:
@@ -113,6 +122,8 @@ class SshSession:
         self._transport = transport
         self._address = address
         self._channel: paramiko.Channel | None = None
+        # For the command that runs, or for the next one; nothing at a command's end.
+        self._words: queue.SimpleQueue[bytes] = queue.SimpleQueue()
 
     def run(
         self,
@@ -138,7 +149,11 @@ class SshSession:
                 ]
                 if stdin:
                     channel.sendall(stdin)
-            return self._end(channel, readers)
+                threading.Thread(target=_type, args=(self._words.get, channel), daemon=True).start()
+            try:
+                return self._end(channel, readers)
+            finally:
+                self._words.put(b"")
 
     def interact(self, command: str, *, terminal: Terminal, display: XServer | None = None) -> int:
         """Run a command on a terminal; what is typed goes there until the command ends."""
@@ -157,16 +172,9 @@ class SshSession:
                 self._channel.resize_pty(columns, rows)
 
     def send(self, data: bytes) -> None:
-        """More input for the running command; lost when it has just ended."""
-        if self._channel is not None:
-            # Not sendall: this is called from a signal handler and must not wait for the window.
-            self._channel.settimeout(0.0)
-            try:
-                self._channel.send(data)
-            except OSError:
-                return
-            finally:
-                self._channel.settimeout(None)
+        """More input for the running command, or for the next one; lost when it has just ended."""
+        # A signal handler must take none of paramiko's locks, and a channel's timeout is its readers' as well.
+        self._words.put(data)
 
     def close(self) -> None:
         """End the connection at once."""
@@ -211,11 +219,12 @@ class SshSession:
     def _end(self, channel: paramiko.Channel, readers: Sequence[Reader]) -> int:
         # Not recv_exit_status(): it cannot be told from a status when the connection is lost.
         channel.status_event.wait()
-        for reader in readers:
-            reader.finish(self._echo)
+        troubles = [error for reader in readers if (error := reader.finish(self._echo)) is not None]
         channel.close()
         if channel.exit_status < 0:
             raise TransportError(f"lost the connection to the guest at {self._address}")
+        if troubles:
+            raise OutputLost(f"output was lost: {troubles[0]}", channel.exit_status) from troubles[0]
         return int(channel.exit_status)
 
     def _echo(self) -> None:
