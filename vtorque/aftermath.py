@@ -8,7 +8,7 @@ from pathlib import Path
 
 from vtorque import demand, guardpost, names, state, teardown
 from vtorque.deadline import Deadline
-from vtorque.errors import RequestError
+from vtorque.errors import RequestError, known
 from vtorque.model import Job
 from vtorque.node import Node
 from vtorque.state import JobState
@@ -71,11 +71,10 @@ def _remove_job_directory(job: Job, node: Node, side: UserSide | None, deadline:
 @contextlib.contextmanager
 def _side_of(job: Job, node: Node) -> Iterator[UserSide | None]:
     """The user's side of a job that may no longer have a user: teardown must not depend on it."""
-    try:
-        wanted = demand.demand(job, node)
-    except RequestError as error:
-        log.info("the job directory is left alone: %s", error.brief)
-        yield None
-    else:
-        with demand.user_side(wanted) as side:
-            yield side
+    with contextlib.ExitStack() as stack:
+        side = None
+        try:
+            side = stack.enter_context(demand.user_side(demand.demand(job, node)))
+        except (RequestError, OSError) as error:
+            log.warning("the job directory is left alone: %s", known(error).brief)
+        yield side

@@ -26,7 +26,7 @@ from vtorque.accounting import Journal
 from vtorque.boot import Started
 from vtorque.deadline import Deadline, growing
 from vtorque.demand import Demand
-from vtorque.errors import Blame, NodeBusy
+from vtorque.errors import Blame, GenerationClosed, NodeBusy
 from vtorque.imageheader import Header
 from vtorque.job import phases_name
 from vtorque.model import Image, JobPlan, Peer
@@ -93,11 +93,13 @@ def _start(
         return decided, boot.start(decided, base, node=node, state=record, deadline=deadline)
 
 
-def gather(wanted: Demand, side: UserSide, *, deadline: Deadline, first: int = 1) -> list[Peer]:
+def gather(
+    wanted: Demand, side: UserSide, record: JobState, *, deadline: Deadline, first: int = 1
+) -> list[Peer]:
     """The guests of all sisters, or of all nodes from the `first` on, as soon as each has published hers.
 
     Raises NodeFailed that names the nodes whose guests did not come, or says of
-    one why; StateError when one says nonsense.
+    one why; StateError when one says nonsense, GenerationClosed when the start is over.
     """
     job = wanted.job
     missing = dict(enumerate(job.nodes[first:], first))
@@ -105,12 +107,14 @@ def gather(wanted: Demand, side: UserSide, *, deadline: Deadline, first: int = 1
     pauses = growing(longest=_LONGEST_PAUSE_SECONDS)
     while True:
         for index in list(missing):
-            text = side.read(published.name(index), limit=published.LIMIT, deadline=demand.brief(deadline))
+            text = side.read(published.name(job, index), limit=published.LIMIT, deadline=demand.brief(deadline))
             if text is not None:
                 found += published.read(text, job=job.id, node_index=index, request=wanted.request)
                 del missing[index]
         if not missing:
             return found
+        if record.closed:
+            raise GenerationClosed(f"job {job.id} was torn down while its sisters were waited for")
         if deadline.expired or not side.usable:
             why = "in time" if deadline.expired else f"that the home of {job.user} can tell of"
             raise NodeFailed(f"no guests from node {', '.join(missing.values())} {why}", Blame.NODE)

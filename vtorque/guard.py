@@ -18,7 +18,7 @@ from vtorque.boot import Started
 from vtorque.bringup import ABORTED
 from vtorque.deadline import Deadline, growing
 from vtorque.demand import Demand
-from vtorque.errors import HypervisorError, VtorqueError
+from vtorque.errors import GenerationClosed, VtorqueError, known
 from vtorque.model import JobPlan, Peer
 from vtorque.node import Node
 from vtorque.state import JobState
@@ -64,6 +64,7 @@ class Orders:
 def watch(orders: Orders, node: Node) -> None:
     """Stay as long as the generation is open; end it when the batch system has forgotten the job."""
     record = node.state(orders.demand.job.key)
+    record.bound = orders.generation
     node.journal.resume(orders.demand.job, record.path)
     try:
         with demand.user_side(orders.demand) as side:
@@ -89,16 +90,20 @@ def _publish(orders: Orders, node: Node, record: JobState, side: UserSide) -> bo
             orders.started, job=job, user=orders.demand.account.name, node=node, state=record,
             deadline=deadline,
         )
-    except VtorqueError as error:
+    except GenerationClosed:
+        # There is no job any more, or another start of it, which is not to hear of this one.
+        return False
+    except (VtorqueError, OSError) as trouble:
+        error = known(trouble)
         log.exception("%s", error.one_line(), extra={"details": error.details})
         node.journal.failed(error)
         text = published.failure_text(node.shape.name, error.one_line(), error.blame)
-        side.replace(published.name(job.node_index), text, deadline=Deadline(_CALL_SECONDS))
+        side.replace(published.name(job), text, deadline=Deadline(_CALL_SECONDS))
         service.failed(node.site, job, error, ran=True)
         return False
     service.succeeded(node.site)
     text = published.guests_text(guests)
-    is_told = side.replace(published.name(job.node_index), text, deadline=Deadline(_CALL_SECONDS))
+    is_told = side.replace(published.name(job), text, deadline=Deadline(_CALL_SECONDS))
     node.journal.note("ready")
     metrics.publish(node)
     return is_told
@@ -116,7 +121,7 @@ def _until_over(orders: Orders, node: Node, record: JobState, side: UserSide) ->
         node.hypervisor.changes() as ends,
         contextlib.closing(Changes(record.path, node.jobs_directory)) as changes,
     ):
-        while record.generation == orders.generation and not record.closed:
+        while not record.closed:
             now = time.monotonic()
             if node.knows(key):
                 pauses = pauses if known else growing(longest=_RUNNING_PAUSE_SECONDS)
@@ -170,8 +175,8 @@ def _report_lost(orders: Orders, node: Node, record: JobState, side: UserSide) -
         try:
             if node.hypervisor.is_running(vm.name, deadline=Deadline(_CALL_SECONDS)):
                 continue
-        except HypervisorError as error:
-            # libvirtd may be restarted under running guests.
+        except VtorqueError as error:
+            # libvirtd may be restarted under running guests, or hang.
             log.warning("cannot look at guest %s: %s", vm.name, error.one_line())
             return False
         if record.closed:
@@ -185,7 +190,7 @@ def _report_lost(orders: Orders, node: Node, record: JobState, side: UserSide) -
 
 
 def _tear_down(orders: Orders, record: JobState, node: Node) -> None:
-    if record.generation != orders.generation:
+    if record.replaced:
         return
     node.journal.note("ended")
     with contextlib.suppress(VtorqueError, OSError), logs.step("tear down"):

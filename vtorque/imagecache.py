@@ -85,13 +85,21 @@ class Cache:
             raise ImageError(f"the catalogue entry of {image.name} has no digest")
         self._make()
         target = self.directory / f"{image.sha256}{image.path.suffix}"
+        with contextlib.ExitStack() as held:
+            try:
+                self._hold(image, target, held, deadline)
+            except DeadlineExceeded as error:
+                # A slow catalogue is not this node's fault, nor is it of those who wait for who fetches.
+                raise ImageError(f"image {image.name} is not on this node in time", details=error.brief) from error
+            # Not the image's own time: that says whether it is what was inspected.
+            os.utime(_beside(target, "lock"))
+            yield target
+
+    def _hold(self, image: Image, target: Path, held: contextlib.ExitStack, deadline: Deadline) -> None:
         for _ in deadline.ticks(doing=f"waiting until image {image.name} is on this node"):
-            with _locked(target, fcntl.LOCK_SH) as ours:
-                if ours and target.exists():
-                    # Not the image's own time: that says whether it is what was inspected.
-                    os.utime(_beside(target, "lock"))
-                    yield target
-                    return
+            if held.enter_context(_locked(target, fcntl.LOCK_SH)) and target.exists():
+                return
+            held.close()
             with _locked(target, fcntl.LOCK_EX) as ours:
                 if ours and not target.exists():
                     self._fetch(image, target, deadline)
@@ -218,13 +226,12 @@ def _overlays(site: SiteConfig) -> list[Path]:
 def _backing(directories: Iterable[Path]) -> set[Path]:
     """The files that overlays of jobs refer to."""
     found = set()
-    for directory in directories:
+    for job in (job for directory in directories if directory.exists() for job in directory.iterdir()):
+        # A job that ends meanwhile takes its directory with it.
         with contextlib.suppress(FileNotFoundError):
-            for job in directory.iterdir():
-                # A job that ends meanwhile takes its directory with it.
-                for overlay in job.glob("*.qcow2"):
-                    with contextlib.suppress(ImageError):
-                        found.add(Path(imageheader.backing_file(overlay)))
+            for overlay in job.glob("*.qcow2"):
+                with contextlib.suppress(ImageError):
+                    found.add(Path(imageheader.backing_file(overlay)))
     return found
 
 

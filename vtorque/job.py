@@ -58,6 +58,7 @@ def phases_name(key: str, elements: int) -> str:
 class Job(NamedTuple):
     """What the batch system says of a job on this node. `nodes` is empty on a sister: only the
     mother superior is told all of them. `most_nodes` is the most that there can be, 0 when nobody tells.
+    `restarts` is how often it was begun before, 0 when nobody tells.
 
     `exit_status` is known to epilogues: the job's own, 256 plus a signal, or
     one of mom's negative codes.
@@ -71,6 +72,7 @@ class Job(NamedTuple):
     spool_script: Path | None = None
     exit_status: int | None = None
     most_nodes: int = 0
+    restarts: int = 0
 
     @property
     def will_be_retried(self) -> bool:

@@ -68,12 +68,13 @@ def prologue_parallel(job: Job, node: Node, launch: Launch, *, deadline: Deadlin
     with undoing(job, node, record, deadline):
         wanted = demand.demand(job, node)
         with demand.user_side(wanted) as side, _telling_mother(job, node, side, deadline):
-            for name in (published.name(job.node_index), published.lost_name(job.node_index), ABORTED):
-                side.forget(name, deadline=demand.brief(deadline))
             service.require(node.site, node=node.shape.name)
             orphans.adopt(job.key, node, deadline=deadline)
             teardown.release(record, hypervisor=node.hypervisor, rules=node.filter, deadline=deadline)
             with _place(job, node, deadline) as place:
+                # Not before: the guard of an earlier start may have had a last word.
+                for name in (published.name(job), published.lost_name(job.node_index), ABORTED):
+                    side.forget(name, deadline=demand.brief(deadline))
                 record.create(user=wanted.account.name, uid=wanted.account.uid)
                 node.journal.keep(record.path)
                 decided, started = bringup.start(
@@ -95,6 +96,7 @@ def muster(job: Job, node: Node, *, deadline: Deadline) -> None:
     record = node.state(job.key)
     if any((record.path / name).exists() for name in (state.READY, state.FAILED)):
         return
+    record.bound = record.generation
     node.journal.resume(job, record.path)
     with undoing(job, node, record, deadline):
         wanted = demand.demand(job, node)
@@ -103,7 +105,7 @@ def muster(job: Job, node: Node, *, deadline: Deadline) -> None:
             _dismissing_guard(job, node, record, deadline),
         ):
             enough = deadline.reserve(node.site.undo_reserve)
-            peers = bringup.gather(wanted, side, deadline=enough.within(node.site.timeout), first=0)
+            peers = bringup.gather(wanted, side, record, deadline=enough.within(node.site.timeout), first=0)
             bringup.reporter(wanted, side, node.journal, enough)("ready")
             with record.act(deadline=enough):
                 record.publish(state.READY, markers.ready_marker(wanted, peers), group=wanted.account.group.gid)
@@ -128,6 +130,7 @@ def _bring_up(
     teardown.release(record, hypervisor=node.hypervisor, rules=node.filter, deadline=deadline)
     record.create(user=wanted.account.name, uid=wanted.account.uid)
     node.journal.keep(record.path)
+    side.forget(published.LOST, deadline=demand.brief(deadline))
     report("planned")
     decided, started = bringup.start(wanted, node, record, deadline=deadline)
     node.hypervisor.rest()
@@ -136,7 +139,7 @@ def _bring_up(
         started, job=job, user=wanted.account.name, node=node, state=record, deadline=deadline
     )
     peers = [published.peer(guest) for guest in guests]
-    peers += bringup.gather(wanted, side, deadline=deadline.within(node.site.timeout))
+    peers += bringup.gather(wanted, side, record, deadline=deadline.within(node.site.timeout))
     report("ready")
     with record.act(deadline=deadline):
         if not is_wanted(job):
@@ -186,6 +189,9 @@ def _telling_sisters(job: Job, side: UserSide, deadline: Deadline) -> Iterator[N
     """When there is going to be no job, nobody runs an epilogue on the sisters (mom_comm.c:3960-3984)."""
     try:
         yield
+    except GenerationClosed:
+        # Whoever has closed it ends the sisters' as well, and there may be another start by now.
+        raise
     except BaseException:
         if len(job.nodes) > 1:
             side.replace(ABORTED, "", deadline=demand.brief(deadline))
@@ -200,5 +206,5 @@ def _telling_mother(job: Job, node: Node, side: UserSide, deadline: Deadline) ->
     except Exception as error:
         trouble = known(error)
         text = published.failure_text(node.shape.name, trouble.one_line(), trouble.blame)
-        side.replace(published.name(job.node_index), text, deadline=demand.brief(deadline))
+        side.replace(published.name(job), text, deadline=demand.brief(deadline))
         raise

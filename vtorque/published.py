@@ -14,7 +14,7 @@ from typing import Any
 from uuid import UUID
 
 from vtorque.errors import Blame, StateError, printable
-from vtorque.model import Guest, Peer, VmRequest
+from vtorque.model import Guest, Job, Peer, VmRequest
 from vtorque.plan import guest_uuid
 
 _SCHEMA = 1
@@ -36,9 +36,9 @@ class NodeFailed(StateError):
         self.blame = fault
 
 
-def name(node_index: int) -> str:
-    """The file in which a node publishes its guests."""
-    return f"guests.{node_index}.json"
+def name(job: Job, node_index: int | None = None) -> str:
+    """The file in which a node publishes its guests, the job's own if none is given: one for each start of the job."""
+    return f"guests.{job.node_index if node_index is None else node_index}.{job.restarts}.json"
 
 
 LOST = "lost.*"

@@ -50,6 +50,8 @@ class JobState:
         # Given back, and not in the ledger: what could not be written is known here at least.
         self._gone: set[Resource] = set()
         self._understood = ""
+        # The generation that this is about, once it is known: the job may be back, and another's.
+        self.bound = ""
         self.audit = audit.Trail(key)
 
     def create(self, *, user: str = "", uid: int | None = None) -> None:
@@ -62,6 +64,7 @@ class JobState:
             raise StateError(f"an earlier start of job {self.key} is still on this node") from None
         self._gone.clear()
         files.write_new(self.path / _LOCK, b"", mode=0o600)
+        self.bound = self.generation
         # To a version that does not know these: things are given back that were never taken.
         self.audit.belongs(f"{'' if uid is None else uid} {user}")
         first = (["back", "schema", str(SCHEMA)], ["back", _OWNER, self.audit.whose])
@@ -76,16 +79,19 @@ class JobState:
     @property
     def closed(self) -> bool:
         """Whether no act may begin any more: the generation is being ended, or gone."""
-        return not self.exists or (self.path / _CLOSED).exists()
+        return not self.exists or self.bound not in ("", self.generation) or (self.path / _CLOSED).exists()
 
     @property
     def generation(self) -> str:
         """What tells this generation from those before and after it; empty when there is none."""
         with contextlib.suppress(FileNotFoundError):
-            # Nobody writes to it, and inode numbers alone come back.
-            about = (self.path / _LOCK).stat()
-            return f"{about.st_ino} {about.st_mtime_ns}"
+            return _mark((self.path / _LOCK).stat())
         return ""
+
+    @property
+    def replaced(self) -> bool:
+        """Whether another start of the job has begun since the one that this is about."""
+        return self.bound != "" and self.generation not in ("", self.bound)
 
     @contextlib.contextmanager
     def act(self, *, deadline: Deadline) -> Iterator[None]:
@@ -185,7 +191,8 @@ class JobState:
                 with contextlib.suppress(BlockingIOError):
                     fcntl.flock(handle, how | fcntl.LOCK_NB)
                     break
-            if os.fstat(handle).st_nlink == 0:
+            about = os.fstat(handle)
+            if about.st_nlink == 0 or self.bound not in ("", _mark(about)):
                 raise GenerationClosed(f"job {self.key} was torn down meanwhile")
             yield
         finally:
@@ -257,6 +264,11 @@ def attempt(root: Path, job: Job) -> int:
 def forget_attempts(root: Path, key: str) -> None:
     """Start counting anew: the job started, or will not be tried again."""
     files.forget(root / "attempts" / key)
+
+
+def _mark(lock: os.stat_result) -> str:
+    """Nobody writes to it, and inode numbers alone come back."""
+    return f"{lock.st_ino} {lock.st_mtime_ns}"
 
 
 def _last_note(line: bytes) -> bytes:

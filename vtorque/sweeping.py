@@ -2,6 +2,7 @@
 """End the jobs on a node that nobody else will end, and mend what somebody took from those that go on."""
 
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 from vtorque import accounting, guardpost, guestnet, orphans, state, teardown
@@ -13,11 +14,14 @@ from vtorque.node import Node
 log = logging.getLogger(__name__)
 
 
-def forgotten(node: Node) -> list[str]:
-    """Keys of the jobs that have left something here, that mom no longer knows, and that nobody guards."""
+def forgotten(node: Node) -> Iterator[str]:
+    """Keys of the jobs that have left something here, that mom no longer knows, and that nobody guards.
+
+    Each is looked at when it is asked for: to tear one down takes time, in which others come back.
+    """
     root = Path(node.site.state_dir)
     keys = {*state.jobs(root), *orphans.keys(node)}
-    return [key for key in sorted(keys) if not node.knows(key) and not guardpost.is_taken(root, key)]
+    return (key for key in sorted(keys) if not node.knows(key) and not guardpost.is_taken(root, key))
 
 
 def sweep(node: Node, *, deadline: Deadline, thorough: bool = False) -> list[str]:
@@ -35,6 +39,7 @@ def sweep(node: Node, *, deadline: Deadline, thorough: bool = False) -> list[str
     for key in forgotten(node):
         log.warning("job %s is forgotten by mom, tearing it down", key)
         record = node.state(key)
+        record.bound = record.generation
         start = accounting.start(record.path, otherwise=Start(key, "", node.journal.begun))
         try:
             orphans.adopt(key, node, deadline=deadline)

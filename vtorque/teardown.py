@@ -40,8 +40,8 @@ def release(state: JobState, *, hypervisor: Hypervisor, rules: Filter, deadline:
         with state.closing(deadline=deadline):
             _release_held(state, hypervisor, rules, deadline)
     except GenerationClosed:
-        # Removed meanwhile, or by somebody who was killed when only the lock was gone.
-        if state.exists:
+        # Removed meanwhile, perhaps for another start, or by somebody who was killed when only the lock was gone.
+        if state.exists and not state.generation:
             _release_held(state, hypervisor, rules, deadline)
 
 

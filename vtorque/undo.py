@@ -50,7 +50,7 @@ def _undo(
     except (VtorqueError, OSError):
         # The epilogue tries again, and the sweep. That the start failed counts all the same, or it is made for ever.
         log.exception("job %s still holds something on this node", job.id)
-    if isinstance(error, GenerationClosed) or not is_wanted(job):
+    if isinstance(error, GenerationClosed) or record.replaced or not is_wanted(job):
         # Its epilogue has been here, and no other will come for what would be left now.
         return
     record.audit.note("start", failure=error)
@@ -64,10 +64,12 @@ def _undo(
     if not job.nodes:
         # A sister has no wrapper: she has told the mother superior.
         return
-    if not record.exists:
-        record.create(user=job.user)
-    node.journal.keep(record.path)
-    record.publish(state.FAILED, markers.failure_marker(error), group=accounts.primary_group(job.user))
+    # Without it the wrapper knows that the prologue did not end; with an error from here mom would start it for ever.
+    with contextlib.suppress(OSError):
+        if not record.exists:
+            record.create(user=job.user)
+        node.journal.keep(record.path)
+        record.publish(state.FAILED, markers.failure_marker(error), group=accounts.primary_group(job.user))
 
 
 def _had_a_guest(record: JobState) -> bool:

@@ -2,6 +2,7 @@
 """What the job's user does in his own job directory when root's `UserSide` asks for it: all of this runs as him."""
 
 import contextlib
+import fnmatch
 import json
 import os
 import shutil
@@ -120,8 +121,9 @@ def _read(job: int, order: Mapping[str, Any]) -> str:
 
 
 def _forget(job: int, order: Mapping[str, Any]) -> str:
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(order["name"], dir_fd=job)
+    for name in fnmatch.filter(os.listdir(job), order["name"]):
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(name, dir_fd=job)
     return ""
 
 

@@ -49,7 +49,7 @@ class UserSide:
         return self._do({"do": "read", "name": name, "limit": limit}, deadline)
 
     def forget(self, name: str, *, deadline: Deadline) -> bool:
-        """Remove a file; whether there is none now."""
+        """Remove a file, or all that a pattern matches; whether there is none now."""
         return self._do({"do": "forget", "name": name}, deadline) is not None
 
     def remove(self, job: str, *, elements: int, if_cancelled: bool, deadline: Deadline) -> bool:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What goes wrong around the hooks: libvirt, the disk, the clock, the user's home, a reboot, one another."""
 
+import errno
 import os
 import subprocess
 import time
@@ -183,13 +184,32 @@ def fill(path: Path) -> Path:
     return ballast
 
 
-def test_with_a_full_state_disk_nothing_starts_and_the_reason_is_said(stage: Stage, full: Path) -> None:
+def test_with_a_full_state_disk_nothing_starts_and_mom_does_not_try_for_ever(
+    stage: Stage, full: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nothing can be counted there, and no marker left: that there is none tells the wrapper enough."""
     known(stage)
     ballast = fill(full)
-    with pytest.raises((VtorqueError, OSError), match="No space left"):
-        prologue(stage)
+    prologue(stage)
+    assert "No space left" in caplog.text
+    with pytest.raises(NotStarted, match="its prologue did not end"):
+        run.proven(stage.state.path, "7.srv")
     epilogue(stage)
     ballast.unlink()
+    assert stage.left() == []
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_an_epilogue_that_can_start_no_process_gives_everything_back(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A node without memory, or with too many processes."""
+    def fork() -> int:
+        raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    prologue(stage)
+    monkeypatch.setattr(os, "fork", fork)
+    epilogue(stage)
     assert stage.left() == []
 
 
@@ -244,7 +264,7 @@ def test_after_a_reboot_the_sweep_takes_what_jobs_have_left_on_disk_and_nothing_
     prologue(stage)
     reboot(stage)
     foreign = plant(stage)
-    assert lifecycle.forgotten(stage.node) == ["7.srv"]
+    assert list(lifecycle.forgotten(stage.node)) == ["7.srv"]
     for swept in (["7.srv"], []):
         assert lifecycle.sweep(stage.node, deadline=timeless()) == swept
     assert sorted(stage.left()) == sorted(map(str, foreign))

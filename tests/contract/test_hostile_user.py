@@ -31,7 +31,7 @@ pytestmark = [
 
 root = test_lifecycle.root
 
-IN_JOB = ("phases", "guests.0.json", ".guests.0.json.new", "guests.1.json", "lost.0", "aborted", "ended")
+IN_JOB = ("phases", "guests.0.0.json", ".guests.0.0.json.new", "guests.1.0.json", "lost.0", "aborted", "ended")
 BESIDE = ("7.srv", "7.srv.cancelled")
 HUGE = 1 << 40
 _PR_SET_DUMPABLE = 4

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The verbs in their order, over fakes: every failure at every call, and nothing is left."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -17,14 +18,16 @@ import pytest
 from tests.builders import KEY, a_job, a_request, a_shape, a_site
 from tests.fakes.filter import FakeFilter
 from tests.fakes.guest import FakeAddresses, FakeSession, FakeTransport
-from tests.fakes.hypervisor import FakeHypervisor
+from tests.fakes.hypervisor import FakeHypervisor, _Domain
 from tests.fakes.node import a_node
-from vtorque import accounts, images, lifecycle, plan, request
+from vtorque import accounts, images, lifecycle, plan, request, teardown
 from vtorque.backends.transport import KeyPair
 from vtorque.deadline import Deadline
-from vtorque.errors import CommandError, ImageError, VtorqueError
+from vtorque.errors import CommandError, GenerationClosed, ImageError, VtorqueError
 from vtorque.guard import Orders
-from vtorque.model import Job, VmPlan
+from vtorque.model import Job, Resource, VmPlan
+from vtorque.state import JobState
+from vtorque.teardown import DOMAIN
 
 pytestmark = [
     pytest.mark.runs,
@@ -244,6 +247,53 @@ def test_jobs_that_mom_forgot_are_swept_and_those_she_knows_are_not(root: Path) 
     (root / "mom_priv/jobs/8.srv.JB").unlink()
     assert lifecycle.sweep(scene.node, deadline=Deadline(60)) == ["8.srv"]
     assert scene.left() == []
+
+
+def test_a_job_that_is_back_while_another_is_swept_is_not(root: Path) -> None:
+    scene = Scene(root)
+    (root / "mom_priv/jobs").mkdir(parents=True)
+    for key in ("6.srv", "7.srv"):
+        record = scene.node.state(key)
+        record.create()
+        with record.taking(Resource(kind=DOMAIN, name=f"{key}_1of1"), deadline=Deadline(5)):
+            scene.hypervisor._domains[f"{key}_1of1"] = _Domain(uuid=key, job=key)
+
+    class Slow(FakeHypervisor):
+        def destroy(self, name: str, *, deadline: Deadline) -> bool:
+            if name.startswith("6") and not scene.markers():
+                for known in ("6.srv", "7.srv"):
+                    (root / "mom_priv/jobs" / f"{known}.JB").touch()
+                scene.prologue()
+            return scene.hypervisor.destroy(name, deadline=deadline)
+
+    slow = Slow()
+    slow._domains = scene.hypervisor._domains
+    assert lifecycle.sweep(replace(scene.node, hypervisor=slow), deadline=Deadline(60)) == ["6.srv"]
+    assert scene.markers() == {"ready"} and list(scene.hypervisor._domains) == ["7.srv_1of1"]
+
+
+def test_who_waited_to_end_a_start_does_not_end_the_next_one(root: Path) -> None:
+    """A second epilogue, or a sweep: it waits for the lock, which goes with the start it is of."""
+    hypervisor, rules = FakeHypervisor(), FakeFilter()
+    first = JobState(root, "7.srv")
+
+    def begin(record: JobState) -> None:
+        record.create()
+        with record.taking(Resource(kind=DOMAIN, name="g"), deadline=Deadline(5)):
+            hypervisor._domains["g"] = _Domain(uuid="1", job="7.srv")
+
+    class Waiting(JobState):
+        @contextlib.contextmanager
+        def closing(self, *, deadline: Deadline) -> Iterator[None]:
+            teardown.release(JobState(root, "7.srv"), hypervisor=hypervisor, rules=rules, deadline=deadline)
+            begin(JobState(root, "7.srv"))
+            raise GenerationClosed("job 7.srv was torn down meanwhile")
+            yield
+
+    begin(first)
+    teardown.release(Waiting(root, "7.srv"), hypervisor=hypervisor, rules=rules, deadline=Deadline(30))
+    assert "g" in hypervisor._domains and not JobState(root, "7.srv").closed
+    assert first.closed and first.replaced
 
 
 def test_the_seed_is_private_and_the_marker_is_for_the_users_group(root: Path) -> None:

@@ -498,9 +498,9 @@ def test_guests_that_a_user_publishes_himself_make_no_ready_job(make: Callable[.
     cluster = make(nodes=1)
     moms = Moms(cluster)
     moms.start()
-    mine = (cluster.directory / published.name(0)).read_text()
+    mine = (cluster.directory / published.name(moms.mother.job)).read_text()
     moms.event("execjob_abort", 0)
-    (cluster.directory / published.name(0)).write_text(mine)
+    (cluster.directory / published.name(moms.mother.job)).write_text(mine)
     moms.event("execjob_launch", 0)
     assert not (moms.mother.record.path / state.READY).exists()
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A node that fails one job after the other, through the verbs themselves: out, telling so, and back."""
 
+import fcntl
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -13,7 +14,7 @@ from tests.contract import test_lifecycle, test_sisters
 from tests.contract.test_lifecycle import Scene
 from tests.contract.test_sisters import Cluster
 from tests.fakes.hypervisor import FakeHypervisor
-from vtorque import config, lifecycle, plan, service
+from vtorque import config, images, lifecycle, plan, published, request, service, state
 from vtorque.cli import vmgr, vmgr_node
 from vtorque.deadline import Deadline
 from vtorque.errors import HypervisorError, NodeOut, VtorqueError
@@ -139,7 +140,7 @@ def test_a_guard_counts_guests_that_do_not_come_and_those_that_do(make: Callable
     for said in says:
         sister.said = lambda said=said: said  # type: ignore[method-assign, misc]
         sister.start()
-        test_sisters.eventually((cluster.directory / "guests.1.json").exists)
+        test_sisters.eventually((cluster.directory / published.name(sister.job)).exists)
         sister.end()
         assert sister.guard_is_gone()
         counted.append(len(service.look(sister.node.site).row))
@@ -178,3 +179,19 @@ def test_what_cannot_be_noted_fails_no_job_that_would_not_fail(broken: Scene) ->
         pytest.fail(str(error))
     assert not service.look(broken.node.site).row
     (broken.root / "run" / service.NOTE).rmdir()
+
+
+def test_an_image_that_comes_slowly_takes_no_node_out(root: Path) -> None:
+    """One job fetches it for longer than a prologue has, and others wait for it."""
+    (root / "ram/images").mkdir(mode=0o711, parents=True)
+    scene = Scene(root, ramdisk_dir=str(root / "ram"), node_failure_limit=2)
+    image = images.find(root / "images", "a.qcow2")
+    wanted = request.encode(scene.request._replace(fs_type="ramdisk"))
+    with (root / "ram/images" / f"{image.sha256}.qcow2.lock").open("w") as fetching:
+        fcntl.flock(fetching, fcntl.LOCK_EX)
+        for number in (11, 12):
+            job = scene.job._replace(id=JobId(f"{number}.srv"), request=wanted)
+            lifecycle.prologue(job, scene.node, scene.launch, deadline=Deadline(scene.node.site.undo_reserve + 0.5))
+            marker = scene.node.state(job.key).path / state.FAILED
+            assert "a.qcow2 is not on this node in time" in marker.read_text()
+    assert not service.look(scene.node.site).out

@@ -2,12 +2,14 @@
 """A job on several nodes, over fakes: each node with a record, a hypervisor and a guard of its own, one home."""
 
 import contextlib
+import errno
 import json
 import multiprocessing
 import os
 import pwd
 import shutil
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -22,10 +24,12 @@ from tests.fakes.guest import FakeAddresses, FakeSession, FakeTransport
 from tests.fakes.hypervisor import FakeHypervisor
 from tests.fakes.node import a_node
 from vtorque import guard, guardpost, images, lifecycle, plan, published, request, state
+from vtorque.accounting import Journal
+from vtorque.bringup import ABORTED
 from vtorque.deadline import Deadline
-from vtorque.errors import GenerationClosed, HypervisorError, VtorqueError
+from vtorque.errors import DeadlineExceeded, GenerationClosed, HypervisorError, VtorqueError
 from vtorque.guard import Orders
-from vtorque.model import Job, VmRequest
+from vtorque.model import Job, VmPlan, VmRequest
 
 pytestmark = [
     pytest.mark.runs,
@@ -181,7 +185,7 @@ def test_a_sister_is_not_swept_while_mom_does_not_know_the_job_yet(make: Callabl
     cluster = make()
     sister = cluster.sisters[1]
     sister.start()
-    assert lifecycle.forgotten(sister.node) == [] and guardpost.is_taken(sister.root / "run", "7.srv")
+    assert list(lifecycle.forgotten(sister.node)) == [] and guardpost.is_taken(sister.root / "run", "7.srv")
     sister.end()
     assert sister.guard_is_gone()
 
@@ -250,7 +254,7 @@ def test_a_nodes_fault_on_a_sister_fails_her_hook_until_it_has_happened_too_ofte
     sister.hypervisor.fail_at = len(sister.hypervisor.calls) + 1
     sister.start()
     assert sister.left() == []
-    assert "told to fail" in (cluster.directory / published.name(1)).read_text()
+    assert "told to fail" in (cluster.directory / published.name(cluster.sisters[1].job)).read_text()
 
 
 def test_a_sister_that_is_busy_does_not_fail_her_hook(make: Callable[..., Cluster]) -> None:
@@ -289,7 +293,7 @@ def test_a_second_start_is_not_fooled_by_what_the_first_published(make: Callable
 )
 def test_what_a_user_publishes_himself_is_no_guest(make: Callable[..., Cluster], text: str) -> None:
     cluster = make()
-    (cluster.directory / published.name(1)).write_text(text)
+    (cluster.directory / published.name(cluster.sisters[1].job)).write_text(text)
     cluster.sisters[0].start()
     assert cluster.failed()
     cluster.sisters[0].end()
@@ -359,6 +363,129 @@ def test_a_guest_that_falls_silent_is_reported_by_the_mother_superiors_guard(mak
     eventually(lambda: (cluster.directory / published.lost_name(1)).exists())
     said = (cluster.directory / published.lost_name(1)).read_text()
     assert said == "lost guest vn2-1 of rank 1 on node n2: no answer for 2 s"
+    for each in (sister, mother):
+        each.end()
+        assert each.guard_is_gone()
+
+
+def restarting(cluster: Cluster) -> None:
+    """A site at which a start that failed is made again."""
+    for each in cluster.sisters:
+        each.node = replace(each.node, site=each.node.site.but(requeue_limit=3))
+
+
+class Slow(FakeAddresses):
+    """Of a guest that is heard of after a while, or never."""
+
+    def __init__(self, seconds: float = 1e9) -> None:
+        super().__init__(())
+        self._due = time.monotonic() + seconds
+
+    def candidates(self, vm: VmPlan) -> tuple[str, ...]:
+        return ("10.0.0.1",) if time.monotonic() > self._due else ()
+
+    def wait(self, seconds: float, *also: object) -> None:
+        time.sleep(min(seconds, 0.05))
+
+
+def test_the_guard_of_a_start_that_failed_says_nothing_to_the_next_one(make: Callable[..., Cluster]) -> None:
+    """No epilogue runs on a sister when the mother superior's prologue has failed, and mom tries again at once."""
+    cluster = make()
+    restarting(cluster)
+    mother, sister = cluster.sisters
+    well = sister.node
+    sister.node = replace(well, addresses=lambda guests, deadline: Slow())
+    sister.start()
+    mother.hypervisor.fail_at = 1
+    with pytest.raises(VtorqueError, match="told to fail"):
+        mother.start()
+    mother.hypervisor.fail_at = 0
+    sister.node = replace(well, addresses=lambda guests, deadline: Slow(1.5))
+    sister.start()
+    mother.start()
+    assert len(cluster.ready()["guests"]) == 2
+    for each in (sister, mother):
+        each.end()
+
+
+def test_a_prologue_that_was_overtaken_leaves_the_next_start_alone(make: Callable[..., Cluster]) -> None:
+    """It waits for its sister; the job is bailed out and started again beside it, as Torque does."""
+    cluster = make()
+    restarting(cluster)
+    mother, sister = cluster.sisters
+    # Another process of the same node: it has the files, the hypervisor and the filter in common.
+    overtaken = replace(mother.node, journal=Journal())
+    troubles: list[BaseException] = []
+
+    def first() -> None:
+        try:
+            lifecycle.prologue(mother.job, overtaken, mother.launch, deadline=Deadline(40))
+        except VtorqueError as error:
+            troubles.append(error)
+
+    waiting = threading.Thread(target=first)
+    waiting.start()
+    phases = cluster.directory / "phases"
+    eventually(lambda: phases.exists() and "started" in phases.read_text())
+    lifecycle.epilogue(mother.job._replace(exit_status=-3), mother.node, deadline=Deadline(40))
+    cluster.start()
+    generation = mother.record.generation
+    waiting.join(40)
+    assert (waiting.is_alive(), troubles) == (False, [])
+    assert mother.record.generation == generation and len(cluster.ready()["guests"]) == 2
+    assert not (cluster.directory / ABORTED).exists() and sister.record.exists
+    for each in (sister, mother):
+        each.end()
+        assert each.guard_is_gone() and each.left() == []
+
+
+def test_what_the_last_start_said_is_nothing_to_the_next_one(make: Callable[..., Cluster]) -> None:
+    cluster = make()
+    restarting(cluster)
+    mother, sister = cluster.sisters
+    cluster.start()
+    (cluster.directory / published.lost_name(0)).write_text("lost guest vn1-1 of rank 0")
+    for each, verb in ((sister, lifecycle.epilogue_parallel), (mother, lifecycle.epilogue)):
+        verb(each.job._replace(exit_status=-3), each.node, deadline=Deadline(40))
+    cluster.start()
+    assert cluster.ready()["guests"] and not list(cluster.directory.glob(published.LOST))
+    for each in (sister, mother):
+        each.end()
+
+
+def test_a_guard_whose_disk_is_full_says_so_and_goes(make: Callable[..., Cluster]) -> None:
+    class Full(FakeFilter):
+        def load(self, rules: str, *, deadline: Deadline) -> None:
+            if rules.startswith("flush set"):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            super().load(rules, deadline=deadline)
+
+    cluster = make()
+    sister = cluster.sisters[1]
+    sister.node = replace(sister.node, filter=Full())
+    sister.start()
+    assert sister.guard_is_gone() and not sister.record.exists
+    assert "No space left" in (cluster.directory / published.name(sister.job)).read_text()
+    sister.end()
+
+
+def test_a_libvirt_that_hangs_costs_a_running_job_no_guard(make: Callable[..., Cluster]) -> None:
+    cluster = make()
+    mother, sister = cluster.sisters
+    ready, asked = mother.record.path / state.READY, sister.root / "asked"
+
+    class Hung(FakeHypervisor):
+        def is_running(self, name: str, *, deadline: Deadline) -> bool:
+            if ready.exists():
+                asked.touch()
+                raise DeadlineExceeded(f"libvirt did not answer in time: look at guest {name}")
+            return True
+
+    sister.node = replace(sister.node, hypervisor=Hung())
+    sister.known(yes=True)
+    cluster.start()
+    eventually(asked.exists)
+    assert guardpost.is_taken(sister.root / "run", "7.srv")
     for each in (sister, mother):
         each.end()
         assert each.guard_is_gone()

@@ -4,6 +4,7 @@
 import fcntl
 import os
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from tests.builders import a_site, an_image
 from vtorque import imagecache
 from vtorque.deadline import Deadline
-from vtorque.errors import Blame, ConfigError, DeadlineExceeded, ImageError
+from vtorque.errors import Blame, ConfigError, ImageError
 from vtorque.imagecache import Cache
 
 MIB = 1 << 20
@@ -34,6 +35,22 @@ def overlay_on(path: Path, directory: Path) -> None:
 
 def a_cache(directory: Path, mib: int) -> Cache:
     return Cache(directory, mib * MIB, overlays=[directory / "jobs", directory / "none"])
+
+
+def test_a_job_that_ends_meanwhile_hides_no_other_jobs_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    used = kept(tmp_path, "a")
+    for key in ("1.srv", "2.srv", "3.srv"):
+        overlay_on(used, tmp_path / "jobs" / key)
+    real = Path.glob
+
+    def ends(path: Path, pattern: str) -> Iterator[Path]:
+        if path.name == first:
+            raise FileNotFoundError(path)
+        return iter(real(path, pattern))
+
+    first = next(iter((tmp_path / "jobs").iterdir())).name
+    monkeypatch.setattr(Path, "glob", ends)
+    assert imagecache._backing([tmp_path / "jobs", tmp_path / "none"]) == {used}
 
 
 def left(directory: Path) -> str:
@@ -129,7 +146,7 @@ def test_while_somebody_else_fetches_it_we_wait_no_longer_than_we_may(tmp_path: 
     with (tmp_path / f"{'0' * 64}.qcow2.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with (
-            pytest.raises(DeadlineExceeded, match=r"waiting until image debian-12\.qcow2 is on this node"),
+            pytest.raises(ImageError, match=r"image debian-12\.qcow2 is not on this node in time"),
             a_cache(tmp_path, 1).holding(an_image(), deadline=Deadline(0.02)),
         ):
             pass

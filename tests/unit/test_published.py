@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.builders import KEY, a_plan, a_request
+from tests.builders import KEY, a_job, a_plan, a_request
 from vtorque import published
 from vtorque.errors import Blame, StateError
 from vtorque.model import Guest, Peer
@@ -90,4 +90,12 @@ def test_a_failure_has_the_node_the_beginning_of_the_reason_and_whose_fault_it_i
 
 
 def test_files_are_named_by_the_node() -> None:
-    assert (published.name(3), published.lost_name(3), published.LIMIT) == ("guests.3.json", "lost.3", 524288)
+    job = a_job(node_index=3)
+    assert (published.name(job), published.name(job, 1)) == ("guests.3.0.json", "guests.1.0.json")
+    assert (published.lost_name(3), published.LIMIT) == ("lost.3", 524288)
+
+
+def test_of_each_start_they_have_a_name_of_its_own() -> None:
+    """slurmd starts the Prologs of all nodes at once: the first one's must not find what a late sister said before."""
+    job = a_job(node_index=1)
+    assert published.name(job) != published.name(job._replace(restarts=1))

@@ -141,7 +141,7 @@ def _sweep(arguments: argparse.Namespace) -> int:
     site = assembly.site(PREFIX)
     audit.setup(site.audit_log, Path(site.log_dir), step="sweep")
     with assembly.node(site, PREFIX) as node:
-        found = sweeping.forgotten(node)
+        found = list(sweeping.forgotten(node))
         gone = found if arguments.dry_run else sweeping.sweep(
             node, deadline=Deadline(_SWEEP_SECONDS), thorough=True
         )

@@ -87,6 +87,7 @@ class Slurm:
             nodes=() if index else nodes,
             most_nodes=max(len(nodes), 1),
             request=request if _REQUEST.fullmatch(request) else "",
+            restarts=restarts(environ),
         )
 
     def exit_status(self, kind: PelogKind, blame: Blame | None) -> int:
