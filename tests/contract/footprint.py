@@ -147,7 +147,8 @@ def _calls(log: Path, user: int = 0) -> Iterator[tuple[int, str]]:
     users: dict[str, int] = {}
     for pid, text in trace._whole(log.read_text().splitlines()):
         if match := _FORK.match(text):
-            users[match["pid"]] = users.get(pid, user)
+            # The child may have become somebody else before its parent was told that there is one.
+            users.setdefault(match["pid"], users.get(pid, user))
         elif match := _BECOMES.match(text):
             users[pid] = int(match["uid"])
         else:

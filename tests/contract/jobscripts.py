@@ -143,7 +143,10 @@ def surroundings() -> dict[str, Case]:
     large = {f"LARGE_{number:03}": "v" * 8000 for number in range(150)}
     every = b"'" + bytes(byte for byte in range(1, 256) if byte not in b"'\n") + b"'"
     return {
-        "umask and input": _sh("umask; : >mask; stat -c %a mask; rm mask; cat; read -r line; echo $?", whole=True),
+        # Both ways are gone at the same time, in the same directory.
+        "umask and input": _sh(
+            "umask; : >mask.$$; stat -c %a mask.$$; rm mask.$$; cat; read -r line; echo $?", whole=True
+        ),
         "limits": _sh("ulimit -c 0; ulimit -n 20; ulimit -n; ulimit -f 1; head -c 100000 /dev/zero >grown; echo $?",
                       first="#!/bin/bash"),
         "processor time": _sh("ulimit -c 0; ulimit -S -t 1; while :; do :; done"),

@@ -4,10 +4,16 @@
 import json
 import os
 import pwd
+import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
+from vtorque.mom import hooks
 from vtorque.mom.life import Life, Timing
 from vtorque.mom.places import Place
 from vtorque.mom.spool import Home, JobRecord
@@ -29,6 +35,27 @@ with open("{log}", "a") as log:
     log.write(json.dumps(seen) + "\\n")
 {body}
 """
+
+
+def alarm_when(monkeypatch: pytest.MonkeyPatch, happened: Callable[[], object]) -> None:
+    """A hook's alarm goes off as soon as something has happened, however slow the machine is."""
+    clock = SimpleNamespace(monotonic=lambda: time.monotonic() + (1000 if happened() else 0))
+    monkeypatch.setattr(hooks, "time", clock)
+
+
+def written(path: Path) -> bool:
+    """Whether there is something in a file by now."""
+    return path.exists() and path.stat().st_size > 0
+
+
+def gone(pid: int) -> bool:
+    """Whether a process that was killed has died, or does in a while."""
+    end = time.monotonic() + 30
+    while Path(f"/proc/{pid}/exe").exists():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.005)
+    return True
 
 
 class Mom:

@@ -20,7 +20,7 @@ from typing import Any
 
 _CLONE_NEWNET = 0x40000000
 _PATIENCE_SECONDS = 1.5
-_DETECTION_SECONDS = 5.0
+_DETECTION_SECONDS = 60.0
 
 
 def main() -> None:
@@ -59,7 +59,9 @@ def _settle(places: Sequence[str]) -> None:
     end = time.monotonic() + _DETECTION_SECONDS
     for place in places:
         words = ["/usr/sbin/ip", *([] if place == "node" else ["-n", place]), "-6", "address", "show", "tentative"]
-        while subprocess.run(words, stdout=subprocess.PIPE, check=True).stdout and time.monotonic() < end:
+        while subprocess.run(words, stdout=subprocess.PIPE, check=True).stdout:
+            if time.monotonic() > end:
+                raise TimeoutError(f"{place} does not know whether its addresses are its own")
             time.sleep(0.1)
 
 

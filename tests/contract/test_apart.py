@@ -282,7 +282,7 @@ def test_ssh_is_spoken_nowhere_but_in_the_child() -> None:
         "from vtorque.errors import TransportError\n"
         "with Apart().prover() as prover:\n"
         "    try:\n"
-        "        prover.open('127.0.0.1', user='ann', key='', host_key='', deadline=Deadline(5))\n"
+        "        prover.open('127.0.0.1', user='ann', key='', host_key='', deadline=Deadline(60))\n"
         "    except TransportError:\n"
         "        pass\n"
         "print([name for name in ('paramiko', 'vtorque.backends.transport.ssh') if name in sys.modules])\n"

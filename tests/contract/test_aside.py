@@ -94,17 +94,19 @@ except HypervisorError as error:
 
 
 def test_many_verbs_at_once_are_carried_out_at_once() -> None:
-    """Sixteen that take a second each: one after the other they would not be done in eight."""
+    """Sixteen that wait for one another: one after the other none would come to its end."""
     assert alone("""
 class Slow:
+    together = threading.Barrier(16)
     def create(self, text, *, deadline):
-        time.sleep(1)
+        if text != "first":
+            self.together.wait(60)
 there = Aside(Slow, child=True, pulses=Pulses(Path("/nonexistent")))
 there.create("first", deadline=soon())
 late = []
 def one():
     try:
-        there.create("x", deadline=Deadline(8))
+        there.create("x", deadline=soon())
     except DeadlineExceeded:
         late.append(1)
 threads = [threading.Thread(target=one) for _ in range(16)]

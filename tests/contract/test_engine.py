@@ -163,6 +163,10 @@ class Terminal:
     def type(self, text: str) -> None:
         os.write(self.master, text.encode())
 
+    def was_read(self) -> bool:
+        """Whether nothing of what was typed waits for a reader."""
+        return struct.unpack("i", fcntl.ioctl(self.slave, termios.FIONREAD, bytes(4))) == (0,)
+
     def until(self, pattern: str) -> "re.Match[str]":
         """The first match in what is shown; what is in front of it and itself is not looked at again."""
         end = time.monotonic() + PATIENCE
@@ -266,6 +270,7 @@ def test_elements_that_wait_for_one_another_run_at_once(engine: Engine) -> None:
 
 def test_what_a_limit_keeps_back_keeps_nobody_else_back(engine: Engine) -> None:
     array = engine.submit("-t", "1-2%1", script="#!/bin/sh\nsleep 1000\n")
+    engine.running("1[1]")
     assert engine.done(engine.submit())[0]["exit_status"] == 0
     assert [each["state"] for each in engine.jobs(array)] == ["R", "Q"]
     assert engine.run("qdel", "1[]").returncode == 0
@@ -457,6 +462,9 @@ def test_ctrl_c_at_a_waiting_qsub_asks_before_it_deletes(engine: Engine, at_term
     terminal.type("\x03")
     terminal.until(r"Do you wish to terminate the job and exit \(y\|\[n\]\)\? ")
     terminal.type("n\n")
+    terminal.until("n\r\n")
+    # Another Ctrl-C would take the answer out of the line before it is read.
+    until(terminal.was_read, "qsub has read the answer")
     assert engine.jobs(job)[0]["state"] == "Q"
     terminal.type("\x03")
     terminal.until(r"\(y\|\[n\]\)\? ")

@@ -53,7 +53,7 @@ def handler_of(site: Site) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             site.asked.append({key.lower(): value for key, value in self.headers.items()})
-            site.askers.add(owner(self.client_address[1]))
+            site.askers.add(owner(self.client_address[1], self.connection.getsockname()[1]))
             if site.wait:
                 site.hold.wait(30)
             if self.path.startswith("/moved"):
@@ -106,10 +106,13 @@ def handler_of(site: Site) -> type[BaseHTTPRequestHandler]:
     return Handler
 
 
-def owner(port: int) -> int:
-    """The numeric user whose end of a connection on this machine has the port (proc_net_tcp, Linux's documentation)."""
+def owner(port: int, to: int) -> int:
+    """The numeric user whose end of a connection on this machine has the port, and the other end that of `to`
+    (proc_net_tcp, Linux's documentation): a port alone may be another connection's as well.
+    """
     lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
-    return next(int(fields[7]) for fields in lines if fields[1].endswith(f":{port:04X}"))
+    ends = (f":{port:04X}", f":{to:04X}")
+    return next(int(fields[7]) for fields in lines if fields[1].endswith(ends[0]) and fields[2].endswith(ends[1]))
 
 
 @pytest.fixture

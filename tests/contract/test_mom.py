@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.contract.moms import QUICK, USER, Mom
+from tests.contract.moms import QUICK, USER, Mom, alarm_when, gone, written
 from vtorque.mom.life import Life
 
 pytestmark = [
@@ -118,11 +118,15 @@ def test_no_sister_gets_an_epilogue_when_the_prologue_fails(mom: Mom) -> None:
 
 def test_a_sister_that_fails_starts_the_job_anew_and_nobody_waits_for_the_others(mom: Mom) -> None:
     """The other's prologue goes on beside the epilogue, and her next one waits for it."""
-    once, slow = mom.home.path / "once", mom.home.path / "slow"
-    mom.sister_hook("n2", "prologue.parallel",
-                    f"if not {exists(once)}:\n    open({str(once)!r}, 'w')\n    sys.exit(1)")
+    once, slow, again = (mom.home.path / name for name in ("once", "slow", "again"))
+    # The first time she fails while the other is at it; the second time she lets her go on.
+    mom.sister_hook("n2", "prologue.parallel", (
+        f"import time\nif {exists(once)}:\n    open({str(again)!r}, 'w')\n    sys.exit()\nopen({str(once)!r}, 'w')\n"
+        f"while not {exists(slow)}:\n    time.sleep(0.01)\nsys.exit(1)"
+    ))
     mom.sister_hook("n3", "prologue.parallel", (
-        f"import time\nassert not {exists(slow)}\nopen({str(slow)!r}, 'w')\ntime.sleep(1)\nos.unlink({str(slow)!r})"
+        f"import time\nassert not {exists(slow)}\nopen({str(slow)!r}, 'w')\n"
+        f"while not {exists(again)}:\n    time.sleep(0.01)\ntime.sleep(0.2)\nos.unlink({str(slow)!r})"
     ))
     for host in ("n2", "n3"):
         mom.sister_hook(host, "epilogue.parallel")
@@ -200,18 +204,20 @@ def test_a_hook_of_somebody_else_is_not_run(mom: Mom) -> None:
     assert len(mom.seen("prologue")) == 1
 
 
-def test_the_alarm_kills_the_whole_session_and_starts_anew(mom: Mom) -> None:
-    (mom.home.mom_priv / "config").write_text("$prologalarm 11\n")
+def test_the_alarm_kills_the_whole_session_and_starts_anew(mom: Mom, monkeypatch: pytest.MonkeyPatch) -> None:
     once, child = mom.user_home.parent / "once", mom.user_home.parent / "child"
     first = f"[ -e {once} ] && exit 0\ntouch {once}\nsleep 100 &\necho $! >{child}\nwait\n"
     mom.hook("prologue", text=f"#!/bin/sh\n{first}")
+    alarm_when(monkeypatch, lambda: written(child))
     assert mom.run().exit_status == 0
-    assert not Path(f"/proc/{child.read_text().strip()}/exe").exists()
+    assert gone(int(child.read_text()))
 
 
 def test_a_deleted_jobs_epilogue_runs_beside_its_prologue(mom: Mom) -> None:
-    mom.hook("prologue", "import time\ntime.sleep(2)\nprint('script there:', os.path.exists(sys.argv[8]))")
-    mom.hook("epilogue", "print('epilogue', time.time())".replace("time.time()", "1"))
+    over = mom.home.path / "over"
+    mom.hook("prologue", f"import time\nwhile not {exists(over)}:\n    time.sleep(0.05)\n"
+             "print('script there:', os.path.exists(sys.argv[8]))")
+    mom.hook("epilogue", f"print('epilogue', 1, flush=True)\nopen({str(over)!r}, 'w')")
     life = Life(mom.home, mom.job("#!/bin/sh\necho ran\n"), timing=QUICK)
     threading.Timer(0.5, life.delete).start()
     ended = life.run()
@@ -246,7 +252,7 @@ def test_walltime_is_said_and_ends_the_job(mom: Mom) -> None:
 
 def test_what_is_left_of_the_jobs_session_is_killed(mom: Mom) -> None:
     mom.run("#!/bin/sh\nsleep 1000 &\necho $!\n")
-    assert not Path(f"/proc/{mom.output().strip()}/exe").exists()
+    assert gone(int(mom.output()))
 
 
 @pytest.mark.parametrize(("join", "letter"), [("oe", "o"), ("eo", "e")])

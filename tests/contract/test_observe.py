@@ -18,6 +18,7 @@ from uuid import uuid4
 
 import pytest
 
+from tests import ports
 from tests.builders import KEY, a_job, a_plan, a_request, a_site, an_account
 from tests.fakes.hypervisor import FakeHypervisor
 from vtorque import accounting, markers, orders, published, request
@@ -299,9 +300,7 @@ def test_phases_are_read_as_the_user_who_cannot_lead_root_elsewhere(scene: Scene
 @pytest.fixture
 def daemon(tmp_path: Path) -> Iterator[tuple[int, dict[str, str], Path]]:
     """OpenSSH's daemon on loopback: its port, what a marker would say of it, and the key it lets in."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = ports.free()
     host, user = keys.make(), keys.make()
     for name, text in (("host", host.private), ("key", user.private), ("authorized", user.public + "\n")):
         (tmp_path / name).write_text(text)

@@ -18,6 +18,7 @@ from pathlib import Path
 import paramiko
 import pytest
 
+from tests import ports
 from vtorque.backends.transport import KeyPair, keys, reach, reader
 from vtorque.backends.transport.ssh import LoginRefused, NotListening, OutputLost, Ssh, SshSession
 from vtorque.deadline import Deadline
@@ -48,9 +49,7 @@ class Daemon:
 @pytest.fixture(scope="module")
 def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     directory = tmp_path_factory.mktemp("sshd")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = ports.free()
     host, user = keys.make(), keys.make()
     (directory / "host").write_text(host.private)
     (directory / "host").chmod(0o600)

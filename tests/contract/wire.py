@@ -98,6 +98,17 @@ def _build(ports: Mapping[str, Mapping[str, str]], macs: Mapping[str, str], abou
         if path.exists():
             path.write_text(value)
     subprocess.run(["/usr/sbin/ip", "-batch", "-"], input="\n".join(lines).encode(), check=True)
+    # The kernel tells a bridge later that there is somebody at the other end of a port (linkwatch).
+    patience = time.monotonic() + _PATIENCE_SECONDS
+    while not _are_forwarding():
+        if time.monotonic() > patience:
+            raise TimeoutError("not all ports came up")
+        time.sleep(0.005)
+
+
+def _are_forwarding() -> bool:
+    listed = subprocess.run(["/usr/sbin/bridge", "-j", "link"], stdout=subprocess.PIPE, check=True).stdout
+    return all(port["state"] == "forwarding" for port in json.loads(listed))
 
 
 def _socket(interface: str) -> socket.socket:

@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests import ports
+
 SECONDS = 60
 JOB_SECONDS = 600
 _OVER = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
@@ -78,12 +80,12 @@ class Slurm:
         self._nodes = {node.name: node for node in nodes}
         self._daemons: list[subprocess.Popen[bytes]] = []
         text = "".join(
-            f"NodeName={node.name} NodeHostname={node.host} NodeAddr={node.address} Port={_free_port()}"
+            f"NodeName={node.name} NodeHostname={node.host} NodeAddr={node.address} Port={ports.free()}"
             " CPUs=2 RealMemory=4000\n"
             for node in nodes
         )
         self.conf.write_text(_CONF.format(
-            host=socket.gethostname(), address=address, port=_free_port(), root=root, nodes=text,
+            host=socket.gethostname(), address=address, port=ports.free(), root=root, nodes=text,
         ))
 
     def hooks(self, scripts: Path) -> None:
@@ -217,9 +219,3 @@ def _until(true: Callable[[], bool], what: str, seconds: float = SECONDS) -> Non
     while not true():
         assert time.monotonic() < end, f"it did not happen that {what}"
         time.sleep(0.1)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return int(probe.getsockname()[1])

@@ -8,7 +8,6 @@ import re
 import socket
 import subprocess
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -88,9 +87,9 @@ def test_an_interactive_job_is_a_terminal_in_the_guest(the_lab: Lab) -> None:
     user.types("stty size; echo $TERM $PBS_ENVIRONMENT; cat /sys/class/dmi/id/product_uuid\r")
     user.until(r"31 101\s+vt220 PBS_INTERACTIVE")
     user.until(str(plan.guest_uuid(job, 0)))
-    user.types("sleep 1000\r")
-    user.until("sleep 1000")
-    time.sleep(0.5)
+    # A program in the foreground: before that Ctrl-C would be the shell's own.
+    user.types("sh -c 'echo sleep''ing; exec sleep 1000'\r")
+    user.until("sleeping\\s")
     user.types("\x03")
     user.types("echo inter''rupted $?\r")
     user.until("interrupted 130")

@@ -2,7 +2,6 @@
 """Jobs under Slurm's real daemons, on two nodes, each with a network, a mount namespace and a libvirt of its own."""
 
 import contextlib
-import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -171,9 +170,9 @@ def test_an_interactive_job_is_a_terminal_in_the_guest(site: SlurmLab) -> None:
     user.types("stty size\r")
     user.until(r"22 77\s")
     user.until(_PROMPT)
-    user.types("sleep 1000\r")
-    user.until("sleep 1000\\s")
-    time.sleep(0.5)
+    # A program in the foreground: before that Ctrl-C would be the shell's own.
+    user.types("sh -c 'echo sleep''ing; exec sleep 1000'\r")
+    user.until("sleeping\\s")
     user.types("\x03")
     user.until(_PROMPT)
     user.types("echo inter''rupted $?\r")

@@ -250,6 +250,14 @@ class Life:
         self.job = self._home.save(self.job, state="C", comment=comment)
 
 
+_ORDERS = (signal.SIGTERM, signal.SIGUSR1)
+
+
+def hold_orders() -> None:
+    """What a life is told before it can hear waits until it can: its interpreter has yet to load it."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, _ORDERS)
+
+
 def live(
     home: Home, job: JobRecord, *, place: Places, install: Callable[..., object], recover: bool = False
 ) -> JobRecord:
@@ -258,4 +266,5 @@ def live(
     install(signal.SIGTERM, life.delete)
     install(signal.SIGUSR1, life.rerun)
     install(signal.SIGCHLD, life.hear)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _ORDERS)
     return life.recover() if recover else life.run()

@@ -18,6 +18,7 @@ from typing import Any
 
 from vtorque import files, proc
 from vtorque.mom import arrays, nodes, wire
+from vtorque.mom.life import hold_orders
 from vtorque.mom.places import Places, Start
 from vtorque.mom.rules import JOB_EXEC_FAIL2
 from vtorque.mom.spool import Home, JobRecord
@@ -274,7 +275,7 @@ class Server:
         start = self._place(job.hosts[0]).start(command)
         self._lives[job.id] = proc.spawn(
             start.argv, cwd=start.cwd, stdin=proc.DEVNULL, stdout=proc.DEVNULL, stderr=proc.DEVNULL,
-            env=proc.CLEAN_ENV, umask=0o022,
+            env=proc.CLEAN_ENV, umask=0o022, before_exec=hold_orders,
         )
 
 

@@ -17,6 +17,9 @@ from vtorque.mom.rules import JOB_EXEC_FAIL2, JOB_EXEC_OVERLIMIT_WT
 from vtorque.mom.spool import Home, JobRecord
 from vtorque.mom.terminal import Terminal
 
+# A pause that was longer was none of ours.
+_LONGEST_PAUSE_SECONDS = 0.2
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timing:
@@ -167,9 +170,11 @@ class Shell:
         for pid in told:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, number)
-        end = time.monotonic() + patience
-        while time.monotonic() < end and proc.session_members(child.pid):
+        # While the whole machine stands still nobody can do what a trap is for, and that is no time that he has had.
+        while patience > 0 and proc.session_members(child.pid):
             child.poll()
+            before = time.monotonic()
             self._by.pause()
+            patience -= min(time.monotonic() - before, _LONGEST_PAUSE_SECONDS)
         proc.kill_session(child.pid)
         child.wait()
