@@ -111,7 +111,7 @@ class SiteConfig:
     )
     node_ram_mb: int = option(0, "memory of the largest node, 0 when unknown", kind="size", unit="MiB")
     pbs_exclusive_node_alloc: bool = option(
-        True, "ask Torque for nodes of one user only: naccesspolicy=uniqueuser"
+        True, "ask for nodes of one's own: Torque naccesspolicy=uniqueuser, Slurm --exclusive; OpenPBS is not asked"
     )
     kill_user_processes_after_job: bool = inert(
         True, "kill all processes of the user after a job", "only what the job itself started is ended"
