@@ -152,8 +152,7 @@ def _openpbs(here: World) -> str:
     event("execjob_begin")
     event("execjob_launch")
     said = _wrapper(here, {"PBS_JOBID": JOB})
-    for name in ("execjob_epilogue", "execjob_end"):
-        event(name)
+    event("execjob_end")
     for path in (here.mom_priv / "hooks/vtorque.HK", hooks, hooks.parent):
         path.unlink() if path.is_file() else path.rmdir()
     return said

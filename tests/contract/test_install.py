@@ -241,7 +241,7 @@ def test_a_prolog_that_leads_to_ours_already_never_becomes_the_one_that_ours_run
 def test_openpbs_is_told_in_qmgrs_own_words_where_there_is_no_server(tmp_path: Path) -> None:
     node = a_node(tmp_path / "node", "openpbs")
     said = node.install().stdout
-    # mom would no longer run the site's own epilogue if the hook had this event.
+    # With execjob_epilogue no mom would run her site's own epilogue any more.
     assert "event = 'queuejob,execjob_begin,execjob_launch,execjob_end,execjob_abort,exechost_periodic'" in said
     for words in ("create hook vtorque enabled = false", "set hook vtorque alarm = 180",
                   "set hook vtorque enabled = true",

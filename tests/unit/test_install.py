@@ -151,10 +151,16 @@ def test_slurm_conf_lacks_nothing_when_the_lines_are_in_it() -> None:
 
 def test_openpbs_hook_is_enabled_when_it_is_complete_and_has_time_enough() -> None:
     setup = Setup(system="openpbs", prefix=PREFIX, site=SiteConfig(timeout=600))
-    said = pbshook.create(setup, has_epilogue=False)
+    said = pbshook.create(setup)
     assert said[0].endswith("enabled = false") and said[-1].endswith("enabled = true")
     assert "set hook vtorque alarm = 645" in said
-    assert "execjob_epilogue" in said[1] and "execjob_epilogue" not in pbshook.create(setup, has_epilogue=True)[1]
+
+
+def test_openpbs_hook_silences_no_nodes_own_epilogue_or_prologue() -> None:
+    """Of which the server knows nothing, wherever the hook is made."""
+    said = "\n".join(pbshook.create(Setup(system="openpbs", prefix=PREFIX, site=SiteConfig())))
+    assert "execjob_end,execjob_abort" in said
+    assert "execjob_epilogue" not in said and "execjob_prologue" not in said
 
 
 def test_pdshs_output_is_sorted_out_by_node() -> None:

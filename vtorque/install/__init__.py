@@ -201,9 +201,7 @@ def _pbs_hook(
     is_server = tree.inside(root, Path(setup.site.torque_home, "server_priv")).is_dir()
     if is_server and qmgr:
         return tuple((qmgr, "-c", each) for each in pbshook.missing(setup, root, qmgr=qmgr, cut_short=cut_short)), []
-    has_epilogue = tree.inside(root, setup.mom_priv / "epilogue").exists()
-    said = pbshook.create(setup, has_epilogue=has_epilogue)
-    return (), [f"once, on the server: {pbshook.shown(each)}" for each in said]
+    return (), [f"once, on the server: {pbshook.shown(each)}" for each in pbshook.create(setup)]
 
 
 def _timer_started(setup: Setup, root: Path) -> tuple[tuple[str, ...], ...]:

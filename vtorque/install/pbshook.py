@@ -12,22 +12,21 @@ from vtorque.install.tree import inside
 _NAME = "vtorque"
 _SECONDS = 30.0
 _LEAST_ALARM, _MARGIN, _FREQUENCY = 180, 15, 300
-_EVENTS = ("queuejob", "execjob_begin", "execjob_launch", "execjob_epilogue", "execjob_end", "execjob_abort",
-           "exechost_periodic")
+EVENTS = ("queuejob", "execjob_begin", "execjob_launch", "execjob_end", "execjob_abort", "exechost_periodic")
+"""Without execjob_epilogue: where a hook has it, no mom runs her site's mom_priv/epilogue (catch_child.c:805-815).
+
+The server cannot know which nodes have one, and execjob_end and execjob_abort reach every node that has begun.
+"""
+
 _PYTHON, _SETTINGS = "application/x-python", "application/x-config"
 
 
-def create(setup: Setup, *, has_epilogue: bool) -> list[str]:
-    """qmgr's directives that make the hook, and enable it at the end.
-
-    With a mom_priv/epilogue of the site's own, which mom no longer runs where a
-    hook has execjob_epilogue (catch_child.c:805-815), guests are given back at execjob_end.
-    """
-    events = ",".join(each for each in _EVENTS if each != "execjob_epilogue" or not has_epilogue)
+def create(setup: Setup) -> list[str]:
+    """qmgr's directives that make the hook, and enable it at the end."""
     alarm = max(_LEAST_ALARM, setup.site.timeout + setup.site.undo_reserve + _MARGIN)
     return [
         f"create hook {_NAME} enabled = false",
-        f"set hook {_NAME} event = '{events}'",
+        f"set hook {_NAME} event = '{','.join(EVENTS)}'",
         f"set hook {_NAME} alarm = {alarm}",
         f"set hook {_NAME} freq = {_FREQUENCY}",
         *imports(setup),
@@ -48,7 +47,7 @@ def missing(setup: Setup, root: Path, *, qmgr: str, cut_short: bool) -> list[str
 
     What an administrator has set otherwise since stays. Raises CommandError when the server does not answer.
     """
-    whole = create(setup, has_epilogue=inside(root, setup.mom_priv / "epilogue").exists())
+    whole = create(setup)
     if not is_there(qmgr):
         return whole
     if cut_short:
