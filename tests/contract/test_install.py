@@ -226,6 +226,28 @@ def test_slurms_own_directory_of_prologs_is_used_when_its_pattern_finds_ours(tmp
     assert "put Prolog=" not in said
 
 
+@pytest.mark.parametrize("first", ["the lines", "the installation"])
+def test_the_lines_of_our_own_sample_may_be_in_slurm_conf_before_or_after_an_installation(
+    tmp_path: Path, first: str
+) -> None:
+    node = a_node(tmp_path / "node", "slurm")
+    node.put("etc/slurm/slurm.conf", "ClusterName=x\n")
+    before = node.digest()
+    if first == "the installation":
+        node.install()
+    sample = node.path("opt/vtorque/contrib/slurm/slurm.conf").read_text()
+    node.put("etc/slurm/slurm.conf", f"ClusterName=x\n{sample}")
+    said = node.install().stdout
+    assert "put " not in said
+    for name in ("prolog", "epilog"):
+        assert str(node.path(f"etc/slurm/{name}.d/vtorque").readlink()) == f"/opt/vtorque/scripts/slurm/{name}"
+    assert not list(node.path("etc/slurm").rglob("*.orig")) and not node.path("etc/slurm/vtorque").exists()
+    assert node.install().stdout.splitlines()[-1] == "nothing to do"
+    node.put("etc/slurm/slurm.conf", "ClusterName=x\n")
+    node.uninstall()
+    assert node.digest() == before
+
+
 @pytest.mark.parametrize("by", ["/opt/vtorque/scripts/slurm/prolog", "/usr/local/sbin/prolog"])
 def test_a_prolog_that_leads_to_ours_already_never_becomes_the_one_that_ours_runs(tmp_path: Path, by: str) -> None:
     node = a_node(tmp_path / "node", "slurm")

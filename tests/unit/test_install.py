@@ -124,6 +124,7 @@ def test_a_front_end_gets_no_hooks_and_nothing_that_runs(system: str) -> None:
     ("", "/etc/slurm/prolog.d/vtorque", ""),
     ("/usr/local/sbin/prolog", "/etc/slurm/vtorque/prolog", "/usr/local/sbin/prolog"),
     ("/etc/slurm/vtorque/prolog", "/etc/slurm/vtorque/prolog", ""),
+    ("/etc/slurm/prolog.d/vtorque", "/etc/slurm/prolog.d/vtorque", ""),
     ("/etc/slurm/prolog.d/*", "/etc/slurm/prolog.d/vtorque", ""),
     ("/site/pro.d/*.sh", "/site/pro.d/50-vtorque.sh", ""),
     ("/site/pro.d/[0-9]*", "/site/pro.d/50-vtorque", ""),

@@ -129,11 +129,12 @@ def slurm_place(conf: Mapping[str, str], name: str) -> tuple[Path, str]:
     Raises ConfigError when it is neither.
     """
     setting = conf.get(name.lower(), "")
-    ours = Path("/etc/slurm/vtorque", name.lower())
+    # Where ours stands beside others, as contrib/slurm/slurm.conf has it, and where it stands for another.
+    beside, ours = Path(f"/etc/slurm/{name.lower()}.d/vtorque"), Path("/etc/slurm/vtorque", name.lower())
     if not setting:
-        return Path(f"/etc/slurm/{name.lower()}.d/vtorque"), ""
-    if setting == str(ours):
-        return ours, ""
+        return beside, ""
+    if setting in (str(beside), str(ours)):
+        return Path(setting), ""
     pattern = PurePosixPath(setting)
     if pattern.is_absolute() and "," not in setting and not set("*?[") & set(str(pattern.parent)):
         if not set("*?[") & set(pattern.name):
