@@ -660,6 +660,20 @@ def test_a_file_of_the_sites_that_is_as_ours_would_be_is_the_sites(node: Node) -
     assert node.digest() == before
 
 
+@pytest.mark.parametrize("words", [(), ("--front-end",)])
+def test_without_a_configuration_it_says_where_one_comes_from_and_goes_to(tmp_path: Path, words: tuple[str]) -> None:
+    node = a_node(tmp_path / "node", "openpbs")
+    settings = node.path("etc/vtorque/vtorque.yaml")
+    settings.unlink()
+    for done in (node.install(*words), node.install(*words)):
+        (note,) = (line for line in done.stdout.splitlines() if "configuration" in line)
+        assert note.startswith("note     there is no configuration: ")
+        sample = node.path("opt/vtorque/contrib/vtorque.yaml")
+        assert note.endswith(f"copy {sample} to {settings} and adapt it, with BATCH_SYSTEM: openpbs")
+    shutil.copy(sample, settings)
+    assert "there is no configuration" not in node.install(*words).stdout
+
+
 @pytest.mark.parametrize("text, says", [
     ("", "is damaged"), ("[]", "is damaged"), ("{}", "has schema None, this version knows 2"),
     ('{"schema": 3}', "has schema 3, this version knows 2 (use the version that installed it)"),

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from os import stat_result
 from pathlib import Path
 
-from vtorque import doctor_checks, files
+from vtorque import config, doctor_checks, files
 from vtorque.doctor_checks import REMOTE, Level, filesystem
 from vtorque.errors import ConfigError, VtorqueError
 from vtorque.install.modes import Demand
@@ -62,8 +62,13 @@ def demands(setup: Setup, made: Sequence[Made], seen: Mapping[Path, Seen], root:
 def notes(setup: Setup, root: Path) -> Iterator[str]:
     """What stays as it is but matters, and what is still to be set."""
     site = setup.site
-    if site.batch_system != setup.system:
-        yield f"set BATCH_SYSTEM: {setup.system} in the configuration, which says {site.batch_system}"
+    try:
+        config.find(inside(root, setup.prefix), root=root)
+    except ConfigError as missing:
+        yield f"{missing.brief}; {missing.hint}, with BATCH_SYSTEM: {setup.system}"
+    else:
+        if site.batch_system != setup.system:
+            yield f"set BATCH_SYSTEM: {setup.system} in the configuration, which says {site.batch_system}"
     if not setup.links_hooks:
         return
     mom_priv = inside(root, setup.mom_priv)
