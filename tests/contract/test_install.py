@@ -153,12 +153,39 @@ def test_the_second_time_there_is_nothing_to_do(any_node: tuple[Node, tuple[str,
     node, words = any_node
     node.install(*words)
     once = node.digest()
-    for again in (words, ()):
-        done = node.install(*again)
+    for done in (node.install(*words), node.vmgr("install", "--root", str(node.root))):
         assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "nothing to do")
         assert node.digest() == once
     node.uninstall()
     assert node.uninstall().stdout == "nothing to do: vtorque is not installed\n"
+
+
+TORQUE, FRONT_END, SLURM = ("--system", "torque"), ("--system", "torque", "--front-end"), ("--system", "slurm")
+CLASSIC, HOOK = ("--system", "openpbs", "--classic"), ("--system", "openpbs")
+
+
+@pytest.mark.parametrize("first, then, was, wanted", [
+    (TORQUE, FRONT_END, "a node of torque", "a front end of torque"),
+    (TORQUE, ("--front-end",), "a node of torque", "a front end of torque"),
+    (FRONT_END, TORQUE, "a front end of torque", "a node of torque"),
+    (TORQUE, SLURM, "a node of torque", "a node of slurm"),
+    (CLASSIC, HOOK, "a node of openpbs, --classic", "a node of openpbs"),
+    (HOOK, ("--classic",), "a node of openpbs", "a node of openpbs, --classic"),
+])
+def test_what_is_installed_becomes_nothing_else_before_it_is_uninstalled(
+    node: Node, first: tuple[str, ...], then: tuple[str, ...], was: str, wanted: str
+) -> None:
+    before = node.digest()
+    root = ("--root", str(node.root))
+    assert node.vmgr("install", *root, *first).returncode == 0
+    installed = node.digest()
+    for force in ((), ("--force",), ("--dry-run",)):
+        done = node.vmgr("install", *root, *then, *force)
+        says = f"vmgr: vtorque is installed here for {was}, not for {wanted} (vmgr uninstall first)\n"
+        assert (done.returncode, done.stdout, done.stderr) == (1, "", says)
+        assert node.digest() == installed
+    node.uninstall()
+    assert node.digest() == before
 
 
 def test_hooks_are_links_to_ours_and_the_sites_own_are_beside_them(node: Node) -> None:

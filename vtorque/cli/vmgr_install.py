@@ -19,9 +19,9 @@ _NOTHING = "nothing to do"
 def add(areas: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Register `install` and `uninstall`."""
     there = areas.add_parser("install", help="link the hooks into the batch system, and what belongs to them; as root")
-    there.add_argument("--system", choices=parts.SYSTEMS, help="the batch system; as before if not given")
-    there.add_argument("--front-end", action="store_true", default=None, help="only what users need: this is no node")
-    there.add_argument("--classic", action="store_true", default=None,
+    there.add_argument("--system", choices=parts.SYSTEMS, help="the batch system; all as before if not given")
+    there.add_argument("--front-end", action="store_true", help="only what users need: this is no node")
+    there.add_argument("--classic", action="store_true",
                        help="OpenPBS: its own prologue and epilogue in place of the hook, for jobs of one node")
     there.set_defaults(act=_install)
     back = areas.add_parser("uninstall", help="put everything back as it was before install; as root")
@@ -68,8 +68,9 @@ def _setup(arguments: argparse.Namespace, root: Path) -> Setup:
     if system is None:
         raise RequestError("which batch system?", hint=f"--system {', '.join(parts.SYSTEMS)}")
     prefix = Path("/", PREFIX.relative_to(root)) if PREFIX.is_relative_to(root) else PREFIX
+    # With --system all of it is said anew.
     front_end, classic = (
-        getattr(arguments, name) if getattr(arguments, name) is not None else bool(before and getattr(before, name))
+        getattr(arguments, name) or bool(before and not arguments.system and getattr(before, name))
         for name in ("front_end", "classic")
     )
     if classic and system != "openpbs":

@@ -80,12 +80,13 @@ def to_install(setup: Setup, root: Path, *, force: bool, qmgr: str | None) -> Pl
     """What makes everything be there that `setup` wants. Changes nothing.
 
     `qmgr` is OpenPBS's, when there is one. Raises ConfigError with the reason
-    why hooks linked like this would do harm.
+    why hooks linked like this would do harm, and when something else is installed.
     """
+    before = earlier(root)
+    checks.refuse_another(setup, before)
     conf = slurm.settings(setup.site, root) if setup.system == "slurm" and not setup.front_end else {}
     items = parts.items(setup, _sources(setup.prefix, root), conf, _aliases(setup, root))
     notes = checks.refuse(setup, items, root, force=force)
-    before = earlier(root)
     made = before.made if before else ()
     seen = tree.look(root, steps.paths(items, made))
     changes = steps.to_install(items, seen, made, force=force)

@@ -9,6 +9,7 @@ from pathlib import Path
 from vtorque import config, doctor_checks, files
 from vtorque.doctor_checks import REMOTE, Level, filesystem
 from vtorque.errors import ConfigError, VtorqueError
+from vtorque.install.manifest import Manifest
 from vtorque.install.modes import Demand
 from vtorque.install.parts import KEPT_LINK, Item, Setup
 from vtorque.install.steps import Made, Seen
@@ -43,6 +44,15 @@ def refuse(setup: Setup, items: Iterable[Item], root: Path, *, force: bool) -> l
                 raise ConfigError(f"there is no {script}", hint="the tree is not complete")
             warnings += _local(script.resolve(), mounts, force=force)
     return list(dict.fromkeys(warnings))
+
+
+def refuse_another(setup: Setup, before: Manifest | None) -> None:
+    """Raise ConfigError when something else is installed here: its hooks would stay, or the wanted ones be missing."""
+    if before is None:
+        return
+    was, wanted = (_role(each.system, each.front_end, each.classic) for each in (before, setup))
+    if was != wanted:
+        raise ConfigError(f"vtorque is installed here for {was}, not for {wanted}", hint="vmgr uninstall first")
 
 
 def demands(setup: Setup, made: Sequence[Made], seen: Mapping[Path, Seen], root: Path) -> Iterator[Demand]:
@@ -88,6 +98,10 @@ def notes(setup: Setup, root: Path) -> Iterator[str]:
                     if each.level is not Level.OK)
     except VtorqueError as error:
         yield error.one_line()
+
+
+def _role(system: str, front_end: bool, classic: bool) -> str:
+    return f"{'a front end' if front_end else 'a node'} of {system}{', --classic' if classic else ''}"
 
 
 def _require_mom(mom_priv: Path) -> None:
