@@ -301,6 +301,13 @@ def test_openpbs_is_told_in_qmgrs_own_words_where_there_is_no_server(tmp_path: P
     assert not (node.mom_priv / "prologue").is_symlink()
 
 
+def test_openpbs_without_the_hook_gets_nothing_that_is_the_hooks(tmp_path: Path) -> None:
+    node = a_node(tmp_path / "node", "openpbs")
+    said = node.install("--classic").stdout
+    assert str((node.mom_priv / "prologue").readlink()) == "/opt/vtorque/scripts/prologue"
+    assert "qmgr" not in said and not node.path("etc/vtorque/openpbs-hook.json").exists()
+
+
 def test_links_made_by_hand_are_taken_over_and_never_become_originals(node: Node) -> None:
     for kind in HOOKS:
         (node.mom_priv / kind).unlink(missing_ok=True)

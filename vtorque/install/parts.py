@@ -164,7 +164,7 @@ def _for_nodes(setup: Setup, sources: Mapping[str, str], conf: Mapping[str, str]
         yield _item(_UNITS / "timers.target.wants" / timer, target=str(_UNITS / timer))
     else:
         yield from _text(setup, sources, "contrib/cron.d/vtorque", Path("/etc/cron.d/vtorque"))
-    if setup.system == "openpbs":
+    if setup.system == "openpbs" and not setup.classic:
         text = json.dumps({"prefix": str(setup.prefix)}) + "\n"
         yield _item(PBS_HOOK_SETTINGS, text=text)
     if setup.system == "slurm":
