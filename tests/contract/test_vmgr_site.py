@@ -122,7 +122,7 @@ def test_the_doctor_is_for_root_and_speaks_json(site: Site) -> None:
     assert findings.returncode == (2 if "error" in worst else 1 if "warning" in worst else 0)
     assert {"accelerator", "libvirt", "bridge", "hooks"} <= {each["name"] for each in found}
     line = site.vmgr("doctor", "--nhc").stdout
-    assert line.startswith("ERROR ") and line.count("\n") <= 1
+    assert line.startswith("ERROR ") and line.endswith("\n") and line.count("\n") == 1
 
 
 def test_a_configuration_that_is_wrong_or_missing_is_what_the_doctor_finds(site: Site) -> None:

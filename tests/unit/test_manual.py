@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The manual pages and the completion: those in the tree are those that the parsers make, and nothing is missing."""
 
+import argparse
 import re
 from pathlib import Path
 
@@ -147,6 +148,22 @@ class TestVmgr:
             assert f"'{at}:-') vt_words=" in script
             for action in command.options:
                 assert set(action.option_strings) <= set(re.findall(r"--?[\w-]+", script))
+
+    def test_subcommands_are_all_named_where_they_are_chosen(self) -> None:
+        for command in completion.commands(vmgr.parser()):
+            for action in command.parser._actions:
+                if isinstance(action, argparse._SubParsersAction) and "|" in str(action.metavar):
+                    assert set(str(action.metavar).split("|")) == set(action.choices), command.words
+
+    def test_what_the_parsers_say_makes_whole_sentences(self) -> None:
+        assert re.findall(r"\S*[?!,;:]\.(?= |$)", plain("vmgr.8")) == []
+
+    def test_a_status_that_a_commands_own_page_names_is_in_the_list_of_all(self) -> None:
+        page = plain("vmgr.8")
+        listed = page[page.index('"EXIT STATUS"'):page.index('"FILES"')]
+        for command in COMMANDS:
+            for status in re.findall(r"[0-9]+(?=:)", command.parser.epilog or ""):
+                assert re.search(rf"{' '.join(command.words)}:[^;]*\b{status} ", listed), (command.words, status)
 
     def test_a_hidden_option_stays_hidden(self) -> None:
         for command in COMMANDS:

@@ -39,7 +39,8 @@ examples:
   vmgr lab up; vmgr lab shell      a one-machine cluster, and a shell of its user
 
 exit status: 0 done, 1 failed, 2 wrong usage; `doctor`: 0 well, 1 warnings, 2 errors;
-`node status`: 0 in, 3 out; `lab status`: 0 up, 1 partly, 3 down; `ssh`: the command's own
+`image verify`: 1 something is wrong, 3 not all was looked into; `node status`: 0 in, 3 out;
+`lab status`: 0 up, 1 partly, 3 down; `ssh`: the command's own
 """
 
 
@@ -73,7 +74,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"vtorque {__version__}")
     areas = top.add_subparsers(required=True, metavar="command", title="commands")
     show = areas.add_parser("show", help="the configuration, the images and where time went")
-    verbs = show.add_subparsers(required=True, metavar="config|images|image|suspended|timings")
+    verbs = show.add_subparsers(required=True, metavar="config|images|image|suspended|privileged|timings")
     vmgr_site.add_show(verbs)
     vmgr_images.add_show(verbs)
     vmgr_node.add_show(verbs)

@@ -37,7 +37,7 @@ def add(areas: "_Areas[argparse.ArgumentParser]") -> None:
     build.add_argument("--stock", action="store_true", help="as the distribution's own cloud image, to compare with")
     _listing(_verb(verbs, "list", _list, "all images"))
     _listing(_verb(verbs, "show", _show, "one image, and its revisions"), "name")
-    vmgr_verify.add_options(_verb(verbs, "verify", _verify, "are images intact, and what guests need?"))
+    vmgr_verify.add_options(_verb(verbs, "verify", _verify, "whether images are intact, and have what guests need"))
     pull = _verb(verbs, "pull", _pull, "download an image into the catalogue (root only)")
     pull.add_argument("url", metavar="URL", help="http:// or https://")
     _about(pull)

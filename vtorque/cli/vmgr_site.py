@@ -117,7 +117,8 @@ def _doctor(arguments: argparse.Namespace) -> int:
         findings = doctor.examine(site, prefix=PREFIX, deadline=Deadline(seconds))
     if arguments.nhc:
         # Torque takes a line that begins with ERROR for the verdict, and the exit status for the script's own.
-        sys.stdout.write(doctor.nhc(findings))
+        if line := doctor.nhc(findings):
+            sys.stdout.write(f"{line}\n")
         return 0
     if arguments.json:
         sys.stdout.write(json.dumps([asdict(finding) for finding in findings], indent=1) + "\n")
