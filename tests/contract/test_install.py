@@ -815,7 +815,7 @@ def stand_ins(tmp_path: Path) -> Path:
 case $node in
 n2) echo "ssh: connect to host n2 port 22: Connection refused" >&2; status=255 ;;
 n3) echo "bash: line 1: $command: No such file or directory" >&2; status=127 ;;
-*) echo "installed"; echo "$command" >>{directory}/ran; status=0 ;;
+*) echo "note     set it"; echo "installed"; echo "$command" >>{directory}/ran; status=0 ;;
 esac
 """
     (directory / "ssh").write_text(
@@ -846,7 +846,7 @@ def test_many_nodes_are_installed_and_those_that_failed_are_named_with_the_reaso
     assert lines[0] == "n1   ok          installed" and lines[3] == "n10  ok          installed"
     assert lines[1].startswith("n2   failed 255  ") and "Connection refused" in lines[1]
     assert lines[2].startswith("n3   failed 127  ") and "No such file or directory" in lines[2]
-    assert lines[4:] == ["4 nodes, 2 failed: n2,n3"]
+    assert lines[4:] == ["note     n[1,10]: set it", "4 nodes, 2 failed: n[2-3]"]
     assert set((stand_ins / "ran").read_text().splitlines()) == {f"{ROOT}/scripts/vmgr install --system torque"}
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from vtorque import hostlist
 from vtorque.config import SiteConfig
 from vtorque.errors import ConfigError, RequestError
 from vtorque.install import nodes, parts, pbshook, slurm
@@ -165,7 +166,7 @@ def test_openpbs_hook_silences_no_nodes_own_epilogue_or_prologue() -> None:
 
 
 def test_pdshs_output_is_sorted_out_by_node() -> None:
-    stdout = "n2: installed, 3 changes made\nn1: vtorque 1\nn1: nothing to do\n"
+    stdout = "n2: note     set it\nn2: installed, 3 changes made\nn1: vtorque 1\nn1: nothing to do\n"
     stderr = (
         "n3: ssh: connect to host n3 port 22: Connection refused\npdsh@fe: n3: ssh exited with exit code 255\n"
         "n4: vmgr: there is no /x (set TORQUE_HOME)\npdsh@fe: n4: ssh exited with exit code 1\n"
@@ -173,12 +174,30 @@ def test_pdshs_output_is_sorted_out_by_node() -> None:
     )
     assert nodes._sorted_out(("n1", "n2", "n3", "n4", "n5", "n6"), stdout, stderr) == [
         Answer(node="n1", status=0, says="nothing to do"),
-        Answer(node="n2", status=0, says="installed, 3 changes made"),
+        Answer(node="n2", status=0, says="installed, 3 changes made", notes=("set it",)),
         Answer(node="n3", status=255, says="ssh: connect to host n3 port 22: Connection refused"),
         Answer(node="n4", status=1, says="vmgr: there is no /x (set TORQUE_HOME)"),
         Answer(node="n5", status=255, says="command timeout"),
         Answer(node="n6", status=255, says="nothing was heard of it"),
     ]
+
+
+@pytest.mark.parametrize("names, text", [
+    (["n1"], "n1"), (["login"], "login"), (["login", "n1", "n2"], "login,n[1-2]"),
+    (["cn008", "cn009", "cn010", "cn012"], "cn[008-010,012]"), (["n8", "n9", "n10"], "n[8-10]"),
+    (["n3", "n1", "n2"], "n[3,1-2]"), (["n09", "n10", "n9"], "n[09-10,9]"), (["n9", "n010"], "n[9,010]"),
+    (["r1n1.x", "r1n2.x", "r2n1.x", "n2"], "r1n[1-2].x,r2n1.x,n2"), (["b", "a"], "b,a"),
+    (["n9999999999", "n10000000000"], "n9999999999,n10000000000"),
+])
+def test_many_names_are_folded_to_the_list_that_stands_for_them(names: list[str], text: str) -> None:
+    assert nodes.fold(names) == text
+    assert list(hostlist.expand(text)) == names
+
+
+def test_a_note_of_many_nodes_is_said_once_with_their_names() -> None:
+    answers = [Answer(node=f"n{number}", status=number == 2, says="", notes=("a", "b") if number == 3 else ("a",))
+               for number in (1, 2, 3)]
+    assert nodes.notes(answers) == ["n[1-3]: a", "n3: b"]
 
 
 def test_nodes_are_named_once_in_their_order() -> None:

@@ -107,8 +107,9 @@ def _on_many(arguments: argparse.Namespace, command: list[str]) -> int:
     for each in answers:
         verdict = f"failed {each.status}" if each.status else "ok"
         sys.stdout.write(f"{each.node:<{width}}  {verdict:<10}  {each.says}\n")
+    sys.stdout.writelines(f"note     {each}\n" for each in nodes.notes(answers))
     failed = [each.node for each in answers if each.status]
-    sys.stdout.write(f"{len(answers)} nodes, {len(failed)} failed{': ' + ','.join(failed) if failed else ''}\n")
+    sys.stdout.write(f"{len(answers)} nodes, {len(failed)} failed{': ' + nodes.fold(failed) if failed else ''}\n")
     return 1 if failed else 0
 
 
