@@ -8,6 +8,15 @@ from setuptools import find_packages, setup
 version = re.search(r'__version__ = "(.+)"', Path("vtorque/__init__.py").read_text())
 assert version is not None
 
+# What makes packages, and what tries vtorque out in its own tree.
+BUILDERS = {"contrib/make-deb", "contrib/install-packages"}
+
+
+def files(folder: str, pattern: str = "*") -> list[str]:
+    """Those in a folder, not in those below, that are to be installed."""
+    return sorted(str(path) for path in Path(folder).glob(pattern) if path.is_file() and str(path) not in BUILDERS)
+
+
 setup(
     name="vtorque",
     version=version[1],
@@ -28,12 +37,16 @@ setup(
         ("share/man/man8", ["doc/man/vmgr.8"]),
         ("share/bash-completion/completions", ["contrib/completion/vsub.bash", "contrib/completion/vmgr.bash"]),
         ("share/zsh/site-functions", ["contrib/completion/_vsub", "contrib/completion/_vmgr"]),
+        ("share/doc/vtorque", ["README.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE"]),
+        ("share/doc/vtorque/doc", files("doc", "*.md")),
+        ("share/doc/vtorque/doc/adr", files("doc/adr", "*.md")),
         *(
-            (f"share/vtorque/{folder}", [str(path) for path in Path(folder).iterdir() if path.is_file()])
+            (f"share/vtorque/{folder}", files(folder))
             for folder in (
                 "scripts", "scripts/local", "scripts/slurm", "templates", "templates-vm", "contrib", "contrib/openpbs",
-                "contrib/tmpfiles.d", "contrib/logrotate.d", "contrib/cron.d", "contrib/systemd",
-                "examples",
+                "contrib/slurm", "contrib/scripts-vm", "contrib/tmpfiles.d", "contrib/logrotate.d", "contrib/cron.d",
+                "contrib/systemd", "examples",
+                *(str(path) for path in sorted(Path("contrib/ansible").rglob("*")) if path.is_dir()),
             )
         ),
     ],

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import yaml
 
 from tests.contract.machines import Machine, NoOverlay, machine
 from tests.contract.test_install import a_node
+from vtorque import __version__
 from vtorque.install import parts
 
 pytestmark = [
@@ -49,15 +51,43 @@ def field(package: Path, name: str) -> str:
 
 
 def test_the_package_says_what_it_is_and_needs(package: Path) -> None:
-    from vtorque import __version__
-
     assert (field(package, "Package"), field(package, "Architecture")) == ("vtorque", "all")
     assert package.name == f"vtorque_{field(package, 'Version')}_all.deb"
-    assert field(package, "Version") == __version__
+    assert field(package, "Version").startswith(__version__)
     makefile = (ROOT / "Makefile").read_text()
     runtime = makefile[makefile.index("RUNTIME :="):makefile.index("# What a cluster would have")]
     needed = {word for word in runtime.split() if word.startswith("python3-")}
     assert needed <= set(field(package, "Depends").replace(",", " ").split())
+
+
+def test_a_package_that_is_made_anew_is_newer_but_a_releases_has_the_plain_version(tmp_path: Path) -> None:
+    tree = tmp_path / "tree"
+    shutil.copytree(ROOT, tree, ignore=shutil.ignore_patterns(".*", "tests", "__pycache__"))
+
+    def made() -> str:
+        done = subprocess.run([tree / "contrib/make-deb", tmp_path], capture_output=True, text=True, check=True,
+                              env={"PATH": "/usr/bin:/bin"})
+        return field(Path(done.stdout.strip()), "Version")
+
+    def git(*words: str, at: int = 0) -> None:
+        subprocess.run(["git", "-C", tree, "-c", f"safe.directory={tree}", "-c", "user.name=x", "-c", "user.email=x",
+                        *words], check=True, env={**os.environ, "GIT_COMMITTER_DATE": f"{at} +0200"})
+
+    versions = [made()]
+    assert versions == [__version__]
+    git("init", "-q")
+    git("add", ".")
+    git("commit", "-qm", "one", at=1_700_000_000)
+    os.chown(tree, 2, 2)
+    os.chown(tree / ".git", 2, 2)
+    versions.append(made())
+    assert re.fullmatch(re.escape(__version__) + r"\+git20231114221320\.[0-9a-f]{9}", versions[-1])
+    (tree / "README.md").write_text("changed\n")
+    versions.append(made())
+    git("commit", "-qam", "two", at=1_700_000_001)
+    versions.append(made())
+    for one, other in pairwise(versions):
+        subprocess.run(["dpkg", "--compare-versions", one, "lt", other], check=True)
 
 
 def test_everything_in_it_is_roots_and_writable_by_nobody_else(package: Path) -> None:
@@ -87,6 +117,32 @@ def test_it_has_all_that_an_installation_copies(root: Path) -> None:
                  "bash-completion/completions/vsub", "bash-completion/completions/vmgr",
                  "zsh/vendor-completions/_vsub", "zsh/vendor-completions/_vmgr", "doc/vtorque/copyright"):
         assert (root / "usr/share" / name).is_file(), name
+
+
+def slug(heading: str) -> str:
+    """The anchor of a heading, as those who show Markdown make it."""
+    return re.sub(r"[^\w -]", "", heading.strip().lower()).replace(" ", "-")
+
+
+def test_whatever_its_documents_refer_to_is_there(root: Path) -> None:
+    documents = root / "usr/share/doc/vtorque"
+    texts = {path: path.read_text() for path in documents.rglob("*.md")}
+    assert {path.name for path in texts} >= {path.name for path in (*ROOT.glob("doc/*.md"), *ROOT.glob("doc/adr/*.md"))}
+    links = [(path, link) for path, text in texts.items() for link in re.findall(r"\]\(([^)\s]+)\)", text)
+             if not link.startswith(("http://", "https://"))]
+    assert len(links) > 50
+    for path, link in links:
+        name, _, anchor = link.partition("#")
+        target = (path.parent / name).resolve() if name else path
+        assert target.is_relative_to(root) and target.exists(), f"{path.name}: {link}"
+        if anchor:
+            assert anchor in map(slug, re.findall(r"(?m)^#+ (.*)", texts[target])), f"{path.name}: {link}"
+
+
+def test_it_has_nothing_that_is_of_use_in_a_source_tree_only(root: Path) -> None:
+    assert not (root / "usr/lib/vtorque/contrib/make-deb").exists()
+    for name in ("contrib/slurm/slurm.conf", "contrib/scripts-vm/prologue", "contrib/vtorque.yaml"):
+        assert (root / "usr/lib/vtorque" / name).read_bytes() == (ROOT / name).read_bytes()
 
 
 @pytest.mark.parametrize("system", parts.SYSTEMS)
@@ -121,8 +177,9 @@ def newer(package: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("newer")
     tree = directory / "tree"
     subprocess.run(["dpkg-deb", "-R", package, tree], check=True)
-    for path in (tree / "DEBIAN/control", tree / "usr/lib/vtorque/vtorque/__init__.py"):
-        path.write_text(path.read_text().replace(field(package, "Version"), "999"))
+    for path, version in ((tree / "DEBIAN/control", field(package, "Version")),
+                          (tree / "usr/lib/vtorque/vtorque/__init__.py", __version__)):
+        path.write_text(path.read_text().replace(version, "999"))
     (tree / "usr/lib/vtorque/contrib/new").write_text("new\n")
     path = directory / "vtorque_999_all.deb"
     subprocess.run(["dpkg-deb", "--root-owner-group", "-b", tree, path], check=True, stdout=subprocess.DEVNULL)
@@ -165,8 +222,8 @@ def test_dpkg_installs_upgrades_removes_and_purges_it_and_nothing_is_left(
 ) -> None:
     before = changed(node)
     dpkg(node, "-i", f"/tmp/{package.name}")
-    assert node.run("vmgr", "--version") == f"vtorque {field(package, 'Version')}\n"
-    assert node.run("vsub", "--version").endswith(f" {field(package, 'Version')}\n")
+    assert node.run("vmgr", "--version") == f"vtorque {__version__}\n"
+    assert node.run("vsub", "--version").endswith(f" {__version__}\n")
     (compiled,) = node.path("usr/lib/vtorque/vtorque/__pycache__").glob("options.*.pyc")
     assert compiled.stat().st_mode & 0o777 == 0o644, "users would have to compile it for each vsub"
     hook = node.path(f"{MOM_PRIV}/prologue")
@@ -197,7 +254,7 @@ def test_a_package_that_a_job_still_needs_is_not_removed(node: Machine, package:
     node.path("run/vtorque/jobs/12.srv").mkdir(parents=True)
     assert "job 12.srv may have guests on this node" in dpkg(node, "-r", "vtorque", status=1)
     assert node.path(f"{MOM_PRIV}/prologue").is_symlink()
-    assert node.run("vmgr", "--version") == f"vtorque {field(package, 'Version')}\n"
+    assert node.run("vmgr", "--version") == f"vtorque {__version__}\n"
     node.path("run/vtorque/jobs/12.srv").rmdir()
     dpkg(node, "-r", "vtorque")
     assert not node.path(f"{MOM_PRIV}/prologue").is_symlink()
