@@ -265,27 +265,34 @@ def documents() -> dict[str, Any]:
 
 
 def tasks() -> list[dict[str, Any]]:
-    return [task for name, found in documents().items() if name.startswith(("tasks/", "handlers/")) for task in found]
+    return [task for name, found in documents().items() if name.startswith("tasks/") for task in found]
 
 
 def test_the_role_is_yaml_and_each_task_has_a_name_and_one_action() -> None:
-    assert {"tasks/main.yml", "defaults/main.yml", "handlers/main.yml", "meta/main.yml"} <= documents().keys()
+    assert {"tasks/main.yml", "defaults/main.yml", "meta/main.yml"} <= documents().keys()
     for task in tasks():
         assert task["name"]
         assert len([key for key in task if key.startswith("ansible.builtin.")]) == 1
 
 
-def test_the_roles_files_handlers_and_variables_are_there() -> None:
-    handlers = {task["name"] for task in documents()["handlers/main.yml"]}
+def test_the_role_looks_at_a_nodes_health_each_time_and_takes_back_what_it_has_copied() -> None:
+    last = documents()["tasks/present.yml"][-1]
+    assert last["ansible.builtin.command"]["argv"] == ["/usr/sbin/vmgr", "doctor"] and "notify" not in last
+    assert (last["changed_when"], last["failed_when"]) == (False, f"{last['register']}.rc > 1")
+    copied = {task["ansible.builtin.copy"]["dest"] for task in tasks() if "ansible.builtin.copy" in task}
+    removed = {task["ansible.builtin.file"]["path"] for task in documents()["tasks/absent.yml"]
+               if task.get("ansible.builtin.file", {}).get("state") == "absent"}
+    assert copied - removed == {"/etc/vtorque/vtorque.yaml"}, "the site's own"
+
+
+def test_the_roles_files_and_variables_are_there() -> None:
     for task in tasks():
         if included := task.get("ansible.builtin.include_tasks"):
             assert (ROLE / "tasks" / included).is_file()
-        assert task.get("notify") is None or task["notify"] in handlers
+        assert "notify" not in task, "there are no handlers"
     known = documents()["defaults/main.yml"].keys()
     registered = {task["register"] for task in tasks() if "register" in task}
     text = "".join(path.read_text() for path in ROLE.rglob("*.yml"))
-
-
     assert set(re.findall(r"\bvtorque_\w+", text)) <= known | registered
     assert all(f"`{name}`" in (ROLE / "README.md").read_text() for name in known)
 
