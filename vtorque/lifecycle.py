@@ -98,7 +98,7 @@ def muster(job: Job, node: Node, *, deadline: Deadline) -> None:
         return
     record.bound = record.generation
     node.journal.resume(job, record.path)
-    with undoing(job, node, record, deadline):
+    with undoing(job, node, record, deadline, ran=True):
         wanted = demand.demand(job, node)
         with (
             demand.user_side(wanted) as side, _telling_sisters(job, side, deadline),

@@ -29,7 +29,7 @@ _SCHEMA = 1
 _LIMIT = 1 << 16
 _REASON = 300
 # Another node's, the catalogue's, or nobody's: they say nothing of this node.
-_NOT_ITS_OWN = (NodeFailed, ImageError, NodeBusy, NodeOut, GenerationClosed)
+NOT_ITS_OWN = (NodeFailed, ImageError, NodeBusy, NodeOut, GenerationClosed)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,7 +84,7 @@ def failed(site: SiteConfig, job: Job, error: VtorqueError, *, ran: bool) -> Non
     node. Two jobs that fail in the same moment may count as one.
     """
     limit = site.node_failure_limit
-    if not limit or error.blame is Blame.USER or isinstance(error, _NOT_ITS_OWN):
+    if not limit or error.blame is Blame.USER or isinstance(error, NOT_ITS_OWN):
         return
     before = look(site)
     one = Failed(job=job.key, user=job.user, by_itself=not ran and error.blame is Blame.NODE)

@@ -11,7 +11,6 @@ from vtorque.deadline import Deadline
 from vtorque.errors import Blame, GenerationClosed, InternalError, NodeBusy, NodeOut, VtorqueError, known
 from vtorque.model import Job
 from vtorque.node import Node
-from vtorque.published import NodeFailed
 from vtorque.state import JobState
 
 log = logging.getLogger(__name__)
@@ -22,8 +21,11 @@ _SISTERS_PAUSE_SECONDS = 1.0
 
 
 @contextlib.contextmanager
-def undoing(job: Job, node: Node, record: JobState, deadline: Deadline) -> Iterator[None]:
-    """Give back what a failed start has begun; say why to the job's user, or by raising to the batch system."""
+def undoing(job: Job, node: Node, record: JobState, deadline: Deadline, *, ran: bool = False) -> Iterator[None]:
+    """Give back what a failed start has begun; say why to the job's user, or by raising to the batch system.
+
+    With `ran` what its user has in its guests may have run, whatever the record says by then.
+    """
     try:
         yield
     except Exception as error:
@@ -31,7 +33,7 @@ def undoing(job: Job, node: Node, record: JobState, deadline: Deadline) -> Itera
         if isinstance(trouble, InternalError):
             log.exception("unforeseen")
         node.journal.failed(trouble, is_deleted=isinstance(trouble, GenerationClosed) or not is_wanted(job))
-        _undo(job, node, record, trouble, deadline=deadline)
+        _undo(job, node, record, trouble, ran=ran or _had_a_guest(record), deadline=deadline)
 
 
 def is_wanted(job: Job) -> bool:
@@ -40,11 +42,10 @@ def is_wanted(job: Job) -> bool:
 
 
 def _undo(
-    job: Job, node: Node, record: JobState, error: VtorqueError, *, deadline: Deadline
+    job: Job, node: Node, record: JobState, error: VtorqueError, *, ran: bool, deadline: Deadline
 ) -> None:
     """Give back what was begun; then say why, to the user or to the batch system."""
     log.error("%s", error.one_line(), extra={"details": error.details})
-    ran = _had_a_guest(record)
     try:
         teardown.release(record, hypervisor=node.hypervisor, rules=node.filter, deadline=deadline)
     except (VtorqueError, OSError):
@@ -55,7 +56,7 @@ def _undo(
         return
     record.audit.note("start", failure=error)
     service.failed(node.site, job, error, ran=ran)
-    if _starts_again(job, node, error, deadline):
+    if _starts_again(job, node, error, ran, deadline):
         raise error
     if isinstance(error, NodeBusy) and not job.nodes:
         # Failing would take her node out of the cluster.
@@ -79,7 +80,7 @@ def _had_a_guest(record: JobState) -> bool:
     return False
 
 
-def _starts_again(job: Job, node: Node, error: VtorqueError, deadline: Deadline) -> bool:
+def _starts_again(job: Job, node: Node, error: VtorqueError, ran: bool, deadline: Deadline) -> bool:
     """Whether the batch system is to start the job again, after a pause: Torque would at once, 56 times in 15 s."""
     if isinstance(error, NodeOut | NodeBusy):
         # However often: another job will give back what this one needs, or this one has to find another node.
@@ -87,7 +88,8 @@ def _starts_again(job: Job, node: Node, error: VtorqueError, deadline: Deadline)
         if waits:
             deadline.pause(_BUSY_PAUSE_SECONDS)
         return waits or isinstance(error, NodeOut)
-    if error.blame is Blame.USER or (node.failing_drains and isinstance(error, NodeFailed)):
+    if error.blame is Blame.USER or (node.failing_drains and (ran or isinstance(error, service.NOT_ITS_OWN))):
+        # One user must not drain a node by what he has in his guests. That it fails those of others is counted.
         return False
     tries = _count_attempt(Path(node.site.state_dir), job, node.site.requeue_limit)
     if tries >= node.site.requeue_limit:

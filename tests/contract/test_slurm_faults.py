@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from tests.contract.test_lifecycle import Scene
-from vtorque import bringup, demand, undo
+from vtorque import bringup, demand, service, undo
 from vtorque.deadline import Deadline
-from vtorque.errors import Blame, HypervisorError, NodeBusy, VtorqueError
+from vtorque.errors import Blame, HypervisorError, ImageError, NodeBusy, VtorqueError
+from vtorque.model import JobId
 from vtorque.published import NodeFailed
 
 pytestmark = [
@@ -22,12 +23,17 @@ pytestmark = [
 
 
 @pytest.fixture
-def scene() -> Iterator[Scene]:
+def root() -> Iterator[Path]:
     # Not below pytest's own directory: root trusts no path with a component that others may write.
-    root = Path("/var/lib") / f"vtorque-slurm-faults-{os.getpid()}"
-    root.mkdir(mode=0o755)
-    yield Scene(root, batch_system="slurm", requeue_limit=3)
-    shutil.rmtree(root)
+    path = Path("/var/lib") / f"vtorque-slurm-faults-{os.getpid()}"
+    path.mkdir(mode=0o755)
+    yield path
+    shutil.rmtree(path)
+
+
+@pytest.fixture
+def scene(root: Path) -> Scene:
+    return Scene(root, batch_system="slurm", requeue_limit=3)
 
 
 def fail(scene: Scene, error: VtorqueError) -> str:
@@ -43,9 +49,24 @@ def test_a_nodes_own_fault_fails_its_hook(scene: Scene) -> None:
         fail(scene, HypervisorError("no libvirt"))
 
 
-@pytest.mark.parametrize("error", [NodeFailed("node n2: no disk", Blame.NODE), NodeBusy("4 cores are taken")])
+@pytest.mark.parametrize("error", [
+    NodeFailed("node n2: no disk", Blame.NODE), NodeBusy("4 cores are taken"), ImageError("image a.qcow2 is damaged"),
+])
 def test_what_is_no_fault_of_this_node_is_told_the_user(scene: Scene, error: VtorqueError) -> None:
     assert fail(scene, error) == error.brief
+
+
+def test_what_users_have_in_their_guests_drains_no_node(root: Path) -> None:
+    """Each job would drain another node: it is told its user, and counted for when it happens to others, too."""
+    scene = Scene(root, batch_system="slurm", requeue_limit=3, node_failure_limit=2, says=b"failed: whatever")
+    for number in (11, 12, 13):
+        scene.job = scene.job._replace(id=JobId(f"{number}.srv"))
+        scene.prologue()
+        marker = scene.node.state(scene.job.key).path / "failed"
+        assert "whatever" in marker.read_text()
+        scene.epilogue()
+    standing = service.look(scene.node.site)
+    assert (standing.out, [each.by_itself for each in standing.row]) == ("", [False, False])
 
 
 def test_a_busy_node_is_waited_for_until_its_guests_could_not_boot_any_more(
