@@ -7,7 +7,6 @@ the job is left on the node.
 """
 
 import contextlib
-import fcntl
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -62,10 +61,7 @@ def _locked(directory: Path, deadline: Deadline) -> Iterator[None]:
     """The directory itself is what is locked: nothing else stays when no job is left."""
     handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        for _ in deadline.ticks(doing="waiting for other jobs that start on this node"):
-            with contextlib.suppress(BlockingIOError):
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
+        files.lock(handle, doing="waiting for other jobs that start on this node", deadline=deadline)
         yield
     finally:
         os.close(handle)

@@ -7,13 +7,18 @@ below a home goes through `UserSide`, a child that has become the user.
 
 import contextlib
 import errno
+import fcntl
 import os
 import stat
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vtorque.errors import ConfigError, StateError
+
+if TYPE_CHECKING:
+    from vtorque.deadline import Deadline
 
 _UMASK = threading.Lock()
 
@@ -98,6 +103,14 @@ def give(path: Path, *, uid: int = -1, gid: int = -1, mode: int | None = None) -
             os.chmod(itself, mode)  # noqa: PTH101
     finally:
         os.close(handle)
+
+
+def lock(handle: int, *, how: int = fcntl.LOCK_EX, doing: str, deadline: "Deadline") -> None:
+    """Lock what a descriptor is of, alone unless `how` says otherwise; DeadlineExceeded."""
+    for _ in deadline.ticks(doing=doing):
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(handle, how | fcntl.LOCK_NB)
+            break
 
 
 def read(path: Path, *, limit: int, owner: int | None = None) -> bytes:

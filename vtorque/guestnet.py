@@ -2,7 +2,6 @@
 """Close the network to a job's guests before they start, and open to each what is its own."""
 
 import contextlib
-import fcntl
 import logging
 import os
 from collections.abc import Collection, Iterator
@@ -121,10 +120,7 @@ def _kept(state: JobState, deadline: Deadline) -> Iterator[int]:
     flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
     handle = os.open(state.path / _RULES, flags, 0o600)
     try:
-        for _ in deadline.ticks(doing=f"waiting for the network rules of job {state.key}"):
-            with contextlib.suppress(BlockingIOError):
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
+        files.lock(handle, doing=f"waiting for the network rules of job {state.key}", deadline=deadline)
         yield handle
     finally:
         os.close(handle)

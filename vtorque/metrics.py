@@ -6,7 +6,6 @@ Format: "text-based format" of Prometheus's exposition formats, version 0.0.4.
 """
 
 import contextlib
-import fcntl
 import json
 import logging
 import os
@@ -118,10 +117,7 @@ def _locked(root: Path) -> Iterator[Path]:
     files.directory(root, mode=0o711)
     handle = os.open(root / "metrics.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
-        for _ in Deadline(_LOCK_SECONDS).ticks(doing="waiting for the lock of the metrics"):
-            with contextlib.suppress(BlockingIOError):
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
+        files.lock(handle, doing="waiting for the lock of the metrics", deadline=Deadline(_LOCK_SECONDS))
         yield root / "metrics.json"
     finally:
         os.close(handle)

@@ -187,10 +187,7 @@ class JobState:
         except FileNotFoundError:
             raise GenerationClosed(f"job {self.key} was torn down meanwhile") from None
         try:
-            for _ in deadline.ticks(doing=f"waiting for the lock of job {self.key}"):
-                with contextlib.suppress(BlockingIOError):
-                    fcntl.flock(handle, how | fcntl.LOCK_NB)
-                    break
+            files.lock(handle, how=how, doing=f"waiting for the lock of job {self.key}", deadline=deadline)
             about = os.fstat(handle)
             if about.st_nlink == 0 or self.bound not in ("", _mark(about)):
                 raise GenerationClosed(f"job {self.key} was torn down meanwhile")
