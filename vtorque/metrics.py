@@ -15,11 +15,12 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from vtorque import files, imagecache, state
+from vtorque import errors, files, imagecache, service, state
 from vtorque.deadline import Deadline
 from vtorque.errors import VtorqueError
 from vtorque.node import Node
 from vtorque.options import SiteConfig
+from vtorque.published import NodeFailed
 from vtorque.teardown import DOMAIN
 
 log = logging.getLogger(__name__)
@@ -36,11 +37,16 @@ _PHASE = "vtorque_phase_seconds"
 _HELP = {
     _PHASE: ("histogram", "How long a phase of a job's start or end took on this node"),
     "vtorque_guests_running": ("gauge", "Guests that jobs hold on this node"),
+    "vtorque_node_out": ("gauge", "1 while this node takes no jobs with guests until somebody brings it back"),
     "vtorque_failures_total": ("counter", "Starts that failed, by class and by whose fault it was"),
     "vtorque_guests_lost_total": ("counter", "Jobs of which a guest was lost while they ran"),
     "vtorque_orphans_swept_total": ("counter", "Jobs that were torn down because the batch system had forgotten them"),
     "vtorque_cache_bytes": ("gauge", "What images take on this node"),
 }
+# A counter that begins with its first failure is 1 from the first, which no increase() sees.
+_KINDS = (*vars(errors).values(), NodeFailed)
+_NONE = {f"{kind.__name__} {kind.blame.value}": 0 for kind in _KINDS
+         if isinstance(kind, type) and issubclass(kind, VtorqueError) and kind is not VtorqueError}
 
 
 def publish(node: Node) -> None:
@@ -80,7 +86,7 @@ def gauges(site: SiteConfig) -> dict[str, float]:
     for key in state.jobs(root):
         with contextlib.suppress(VtorqueError, OSError):
             guests += sum(resource.kind == DOMAIN for resource in state.JobState(root, key).held())
-    found: dict[str, float] = {"vtorque_guests_running": guests}
+    found: dict[str, float] = {"vtorque_guests_running": guests, "vtorque_node_out": int(bool(service.look(site).out))}
     for name, cache in (("disk", imagecache.disk), ("ramdisk", imagecache.ramdisk)):
         size = 0
         with contextlib.suppress(VtorqueError, OSError):
@@ -98,7 +104,7 @@ def text(totals: Mapping[str, Any], now: Mapping[str, float]) -> str:
             samples[f'{_PHASE}_bucket{{phase="{phase}",le="{bound}"}}'] = number
         samples[f'{_PHASE}_sum{{phase="{phase}"}}'] = series["sum"]
         samples[f'{_PHASE}_count{{phase="{phase}"}}'] = sum(series["counts"])
-    for failure, number in sorted(totals["failures"].items()):
+    for failure, number in sorted((_NONE | totals["failures"]).items()):
         kind, blame = failure.split()
         samples[f'vtorque_failures_total{{class="{kind}",blame="{blame}"}}'] = number
     samples["vtorque_guests_lost_total"] = totals["lost"]

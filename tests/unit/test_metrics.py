@@ -12,7 +12,7 @@ import pytest
 
 from tests.builders import a_job, a_site
 from tests.fakes.node import a_node
-from vtorque import metrics
+from vtorque import metrics, service
 from vtorque.accounting import Journal
 from vtorque.cli import assembly
 from vtorque.deadline import Deadline
@@ -130,6 +130,25 @@ def test_what_processes_have_noted_adds_up_over_their_files(tmp_path: Path) -> N
     assert (found["vtorque_orphans_swept_total"], found["vtorque_guests_lost_total"]) == (1, 1)
     assert found['vtorque_phase_seconds_countphase="begun"'] == 3
     assert (tmp_path / "vtorque.prom").stat().st_mode & 0o777 == 0o644
+
+
+def test_a_failure_is_the_first_of_a_series_that_was_there_before(tmp_path: Path) -> None:
+    metrics.publish(measured(tmp_path))
+    found = shown(tmp_path)
+    kinds = {name for name in found if name.startswith("vtorque_failures_total")}
+    assert {found[name] for name in kinds} == {0}
+    for kind, blame in (("AddressError", "node"), ("RequestError", "user"), ("InternalError", "bug"),
+                        ("NodeFailed", "node")):
+        assert f'vtorque_failures_totalblame="{blame}"class="{kind}"' in kinds
+
+
+def test_a_node_that_has_taken_itself_out_says_so(tmp_path: Path) -> None:
+    node = measured(tmp_path, disk_dir=str(tmp_path / "disks"))
+    for change, value in ((lambda: None, 0), (lambda: service.take_out(node.site, "no disk"), 1),
+                          (lambda: service.bring_back(node.site), 0)):
+        change()
+        metrics.publish(node)
+        assert shown(tmp_path)["vtorque_node_out"] == value
 
 
 def test_no_job_and_no_user_is_named(tmp_path: Path) -> None:
