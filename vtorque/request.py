@@ -141,10 +141,9 @@ def _check_mapping(request: VmRequest) -> None:
     """As many lists as guests, as long as a guest has vCPUs, and no CPU twice."""
     guests = [units.cpu_sequence(text) for text in request.pinning.split(";")]
     if len(guests) != request.vms_per_node or any(len(cpus) != request.vcpus for cpus in guests):
-        raise RequestError(
-            f"-vm vcpu_pinning={request.pinning[:80]!r}: must map {request.vcpus} vCPUs "
-            f"of each of {request.vms_per_node} guests"
-        )
+        has = f"has {len(guests)}, of {' and '.join(str(len(cpus)) for cpus in guests)} CPUs"
+        must = f"must have a line of {request.vcpus} CPUs for each guest of a node, {request.vms_per_node} in all"
+        raise RequestError(f"-vm vcpu_pinning={request.pinning[:80]!r}: {must}; {has}")
     every = [cpu for cpus in guests for cpu in cpus]
     if len(set(every)) != len(every):
         raise RequestError(f"-vm vcpu_pinning={request.pinning[:80]!r}: names a CPU twice")

@@ -141,7 +141,9 @@ class TestFiles:
     def test_a_mapping_of_cpus_comes_from_a_file(self, tmp_path: Path) -> None:
         (tmp_path / "map").write_text("# two guests\n0,2\n\n4, 6  # the second\n")
         assert asked("vcpu_pinning=map,vms_per_node=2", directory=tmp_path).pinning == "0,2;4,6"
-        assert "must map 2 vCPUs of each of 1 guests" in refusal("vcpu_pinning=map", directory=tmp_path)
+        assert refusal("vcpu_pinning=map", directory=tmp_path) == (
+            "-vm vcpu_pinning='0,2;4,6': must have a line of 2 CPUs for each guest of a node, 1 in all; "
+            "has 2, of 2 and 2 CPUs")
         (tmp_path / "map").write_text("0,0\n")
         assert "names a CPU twice" in refusal("vcpu_pinning=map", directory=tmp_path)
 
