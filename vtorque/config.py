@@ -10,10 +10,10 @@ from vtorque import files, limits, sitelines, units
 from vtorque.errors import ConfigError, StateError
 from vtorque.optionforms import FORMS, INERT, Option, fits
 from vtorque.options import ALIASES, LIMITS, OPTIONS, SiteConfig
-from vtorque.sitefile import find
+from vtorque.sitefile import NoConfiguration, find
 from vtorque.sitelines import Entry
 
-__all__ = ["Loaded", "Note", "SiteConfig", "find", "load", "load_noted", "load_whole"]
+__all__ = ["Loaded", "NoConfiguration", "Note", "SiteConfig", "find", "load", "load_whole"]
 
 _SIZE_LIMIT = 256 * 1024
 _LONGEST_VALUE = 1024
@@ -55,14 +55,8 @@ def load(path: Path, *, trusted_owner: int | None) -> SiteConfig:
     return load_whole(path, trusted_owner=trusted_owner).site
 
 
-def load_noted(path: Path, *, trusted_owner: int | None) -> tuple[SiteConfig, tuple[Note, ...]]:
-    """The same, with notes on options that have no effect any more."""
-    loaded = load_whole(path, trusted_owner=trusted_owner)
-    return loaded.site, loaded.notes
-
-
 def load_whole(path: Path, *, trusted_owner: int | None) -> Loaded:
-    """The same, with all that is known of the file."""
+    """The same, with all that is known of the file: notes on options that have no effect any more, and lines."""
     values: dict[str, Any] = {}
     lines: dict[str, int] = {}
     problems: list[tuple[int, str, str]] = []

@@ -96,6 +96,17 @@ def verified(number: int) -> list[str]:
     return [f"{name}: qcow2, 4 MiB, intact", f"{name}: not looked into: it holds no file system that is known"]
 
 
+def test_without_a_site_it_is_said_whose_images_these_are(site: Site) -> None:
+    (site.root / "etc/vtorque.yaml").unlink()
+    if Path("/etc/vtorque/vtorque.yaml").exists():
+        pytest.skip("this machine has a site")
+    for words in (("show", "images"), ("image", "show", "nosuch")):
+        done = subprocess.run([site.root / "scripts/vmgr", *words], capture_output=True, text=True, check=False)
+        about = [line for line in done.stderr.splitlines() if "the lab's images in" in line]
+        assert len(about) == 1 and "there is no configuration" in about[0]
+    assert "the lab's" not in site.run("image", "list", "--directory", site.pool).stderr
+
+
 def test_another_content_is_a_new_revision_and_the_same_is_not(site: Site) -> None:
     kernel = site.root / "kernel"
     for number in (1, 2):

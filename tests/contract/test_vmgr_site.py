@@ -137,6 +137,21 @@ def test_a_configuration_that_is_wrong_or_missing_is_what_the_doctor_finds(site:
     assert site.vmgr("doctor", "--nhc").stdout.startswith("ERROR config: there is no configuration")
 
 
+def test_a_configuration_that_users_may_not_read_is_said_to_be_so_in_one_line(site: Site) -> None:
+    site.path.parent.chmod(0o700)
+    script = site.root / "job.sh"
+    script.write_text("#!/bin/sh\n")
+    for words, status in ((("scripts/vsub", str(script)), 78), (("scripts/vsub", "-vm", "vcpus=1", str(script)), 78),
+                          (("scripts/vmgr", "show", "images"), 1), (("scripts/vmgr", "show", "config"), 1)):
+        done = subprocess.run(
+            [site.root / words[0], *words[1:]], check=False, capture_output=True, text=True, user=NOBODY.pw_uid,
+            env={"PATH": "/usr/bin:/bin", "PYTHONDONTWRITEBYTECODE": "1"}, stdin=subprocess.DEVNULL, cwd="/",
+        )
+        name = words[0].rpartition("/")[2]
+        assert (done.returncode, done.stdout) == (status, "")
+        assert done.stderr == f"{name}: cannot read {site.path}: Permission denied (users have to read it)\n"
+
+
 def test_a_user_sweeps_his_own_job_directories(site: Site) -> None:
     """Of jobs that the batch system no longer knows; of others nothing is touched."""
     home = Path(f"/var/lib/vtorque-home-{os.getpid()}")

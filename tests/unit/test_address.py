@@ -101,7 +101,7 @@ class TestOptions:
 
     def test_a_whole_one_is_taken(self, file: Path) -> None:
         file.write_text("CUSTOM_IP_MAPPING: true\nIP_TO_MAC_SCRIPT: /etc/vtorque/ip-mapping.sh\nARP_BIN: /x/arp\n")
-        site, notes = config.load_noted(file, trusted_owner=None)
+        site, notes, _ = config.load_whole(file, trusted_owner=None)
         assert (site.custom_ip_mapping, site.ip_to_mac_script) == (True, "/etc/vtorque/ip-mapping.sh")
         assert notes == ()
 

@@ -74,7 +74,7 @@ class TestValues:
         self, file: Path, name: str
     ) -> None:
         file.write_text(f"# first\n{name}: {wording.written(name)}\n")
-        _, notes = config.load_noted(file, trusted_owner=None)
+        notes = config.load_whole(file, trusted_owner=None).notes
         assert [(note.line, note.key) for note in notes] == [(2, name)]
         assert notes[0].text == f"has no effect: {OPTIONS[name].metadata[INERT]}"
 
@@ -253,17 +253,22 @@ class TestFind:
         system.write_text("")
         assert config.find(tmp_path) == system
 
+    def test_one_that_cannot_be_looked_for_is_not_taken_for_none(self, tmp_path: Path) -> None:
+        with pytest.raises(ConfigError, match=r"cannot read .*: File name too long") as caught:
+            config.find(tmp_path / ("x" * 300))
+        assert not isinstance(caught.value, config.NoConfiguration)
+
 
 class TestDocuments:
     def test_the_example_loads_without_a_note(self) -> None:
-        _, notes = config.load_noted(ROOT / "contrib/vtorque.yaml", trusted_owner=None)
+        notes = config.load_whole(ROOT / "contrib/vtorque.yaml", trusted_owner=None).notes
         assert notes == ()
 
     def test_the_example_shows_every_option_that_has_an_effect_with_its_default(self, file: Path) -> None:
         text = (ROOT / "contrib/vtorque.yaml").read_text()
         active = set(re.findall(r"^([A-Z_0-9]+): ", text, re.MULTILINE))
         file.write_text(re.sub(r"^# ([A-Z_0-9]+: )", r"\1", text, flags=re.MULTILINE))
-        site, notes = config.load_noted(file, trusted_owner=None)
+        site, notes, _ = config.load_whole(file, trusted_owner=None)
         shown = set(re.findall(r"^([A-Z_0-9]+): ", file.read_text(), re.MULTILINE))
         assert notes == ()
         assert shown == {name for name, option in OPTIONS.items() if INERT not in option.metadata}

@@ -132,7 +132,7 @@ class TestShipped:
         result = convert(source, name="config.sh")
         path = tmp_path / "vtorque.yaml"
         path.write_text(result.text)
-        site, notes = config.load_noted(path, trusted_owner=None)
+        site, notes, _ = config.load_whole(path, trusted_owner=None)
         assert site == SiteConfig(
             vm_nfs_home="nfs:/home", ram_default=8192, parallel=False, regex_fe="fe[0-9]", timeout=300
         )

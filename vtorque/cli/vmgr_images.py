@@ -16,8 +16,8 @@ from typing import Any
 from vtorque import catalogue as shelf
 from vtorque import config, imagebuild, images, suspended
 from vtorque.cli import PREFIX, progress, vmgr_verify
-from vtorque.config import SiteConfig
-from vtorque.errors import ConfigError, ImageError, RequestError, VtorqueError, printable
+from vtorque.config import NoConfiguration, SiteConfig
+from vtorque.errors import ImageError, RequestError, VtorqueError, printable
 from vtorque.job import job_id, job_key
 from vtorque.lab import parts
 
@@ -76,8 +76,10 @@ def add_show(verbs: "_Areas[argparse.ArgumentParser]") -> None:
 
 def catalogue() -> Path:
     """The site's catalogue; the lab's on a machine that has no site. ConfigError when the site's file is broken."""
-    site = _site()
-    return Path(site.vm_img_dir) if site else parts.IMAGES
+    if site := _site():
+        return Path(site.vm_img_dir)
+    sys.stderr.write(f"vmgr: there is no configuration, so this is about the lab's images in {parts.IMAGES}\n")
+    return parts.IMAGES
 
 
 def _verb(
@@ -253,7 +255,7 @@ def _site() -> SiteConfig | None:
     """The site's configuration; nothing on a machine that has none."""
     try:
         path = config.find(PREFIX)
-    except ConfigError:
+    except NoConfiguration:
         return None
     return config.load(path, trusted_owner=None)
 
