@@ -48,6 +48,9 @@ def delete(directory: Path, name: str, *, uid: int) -> None:
 
 def _walk(directory: Path) -> Iterator[tuple[Suspended, int]]:
     """Each with a descriptor of its directory, so that nobody can put a link in its way."""
+    # Nothing makes it: a site has none until somebody suspends images.
+    if not directory.is_dir():
+        return
     for root, folders, names, handle in os.fwalk(directory):
         folders.sort()
         for name in sorted(each for each in names if each.endswith((".qcow2", ".img"))):

@@ -96,6 +96,17 @@ def verified(number: int) -> list[str]:
     return [f"{name}: qcow2, 4 MiB, intact", f"{name}: not looked into: it holds no file system that is known"]
 
 
+def test_verified_is_what_was_looked_into_and_found_good(site: Site) -> None:
+    site.run("add", site.disk(data=1))
+    assert "verified     False\n" in site.show("image", NAME).stdout
+    site.run("image", "verify", NAME, fails=3)
+    assert site.about()["verified"] is False, "it could not be looked into"
+    images.seal(site.pool, images.find(site.pool, NAME).sha256, sealed=True)
+    assert "verified     True\n" in site.show("image", NAME, user=NOBODY).stdout
+    assert site.about()["verified"] is True
+    assert [each["verified"] for each in json.loads(site.show("images", "--json").stdout)] == [True]
+
+
 def test_without_a_site_it_is_said_whose_images_these_are(site: Site) -> None:
     (site.root / "etc/vtorque.yaml").unlink()
     if Path("/etc/vtorque/vtorque.yaml").exists():
@@ -295,6 +306,14 @@ def test_users_see_their_own_suspended_images_and_root_all(held: Site) -> None:
     text = held.show("suspended").stdout
     assert "text of ?12.srv/a.qcow2.info" in text and text.count("-none-") == 1 and "text of ?roots.info" in text
     assert json.loads(held.show("suspended", "--json", "--job=12").stdout)[0]["uid"] == NOBODY
+
+
+def test_where_nothing_was_ever_suspended_there_is_nothing(site: Site) -> None:
+    for user in (0, NOBODY):
+        done = site.show("suspended", user=user)
+        assert (done.stdout, done.stderr) == ("", f"vmgr: there is no such image in {site.held}\n")
+    assert site.show("suspended", "--json").stdout == "[]\n"
+    assert "there is no suspended image" in site.run("delete", "suspended", "a.img", fails=2).stderr
 
 
 def test_a_suspended_image_is_deleted_by_its_owner_or_root(held: Site) -> None:

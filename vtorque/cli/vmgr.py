@@ -61,6 +61,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"vmgr: {error.filename}: {error.strerror}; this needs root\n")
         return 1
     except KeyboardInterrupt:
+    except OSError as error:
+        sys.stderr.write(f"vmgr: {error.filename or 'cannot go on'}: {error.strerror}\n")
+        return 1
         sys.stderr.write("vmgr: interrupted\n")
         return 130
 

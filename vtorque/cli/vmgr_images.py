@@ -134,7 +134,7 @@ def _list(arguments: argparse.Namespace) -> int:
         except ImageError as error:
             status = _complain(error)
     if arguments.json:
-        known = [each.image._asdict() | {"revision": each.number} for each in found]
+        known = [_about_image(directory, each) for each in found]
         sys.stdout.write(json.dumps(known, default=str, indent=1) + "\n")
         return status
     for image in (each.image for each in found):
@@ -147,15 +147,14 @@ def _list(arguments: argparse.Namespace) -> int:
 def _show(arguments: argparse.Namespace) -> int:
     directory = arguments.directory or catalogue()
     found = images.revision(directory, arguments.name)
-    about: dict[str, Any] = {key: str(value) for key, value in found.image._asdict().items() if value not in (None, "")}
-    about["revision"] = found.number
+    about = {key: value for key, value in _about_image(directory, found).items() if value not in (None, "")}
     if found.image.path.exists():
         there = found.image.path.stat()
         about |= {"size": there.st_size, "changed": _when(there.st_mtime)}
     known = images.revisions(directory, arguments.name.partition("@")[0])
     if arguments.json:
         about["revisions"] = [{"revision": each.number, **dict(each.entry)} for each in known]
-        sys.stdout.write(json.dumps(about, indent=1) + "\n")
+        sys.stdout.write(json.dumps(about, default=str, indent=1) + "\n")
         return 0
     about["size"] = f"{about['size'] >> 20} MiB" if "size" in about else "by URL" if found.image.url else "missing"
     about.setdefault("description", "-none-")
@@ -164,6 +163,12 @@ def _show(arguments: argparse.Namespace) -> int:
         text = f"{each.name}  {each.sha256[:12]}  {each.path.name}  {each.description}"
         sys.stdout.write(f"{'revisions' if each is known[0].image else '':<12} {printable(text)}\n")
     return 0
+
+
+def _about_image(directory: Path, found: images.Revision) -> dict[str, Any]:
+    """An image's fields, also the one that is not in its entry: whether `vmgr image verify` found nobody to fear."""
+    image = found.image._replace(verified=images.is_sealed(directory, found.image.sha256))
+    return image._asdict() | {"revision": found.number}
 
 
 def _verify(arguments: argparse.Namespace) -> int:
@@ -231,6 +236,8 @@ def _show_suspended(arguments: argparse.Namespace) -> int:
     if arguments.json:
         sys.stdout.write(json.dumps([asdict(each) for each in found], indent=1) + "\n")
         return 0
+    if not found:
+        sys.stderr.write(f"vmgr: there is no such image in {directory}\n")
     for each in found:
         about = f"{_owner(directory / each.name):<12} {each.size >> 20:>6} MiB  {_when(each.changed)}"
         sys.stdout.write(f"{printable(each.name):<28} {about}  {each.description or '-none-'}\n")
