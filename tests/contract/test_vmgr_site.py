@@ -11,6 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from vtorque.deadline import Deadline
+from vtorque.model import Resource
+from vtorque.state import JobState
+
 pytestmark = pytest.mark.runs
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -150,6 +154,59 @@ def test_a_configuration_that_users_may_not_read_is_said_to_be_so_in_one_line(si
         name = words[0].rpartition("/")[2]
         assert (done.returncode, done.stdout) == (status, "")
         assert done.stderr == f"{name}: cannot read {site.path}: Permission denied (users have to read it)\n"
+
+
+class TestSweep:
+    """Root's, with a libvirt that is away, in a network of its own: nobody else's tables are swept."""
+
+    @pytest.fixture
+    def node(self, site: Site) -> Site:
+        site.configure(
+            f"STATE_DIR: {site.root}/run\nDISK_DIR: {site.root}/disks\nLOG_DIR: {site.root}/log/deep\n"
+            f"TORQUE_HOME: {site.root}/torque\nRAMDISK_DIR: {site.root}/ramdisk\nQEMU_USER: root\n"
+            "LIBVIRT_URI: qemu:///system?socket=/nonexistent\n"
+        )
+        return site
+
+    def sweep(self, node: Site) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            ["unshare", "-n", node.root / "scripts/vmgr", "sweep"], check=False, capture_output=True, text=True,
+            env={"PATH": "/usr/sbin:/usr/bin:/bin", "PYTHONDONTWRITEBYTECODE": "1"}, stdin=subprocess.DEVNULL,
+        )
+
+    def log(self, node: Site, name: str = "vtorque.log") -> list[dict[str, str]]:
+        return [json.loads(line) for line in (node.root / "log/deep" / name).read_text().splitlines()]
+
+    def test_what_cannot_be_given_back_is_a_line_and_the_rest_is_in_the_log(self, node: Site) -> None:
+        record = JobState(node.root / "run", "8.srv")
+        record.create()
+        with record.taking(Resource(kind="domain", name="vt_8"), deadline=Deadline(5)):
+            pass
+        done = self.sweep(node)
+        assert (done.returncode, done.stdout) == (1, "")
+        assert done.stderr.count("\n") == 1 and "Traceback" not in done.stderr
+        assert done.stderr.startswith("vmgr: job 8.srv could not be torn down: could not give back domain vt_8: ")
+        messages = [each["message"] for each in self.log(node)]
+        assert "job 8.srv is forgotten by mom, tearing it down" in messages
+        assert any("traceback" in each for each in self.log(node))
+        assert self.log(node, "audit.log")[-1]["step"] == "sweep"
+
+    def test_nothing_to_do_is_silent(self, node: Site) -> None:
+        done = self.sweep(node)
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+    def test_a_node_that_is_taken_out_before_anything_was_logged_leaves_a_line(self, node: Site) -> None:
+        done = node.vmgr("node", "out", "new", "disk")
+        assert (done.returncode, done.stderr) == (0, "")
+        (line,) = self.log(node, "audit.log")
+        assert (line["act"], line["reason"], line["step"]) == ("take out", "new disk", "vmgr")
+        assert node.vmgr("node", "status").returncode == 3
+
+    def test_a_node_that_cannot_be_noted_as_out_is_not_said_to_be(self, node: Site) -> None:
+        for name in ("run", "disks"):
+            (node.root / name).write_text("in the way")
+        done = node.vmgr("node", "out", "x")
+        assert done.returncode == 1 and "the node is still in" in done.stderr and done.stderr.count("\n") == 1
 
 
 def test_a_user_sweeps_his_own_job_directories(site: Site) -> None:

@@ -39,8 +39,9 @@ examples:
   vmgr lab up; vmgr lab shell      a one-machine cluster, and a shell of its user
 
 exit status: 0 done, 1 failed, 2 wrong usage; `doctor`: 0 well, 1 warnings, 2 errors;
-`image verify`: 1 something is wrong, 3 not all was looked into; `node status`: 0 in, 3 out;
-`lab status`: 0 up, 1 partly, 3 down; `ssh`: the command's own
+`image verify`: 1 something is wrong, 3 not all was looked into;
+`sweep`: 1 when something could not be given back or looked at, with a line for each;
+`node status`: 0 in, 3 out; `lab status`: 0 up, 1 partly, 3 down; `ssh`: the command's own
 """
 
 
@@ -60,10 +61,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except PermissionError as error:
         sys.stderr.write(f"vmgr: {error.filename}: {error.strerror}; this needs root\n")
         return 1
-    except KeyboardInterrupt:
     except OSError as error:
         sys.stderr.write(f"vmgr: {error.filename or 'cannot go on'}: {error.strerror}\n")
         return 1
+    except KeyboardInterrupt:
         sys.stderr.write("vmgr: interrupted\n")
         return 130
 

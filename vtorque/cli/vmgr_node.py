@@ -8,10 +8,10 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from vtorque import audit, config, privileged, service
-from vtorque.cli import PREFIX
+from vtorque import config, privileged, service
+from vtorque.cli import PREFIX, assembly
 from vtorque.config import SiteConfig
-from vtorque.errors import RequestError
+from vtorque.errors import RequestError, StateError
 
 # Torque and the local engine hold nothing against a node whose health check is content again.
 _TELL = {"slurm": "scontrol update NodeName=NAME State=RESUME", "openpbs": "pbsnodes -r NAME"}
@@ -61,7 +61,10 @@ def _status(arguments: argparse.Namespace) -> int:
 
 
 def _out(arguments: argparse.Namespace) -> int:
-    service.take_out(_site(), " ".join(arguments.reason))
+    site = _site()
+    service.take_out(site, " ".join(arguments.reason))
+    if not service.look(site).out:
+        raise StateError(f"the node is still in: that is noted neither in {site.disk_dir} nor in {site.state_dir}")
     return 0
 
 
@@ -78,5 +81,5 @@ def _site() -> SiteConfig:
     if os.geteuid() != 0:
         raise RequestError("how a node stands is root's note", hint="run it as root")
     site = config.load(config.find(PREFIX), trusted_owner=0)
-    audit.setup(site.audit_log, Path(site.log_dir), step="vmgr")
+    assembly.open_logs(site, step="vmgr")
     return site

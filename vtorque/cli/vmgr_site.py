@@ -3,18 +3,19 @@
 
 import argparse
 import json
+import logging
 import os
 import pwd
 import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from vtorque import audit, config, configimport, doctor, follow, slurmjob, submit, sweeping
+from vtorque import config, configimport, doctor, follow, slurmjob, submit, sweeping, teardown
 from vtorque.cli import PREFIX, assembly
 from vtorque.config import SiteConfig
 from vtorque.deadline import Deadline
 from vtorque.doctor import Finding, Level
-from vtorque.errors import ConfigError, RequestError
+from vtorque.errors import ConfigError, RequestError, known, printable
 from vtorque.options import OPTIONS
 
 _SWEEP_SECONDS = 300.0
@@ -140,14 +141,32 @@ def _sweep(arguments: argparse.Namespace) -> int:
     if os.getuid() != 0:
         return _sweep_own(dry_run=arguments.dry_run)
     site = assembly.site(PREFIX)
-    audit.setup(site.audit_log, Path(site.log_dir), step="sweep")
+    assembly.open_logs(site, step="sweep")
+    said = _Said()
+    logging.getLogger().addHandler(said)
     with assembly.node(site, PREFIX) as node:
         found = list(sweeping.forgotten(node))
         gone = found if arguments.dry_run else sweeping.sweep(
             node, deadline=Deadline(_SWEEP_SECONDS), thorough=True
         )
     sys.stdout.writelines(f"{key}\n" for key in gone)
-    return 0 if len(gone) == len(found) else 1
+    return 0 if len(gone) == len(found) and not said.anything else 1
+
+
+class _Said(logging.Handler):
+    """What went wrong, a line each on standard error; root's log has the rest."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self.anything = False
+        # Whoever tears a job down sums up what this says of each thing that the job still holds.
+        self.addFilter(lambda record: record.name != teardown.log.name)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.anything = True
+        error = record.exc_info[1] if record.exc_info else None
+        reason = f": {known(error).one_line()}" if isinstance(error, Exception) else ""
+        sys.stderr.write(f"vmgr: {printable(record.getMessage() + reason)}\n")
 
 
 def _sweep_own(*, dry_run: bool) -> int:
