@@ -13,13 +13,13 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
-from vtorque import accounts, doctor_network, doctor_openpbs, doctor_service, doctor_slurm, proc, topology
 from vtorque import doctor_checks as checks
+from vtorque import doctor_network, doctor_openpbs, doctor_service, doctor_site, doctor_slurm, proc, topology
 from vtorque.backends.hypervisor.libvirt import Libvirt
 from vtorque.config import SiteConfig
 from vtorque.deadline import Deadline
 from vtorque.doctor_checks import Finding, Level, error, ok, warning
-from vtorque.errors import CommandError, ConfigError, DeadlineExceeded, VtorqueError
+from vtorque.errors import CommandError, DeadlineExceeded, VtorqueError
 from vtorque.shares import server_of
 
 __all__ = ["Finding", "Level", "examine", "exit_status", "nhc"]
@@ -42,30 +42,50 @@ _DOMAIN = """\
 <memory unit='MiB'>64</memory><vcpu>1</vcpu><os><type{about}>hvm</type></os></domain>
 """
 _VIRSH = Path("/usr/bin/virsh")
-_COMMANDS = ((Path("/usr/bin/qemu-img"), "qemu-utils"), (Path("/usr/bin/ssh-keygen"), "openssh-client"))
 
 
-def examine(site: SiteConfig, *, prefix: Path, deadline: Deadline) -> list[Finding]:
-    """What all checks found, in a fixed order. Never raises: a check that fails or hangs is an error."""
+def examine(site: SiteConfig, *, prefix: Path, front_end: bool = False, deadline: Deadline) -> list[Finding]:
+    """What all checks found, in a fixed order. Never raises: a check that fails or hangs is an error.
+
+    A front end starts no guests and has no hooks: nothing is asked of it that only a node needs.
+    """
     within = deadline.reserve(_GRACE_SECONDS)
-    every: list[tuple[str, Check]] = [
+    every = _of_front_ends(site) if front_end else _of_nodes(site, prefix, within)
+    every.append(("clock", partial(clock, deadline=within)))
+    return conclude(every, deadline=deadline)
+
+
+def _of_front_ends(site: SiteConfig) -> list[tuple[str, Check]]:
+    return [
+        ("role", lambda: iter([ok("role", "a front end, as it was installed: nothing is asked of it as a node")])),
+        ("submit", partial(doctor_site.submits, site)),
+        ("commands", partial(doctor_site.commands, doctor_site.KEYGEN)),
+        ("images", partial(checks.catalogue, Path(site.vm_img_dir), site.img_default)),
+    ]
+
+
+def _of_nodes(site: SiteConfig, prefix: Path, within: Deadline) -> list[tuple[str, Check]]:
+    return [
         ("service", partial(doctor_service.in_service, site)),
         ("accelerator", lambda: checks.accelerator(site, device=checks.kvm_of_libvirt())),
         ("libvirt", partial(libvirt, site, deadline=within)),
         ("machine", partial(machine, site, deadline=within)),
-        ("qemu-user", partial(qemu_user, site)),
-        ("commands", commands),
+        ("qemu-user", partial(doctor_site.qemu_user, site)),
+        ("commands", partial(doctor_site.commands, doctor_site.QEMU_IMG, doctor_site.KEYGEN)),
+        ("commands", partial(doctor_site.own_disks, site)),
         ("bridge", partial(checks.bridge, site.bridge)),
         ("filter", partial(doctor_network.network_filter, site, deadline=within)),
+        ("iptables", partial(doctor_network.host_rules, site)),
         ("nfs", partial(shares, site, deadline=within)),
         ("images", partial(checks.catalogue, Path(site.vm_img_dir), site.img_default)),
+        ("cache", partial(doctor_site.image_cache, site)),
+        ("site", partial(doctor_site.named, site, prefix)),
         ("disk", partial(checks.disk_space, Path(site.disk_dir))),
         ("state", partial(checks.state_directory, Path(site.state_dir))),
-        ("clock", partial(clock, deadline=within)),
         *_of_hooks(site, prefix / "scripts"),
         ("room", lambda: checks.room(site, topology.node_shape())),
+        ("pages", lambda: doctor_site.huge_pages(site, topology.node_shape())),
     ]
-    return conclude(every, deadline=deadline)
 
 
 def _of_hooks(site: SiteConfig, scripts: Path) -> list[tuple[str, Check]]:
@@ -73,7 +93,10 @@ def _of_hooks(site: SiteConfig, scripts: Path) -> list[tuple[str, Check]]:
     own = {"slurm": doctor_slurm, "openpbs": doctor_openpbs}.get(site.batch_system)
     if own is not None:
         return [("hooks", partial(own.hooks, site, scripts)), ("time", partial(own.hook_time, site))]
-    return [("hooks", partial(checks.hooks, mom_priv, scripts)), ("time", partial(checks.hook_time, site, mom_priv))]
+    # The lab links its own hooks, and everybody else's are linked where the site's may be as well.
+    install = "vmgr lab up" if site.batch_system == "local" else f"vmgr install --system {site.batch_system}"
+    linked = partial(checks.hooks, mom_priv, scripts, install=install)
+    return [("hooks", linked), ("time", partial(checks.hook_time, site, mom_priv))]
 
 
 def exit_status(findings: Iterable[Finding]) -> int:
@@ -171,29 +194,10 @@ def machine(site: SiteConfig, *, deadline: Deadline) -> Iterator[Finding]:
         yield error("machine", f"{emulator} does not know {site.machine_type}", "set MACHINE_TYPE, or update QEMU")
 
 
-def qemu_user(site: SiteConfig) -> Iterator[Finding]:
-    """QEMU_USER is a user of this node."""
-    try:
-        uid, gid = accounts.user_ids(site.qemu_user)
-    except ConfigError as trouble:
-        yield error("qemu-user", trouble.brief, "set QEMU_USER, or apt-get install libvirt-daemon-system")
-    else:
-        yield ok("qemu-user", f"{site.qemu_user} has uid {uid} and gid {gid}")
-
-
-def commands() -> Iterator[Finding]:
-    """The commands that hooks call are installed."""
-    missing = [(path, package) for path, package in _COMMANDS if not path.is_file()]
-    for path, package in missing:
-        yield error("commands", f"there is no {path} on this node", f"apt-get install {package}")
-    if not missing:
-        yield ok("commands", f"{' and '.join(path.name for path, _ in _COMMANDS)} are there")
-
-
 def shares(site: SiteConfig, *, deadline: Deadline) -> Iterator[Finding]:
     """The servers of VM_NFS_* take connections."""
     if site.share != "nfs":
-        yield checks.served(site.share, directory=_DIRECTORY_OF_LIBVIRT)
+        yield doctor_site.served(site.share, directory=_DIRECTORY_OF_LIBVIRT)
         return
     wanted: dict[tuple[str, int], list[str]] = {}
     for option, share, options in (

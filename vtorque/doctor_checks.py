@@ -38,6 +38,7 @@ _INSPECTION_SECONDS = 30.0
 REMOTE = frozenset(
     ("nfs", "nfs4", "cifs", "smb3", "ceph", "lustre", "beegfs", "gpfs", "9p", "afs", "autofs", "fuse.sshfs")
 )
+_BUILD = "vmgr image build debian-12"
 _OCTAL = re.compile(r"\\([0-7]{3})")
 
 
@@ -144,12 +145,12 @@ def bridge(name: str, *, net: Path = Path("/sys/class/net")) -> Iterator[Finding
 def catalogue(directory: Path, default: str) -> Iterator[Finding]:
     """VM_IMG_DIR is root's own, holds images, and IMG_DEFAULT is one that can be started."""
     if not directory.is_dir():
-        yield error("images", f"there is no image directory {directory}", "set VM_IMG_DIR")
+        yield error("images", f"there is no image directory {directory}", f"{_BUILD}, or set VM_IMG_DIR")
         return
     files.require_trusted(directory)
     number = len(images.names(directory))
     if not number:
-        yield error("images", f"there are no images in {directory}", "vmgr image build debian-12")
+        yield error("images", f"there are no images in {directory}", _BUILD)
         return
     try:
         image = images.find(directory, default)
@@ -165,7 +166,12 @@ def catalogue(directory: Path, default: str) -> Iterator[Finding]:
 
 def disk_space(directory: Path) -> Iterator[Finding]:
     """There is room for overlays at DISK_DIR, which is made when it is first needed."""
-    yield space(directory, shutil.disk_usage(_existing(directory)).free)
+    yield space(directory, shutil.disk_usage(existing(directory)).free)
+
+
+def existing(path: Path) -> Path:
+    """The path, or the nearest directory above it that there is."""
+    return next(each for each in (path, *path.parents) if each.exists())
 
 
 def space(directory: Path, free: int) -> Finding:
@@ -201,14 +207,22 @@ def filesystem(path: Path, mounts: str) -> str:
 
 
 def hooks(
-    mom_priv: Path, scripts: Path, *, mounts: Path = MOUNTS, kinds: Collection[PelogKind] = tuple(PelogKind)
+    mom_priv: Path, scripts: Path, *, install: str, mounts: Path = MOUNTS,
+    kinds: Collection[PelogKind] = tuple(PelogKind),
 ) -> Iterator[Finding]:
-    """Mom's hooks lead to ours in `scripts`, and are such that Torque runs them (prolog.c:413-539)."""
+    """Mom's hooks lead to ours in `scripts`, and are such that Torque runs them (prolog.c:413-539).
+
+    `install` is the command that makes them so, and keeps the site's own.
+    """
     if not mom_priv.is_dir():
         yield error("hooks", f"there is no {mom_priv}", "set TORQUE_HOME")
         return
     table = mounts.read_text()
-    bad = [found for kind in kinds if (found := _hook(mom_priv / kind, scripts / kind, table))]
+    there = [kind for kind in kinds if os.path.lexists(mom_priv / kind)]
+    bad = [found for kind in there if (found := _hook(mom_priv / kind, scripts / kind, table, install))]
+    if missing := ", ".join(kind for kind in kinds if kind not in there):
+        text = f"missing in {mom_priv}, which Torque takes for success: {missing}"
+        bad.append(error("hooks", text, install))
     yield from dict.fromkeys(bad) or [ok("hooks", f"{len(kinds)} in {mom_priv} lead to {scripts}")]
 
 
@@ -227,14 +241,6 @@ def hook_time(site: SiteConfig, mom_priv: Path) -> Iterator[Finding]:
     else:
         line = f"$prologalarm {needs + _ALARM_MARGIN_SECONDS}"
         yield warning("time", found, f"put the line {line} into {config} and send mom a HUP, or lower TIMEOUT")
-
-
-def served(share: str, *, directory: Path) -> Finding:
-    """Whether QEMU can reach libvirt's own `directory` as the user whose files it serves."""
-    if share == "9p" and directory.is_dir() and not directory.stat().st_mode & stat.S_IXOTH:
-        text = f"SHARE: 9p runs QEMU as the job's user, who may not pass through {directory}"
-        return error("nfs", text, f"chmod o+x {directory}, for good by dpkg-statoverride")
-    return ok("nfs", f"shares are served by the node itself: {share}")
 
 
 def room(site: SiteConfig, shape: NodeShape) -> Iterator[Finding]:
@@ -259,18 +265,16 @@ def room(site: SiteConfig, shape: NodeShape) -> Iterator[Finding]:
         yield ok("room", left)
 
 
-def _hook(path: Path, script: Path, mounts: str) -> Finding | None:
-    link = f"ln -sfn {script} {path}"
-    if not os.path.lexists(path):
-        return error("hooks", f"{path} is missing, which Torque takes for success", link)
+def _hook(path: Path, script: Path, mounts: str, install: str) -> Finding | None:
     try:
         about = path.stat()
     except FileNotFoundError:
         text = f"{path} leads to {path.readlink()}, which is not there: Torque takes it for success and runs jobs"
-        return error("hooks", f"{text} on bare metal", link)
+        return error("hooks", f"{text} on bare metal", install)
     target = path.resolve()
     if not stat.S_ISREG(about.st_mode):
-        return error("hooks", f"{target} is not a regular file, so Torque runs no job here", link)
+        text = f"{target} is not a regular file, so Torque runs no job here"
+        return error("hooks", text, f"move {path} away; {install}")
     if about.st_uid != 0:
         text = f"{target} belongs to uid {about.st_uid}, so Torque runs no job here"
         return error("hooks", text, f"chown root {target}")
@@ -282,16 +286,11 @@ def _hook(path: Path, script: Path, mounts: str) -> Finding | None:
     except ConfigError as trouble:
         return error("hooks", trouble.brief, trouble.hint)
     if target != script.resolve():
-        hint = f"mv {path} {path}.orig; {link}" if not path.is_symlink() else link
-        return warning("hooks", f"{path} is {target}, not {script}", hint)
+        return warning("hooks", f"{path} is {target}, not {script}", install)
     if (kind := filesystem(target, mounts)) in REMOTE:
         text = f"{target} is on {kind}: while that is not mounted, Torque takes {path} for success"
         return warning("hooks", text, "install vtorque on a local disk")
     return None
-
-
-def _existing(path: Path) -> Path:
-    return next(each for each in (path, *path.parents) if each.exists())
 
 
 def _finding(level: Level, name: str, text: str, hint: str) -> Finding:

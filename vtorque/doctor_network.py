@@ -10,6 +10,8 @@ from vtorque.deadline import Deadline
 from vtorque.doctor_checks import Finding, error, ok, warning
 from vtorque.errors import CommandError, ConfigError
 
+_SYSCTL = Path("/proc/sys/net/bridge")
+_FAMILIES = ("iptables", "ip6tables")
 # Whatever the rules of a guest are made of; a kernel that lacks one of it says so.
 _TRIAL = """\
 table bridge vtorque-doctor {
@@ -58,3 +60,14 @@ def network_filter(
             yield warning(name, text, f"ip link set {site.bridge} type bridge no_linklocal_learn 1, for good")
         else:
             yield ok(name, "guests' network is filtered: nft and the kernel take the rules")
+
+
+def host_rules(site: SiteConfig, *, sysctl: Path = _SYSCTL, net: Path = Path("/sys/class/net")) -> Iterator[Finding]:
+    """The host's iptables leave frames alone that only cross the bridge (br_nf_pre_routing, br_netfilter_hooks.c)."""
+    own = net / site.bridge / "bridge"
+    for name in _FAMILIES:
+        switches = (sysctl / f"bridge-nf-call-{name}", own / f"nf_call_{name}")
+        on = [str(path) for path in switches if path.is_file() and path.read_text().strip() == "1"]
+        if on:
+            text = f"the host's own {name} rules filter guests' frames, too: {' and '.join(on)} is 1"
+            yield warning("iptables", text, f"echo 0 >{on[0]}, for good; or let them pass what crosses {site.bridge}")

@@ -18,6 +18,8 @@ _DEFAULT_ALARM_SECONDS = 30
 # What the hook keeps for itself, and its command.
 _MARGIN_SECONDS = 15
 _LIMIT = 1 << 20
+_INSTALL = "vmgr install --system openpbs"
+_CLASSIC = (PelogKind.PROLOGUE, PelogKind.EPILOGUE)
 _IMPORT = 'qmgr -c "import hook vtorque application/x-python default {}"'
 
 
@@ -30,11 +32,10 @@ def hooks(site: SiteConfig, scripts: Path) -> Iterator[Finding]:
     if not mom_priv.is_dir():
         yield error("hooks", f"there is no {mom_priv}", "set TORQUE_HOME to PBS_HOME of /etc/pbs.conf")
     elif not copy.is_file():
-        kinds = (PelogKind.PROLOGUE, PelogKind.EPILOGUE)
-        if not any((mom_priv / kind).is_symlink() for kind in kinds):
-            yield error("hooks", f"mom has no hook {HOOK}, so no job gets guests", "doc/admin.md, OpenPBS, says how")
+        if _is_classic(mom_priv):
+            yield from checks.hooks(mom_priv, scripts, install=f"{_INSTALL} --classic", kinds=_CLASSIC)
         else:
-            yield from checks.hooks(mom_priv, scripts, kinds=kinds)
+            yield error("hooks", f"mom has no hook {HOOK}, so no job gets guests", f"{_INSTALL}, also on the server")
     elif _read(copy) != _read(ours):
         yield warning("hooks", f"mom's hook {HOOK} is not that of this version", hint)
     else:
@@ -46,7 +47,9 @@ def hook_time(site: SiteConfig) -> Iterator[Finding]:
     mom_priv = Path(site.torque_home) / "mom_priv"
     settings = mom_priv / "hooks" / f"{HOOK}.HK"
     if not settings.is_file():
-        yield from checks.hook_time(site, mom_priv)
+        # Before there is a hook there is no time of its own, and $prologalarm would not be it.
+        if _is_classic(mom_priv):
+            yield from checks.hook_time(site, mom_priv)
         return
     alarms = re.findall(r"^alarm=([0-9]{1,6})$", _read(settings), re.MULTILINE | re.ASCII)
     has = int(alarms[-1]) if alarms else _DEFAULT_ALARM_SECONDS
@@ -56,6 +59,11 @@ def hook_time(site: SiteConfig) -> Iterator[Finding]:
         yield ok("time", text)
     else:
         yield warning("time", text, f'qmgr -c "set hook {HOOK} alarm = {needs + _MARGIN_SECONDS}"')
+
+
+def _is_classic(mom_priv: Path) -> bool:
+    """Whether mom runs our scripts as her own prologue and epilogue."""
+    return any((mom_priv / kind).is_symlink() for kind in _CLASSIC)
 
 
 def _read(path: Path) -> str:

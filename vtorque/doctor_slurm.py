@@ -10,6 +10,8 @@ from vtorque.config import SiteConfig
 from vtorque.doctor_checks import Finding, error, ok, warning
 from vtorque.errors import ConfigError
 
+# It makes the links, beside the site's own, and shows the lines that slurm.conf lacks.
+_INSTALL = "vmgr install --system slurm"
 # What hooks keep for their own end, and slurmd for starting them.
 _MARGIN_SECONDS = 15
 _BATCH_START_SECONDS = 10
@@ -61,14 +63,13 @@ def _settings(site: SiteConfig) -> dict[str, str]:
 
 def _hook(settings: Mapping[str, str], name: str, script: Path) -> Finding | None:
     pattern = settings.get(name.lower(), "")
-    line = f"{name}={script} in slurm.conf"
     if not pattern:
-        return error("hooks", f"{name} is not set, so no job gets guests", f"put {line}")
+        return error("hooks", f"{name} is not set, so no job gets guests", _INSTALL)
     # A pattern, or several names with commas, may stand for other scripts as well.
     paths = [path for each in pattern.split(",") for path in _paths(each.strip())]
     ours = [path for path in paths if path.resolve() == script.resolve()]
     if not ours:
-        return error("hooks", f"{name}={pattern} does not lead to {script}", f"put {line}, or link it to that place")
+        return error("hooks", f"{name}={pattern} does not lead to {script}", _INSTALL)
     try:
         files.require_trusted(ours[0].resolve())
     except ConfigError as trouble:

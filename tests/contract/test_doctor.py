@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.builders import a_site
-from vtorque import doctor, doctor_checks, images, proc
+from vtorque import doctor, doctor_checks, doctor_site, images, proc
 from vtorque.deadline import Deadline
 from vtorque.doctor import Finding, Level
 from vtorque.errors import ConfigError
@@ -24,6 +24,7 @@ pytestmark = [
 
 KVM = Path("/dev/kvm")
 NOBODY = 65534
+INSTALL = "vmgr install --system torque"
 
 
 def soon() -> Deadline:
@@ -45,7 +46,7 @@ def mom_priv(tmp_path: Path) -> Path:
 
 
 def look(mom_priv: Path, mounts: Path = doctor_checks.MOUNTS) -> list[Finding]:
-    return list(doctor_checks.hooks(mom_priv, mom_priv.parent / "scripts", mounts=mounts))
+    return list(doctor_checks.hooks(mom_priv, mom_priv.parent / "scripts", install=INSTALL, mounts=mounts))
 
 
 def dangle(hook: Path) -> None:
@@ -72,7 +73,7 @@ def open_directory(hook: Path) -> None:
 
 
 FAULTS: dict[str, tuple[Callable[[Path], object], Level, str]] = {
-    "missing": (Path.unlink, Level.ERROR, "is missing, which Torque takes for success"),
+    "missing": (Path.unlink, Level.ERROR, "which Torque takes for success: prologue"),
     "dangling": (dangle, Level.ERROR, "which is not there"),
     "foreign": (lambda hook: os.chown(hook, NOBODY, 0), Level.ERROR, f"belongs to uid {NOBODY}"),
     "writable by its group": (lambda hook: hook.chmod(0o775), Level.ERROR, "has mode 0775"),
@@ -96,21 +97,30 @@ def test_a_hook_that_torque_would_skip_or_refuse_is_found(mom_priv: Path, fault:
     spoil(mom_priv / "prologue")
     found = look(mom_priv)[0]
     assert found.level is level and text in found.text and found.hint
-    if fault != "in an open directory":
+    if fault not in ("in an open directory", "missing"):
         assert str(mom_priv / "prologue") in found.text + found.hint or "scripts/prologue" in found.text
 
 
 def test_the_hints_mend_what_they_are_for(mom_priv: Path) -> None:
-    (mom_priv / "epilogue").unlink()
     os.chown(mom_priv / "prologue", NOBODY, 0)
     (mom_priv / "prologue.parallel").chmod(0o666)
-    replace_by_file(mom_priv / "epilogue.precancel")
     found = look(mom_priv)
-    assert len(found) == 4
+    assert len(found) == 2
     for each in found:
         proc.run(["/bin/sh", "-euc", each.hint], deadline=soon())
     (after,) = look(mom_priv)
-    assert after.level is Level.OK and (mom_priv / "epilogue.precancel.orig").is_file()
+    assert after.level is Level.OK
+
+
+def test_links_are_left_to_the_command_that_keeps_the_sites_own(mom_priv: Path) -> None:
+    """See test_install for what it does."""
+    for name in ("prologue", "epilogue"):
+        (mom_priv / name).unlink()
+    replace_by_file(mom_priv / "epilogue.precancel")
+    dangle(mom_priv / "prologue.parallel")
+    found = look(mom_priv)
+    assert [each.hint for each in found] == [INSTALL] * 3
+    assert found[-1].text.endswith("success: prologue, epilogue"), "one finding for all"
 
 
 def test_a_link_that_bites_its_tail_is_an_error(mom_priv: Path, tmp_path: Path) -> None:
@@ -135,6 +145,7 @@ def test_the_catalogue_is_roots_and_holds_the_default(tmp_path: Path) -> None:
         return next(doctor_checks.catalogue(directory, "debian.img"))
 
     assert first().level is Level.ERROR and "there is no image directory" in first().text
+    assert first().hint.startswith("vmgr image build debian-12")
     directory.mkdir(mode=0o755)
     assert first().level is Level.ERROR and "there are no images" in first().text
     for name, level in (("other.img", Level.WARNING), ("debian.img", Level.OK)):
@@ -162,6 +173,14 @@ def test_a_server_answers_or_does_not() -> None:
     assert found.level is Level.OK
 
 
+def test_virtiofs_needs_its_server(tmp_path: Path) -> None:
+    server = tmp_path / "virtiofsd"
+    found = doctor_site.served("virtiofs", directory=tmp_path, server=server)
+    assert found.level is Level.ERROR and str(server) in found.text and "SHARE: nfs" in found.hint
+    server.touch()
+    assert doctor_site.served("virtiofs", directory=tmp_path, server=server).level is Level.OK
+
+
 @pytest.mark.parametrize(("share", "mode", "level"), [
     ("9p", 0o750, Level.ERROR), ("9p", 0o751, Level.OK), ("virtiofs", 0o750, Level.OK)
 ])
@@ -169,7 +188,8 @@ def test_a_user_has_to_reach_libvirts_directory_where_qemu_is_his(
     tmp_path: Path, share: str, mode: int, level: Level
 ) -> None:
     tmp_path.chmod(mode)
-    assert doctor_checks.served(share, directory=tmp_path).level is level
+    (tmp_path / "virtiofsd").touch()
+    assert doctor_site.served(share, directory=tmp_path, server=tmp_path / "virtiofsd").level is level
 
 
 def test_libvirt_tells_its_version_and_defines_a_guest() -> None:
@@ -219,6 +239,84 @@ def test_a_node_with_everything_wrong_is_examined_to_the_end(tmp_path: Path) -> 
     assert all(each.hint for each in found if each.level is not Level.OK)
     assert doctor.exit_status(found) == 2 and doctor.nhc(found).startswith("ERROR libvirt: ")
     assert not any("\n" in each.text or each.text.endswith(".") for each in found)
+
+
+def test_a_front_end_is_not_told_what_nodes_need(tmp_path: Path) -> None:
+    site = a_site(
+        torque_home=f"{tmp_path}/torque", vm_img_dir=f"{tmp_path}/images", bridge="nosuch0", qemu_user="nosuchuser",
+        libvirt_uri="qemu:///system?socket=/nonexistent", pbs_qsub_on_fe=f"{tmp_path}/qsub",
+    )
+    found = doctor.examine(site, prefix=tmp_path, front_end=True, deadline=soon())
+    assert {each.name for each in found} == {"role", "submit", "commands", "images", "clock"}
+    assert {each.name for each in found if each.level is Level.ERROR} == {"submit", "images"}
+    assert not any("vmgr install" in each.hint for each in found)
+
+
+class TestWhatTheConfigurationNames:
+    """Each of these makes jobs fail, and nothing else of the doctor's would find it."""
+
+    def look(self, tmp_path: Path, **options: object) -> list[Finding]:
+        tmp_path.chmod(0o755)
+        usual = {"template_dir": str(tmp_path / "templates"), "ramdisk_dir": str(tmp_path / "ramdisk")}
+        return list(doctor_site.named(a_site(**usual | options), tmp_path))
+
+    def error(self, tmp_path: Path, **options: object) -> str:
+        (found,) = self.look(tmp_path, **options)
+        assert found.level is Level.ERROR and found.hint
+        return found.text
+
+    def test_nothing_named_is_well(self, tmp_path: Path) -> None:
+        (found,) = self.look(tmp_path)
+        assert found.level is Level.OK
+
+    def test_templates_that_others_can_write_stop_every_hook(self, tmp_path: Path) -> None:
+        (tmp_path / "templates").mkdir()
+        (tmp_path / "templates").chmod(0o777)
+        assert "TEMPLATE_DIR: " in self.error(tmp_path) and "no job gets guests" in self.error(tmp_path)
+        (tmp_path / "templates").rmdir()
+        (tmp_path / "scripts").mkdir()
+        os.chown(tmp_path / "scripts", NOBODY, 0)
+        assert f"belongs to uid {NOBODY}" in self.error(tmp_path)
+
+    def test_scripts_of_the_sites_own(self, tmp_path: Path) -> None:
+        assert "VM_SCRIPTS_DIR: there is no" in self.error(tmp_path, vm_scripts_dir=str(tmp_path / "own"))
+        mapping = tmp_path / "map"
+        named = {"custom_ip_mapping": True, "ip_to_mac_script": str(mapping)}
+        assert f"IP_TO_MAC_SCRIPT: there is no program {mapping}" in self.error(tmp_path, **named)
+        mapping.write_text("#!/bin/sh\n")
+        assert "there is no program" in self.error(tmp_path, **named), "root cannot run it"
+        mapping.chmod(0o777)
+        assert f"{mapping} is writable by others" in self.error(tmp_path, **named)
+        mapping.chmod(0o755)
+        (found,) = self.look(tmp_path, **named)
+        assert found.level is Level.OK
+
+    def test_a_ramdisk_for_every_job_is_there(self, tmp_path: Path) -> None:
+        assert "no RAMDISK_DIR" in self.error(tmp_path, filesystem_type_default="ramdisk")
+        (tmp_path / "ramdisk").mkdir()
+        assert self.look(tmp_path, filesystem_type_default="ramdisk")[0].level is Level.OK
+
+    def test_a_place_for_metrics_is_there(self, tmp_path: Path) -> None:
+        (found,) = self.look(tmp_path, prometheus_file=str(tmp_path / "none/vtorque.prom"))
+        assert found.level is Level.WARNING and f"there is no {tmp_path}/none" in found.text
+
+    def test_users_own_disks_need_a_server(self, tmp_path: Path) -> None:
+        (found,) = doctor_site.own_disks(a_site(), program=tmp_path / "qemu-nbd")
+        assert found.level is Level.WARNING and "disk=" in found.text and "DISK_ALLOWED: false" in found.hint
+        assert not list(doctor_site.own_disks(a_site(disk_allowed=False), program=tmp_path / "qemu-nbd"))
+        assert not list(doctor_site.own_disks(a_site(), program=Path("/bin/sh")))
+
+    def test_room_for_images_by_url_if_there_are_any(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        site = a_site(vm_img_dir=str(tmp_path / "images"), image_cache_dir=str(tmp_path / "cache/not/yet"))
+        entry = {"name": "a.img", "distro": "debian", "arch": "x86_64", "description": ""}
+        (tmp_path / "a.img").write_bytes(bytes(512))
+        images.publish(tmp_path / "images", entry, {"a.img": tmp_path / "a.img"})
+        assert not list(doctor_site.image_cache(site))
+        images.publish(tmp_path / "images", {**entry, "name": "b.img", "url": "http://h/b", "sha256": "0" * 64}, {})
+        for free, level in ((10 << 30, Level.OK), ((10 << 30) - 1, Level.WARNING)):
+            monkeypatch.setattr(shutil, "disk_usage", lambda path, free=free: shutil._ntuple_diskusage(0, 0, free))
+            (found,) = doctor_site.image_cache(site)
+            assert found.level is level and f"{tmp_path}/cache/not/yet" in found.text
 
 
 def test_an_examination_without_time_still_ends() -> None:

@@ -33,6 +33,15 @@ KILLED = 99
 FEWEST_EFFECTS, MOST_EFFECTS = 40, 400
 LONG_AGO = 1_000_000_000_123_456_789
 
+# The node's tree and its record where they would be, and everything else as it is here.
+DOCTOR = f"""\
+mount --bind "$0/opt" /opt
+mount -t tmpfs tmpfs /var/lib
+mkdir /var/lib/vtorque
+[ ! -e "$0/{RECORD}" ] || cp "$0/{RECORD}" /var/lib/vtorque/
+exec /opt/vtorque/scripts/vmgr doctor --json
+"""
+
 Digest = dict[str, tuple[object, ...]]
 
 
@@ -83,6 +92,22 @@ class Node:
     def uninstall(self, *words: str) -> subprocess.CompletedProcess[str]:
         return self.vmgr("uninstall", "--root", str(self.root), *words)
 
+    def doctor(self) -> dict[str, list[dict[str, str]]]:
+        """What vmgr doctor finds on such a node, by the names of its checks."""
+        own = f"BATCH_SYSTEM: {self.system}\nLIBVIRT_URI: test:///default\nTORQUE_HOME: {self.mom_priv.parent}\n"
+        conf = f"{own}SLURM_CONF: {self.root}/etc/slurm/slurm.conf\n"
+        path = self.put("opt/vtorque/etc/vtorque.yaml", conf, mode=0o644)
+        done = subprocess.run(
+            ["/usr/bin/unshare", "--mount", "--propagation", "private", "--net", "/bin/sh", "-euc", DOCTOR, self.root],
+            capture_output=True, text=True, check=False,
+        )
+        path.unlink()
+        assert done.stdout, done.stderr
+        found: dict[str, list[dict[str, str]]] = {}
+        for each in json.loads(done.stdout):
+            found.setdefault(each["name"], []).append(each)
+        return found
+
     def digest(self) -> Digest:
         """All that there is of every file and link; of a directory not when it was last changed."""
         found: Digest = {}
@@ -124,6 +149,33 @@ def node(tmp_path: Path) -> Node:
 def any_node(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Node, tuple[str, ...]]]:
     system, *words = request.param.split()
     yield a_node(tmp_path / "node", system), tuple(words)
+
+
+def test_what_the_doctor_says_of_missing_hooks_is_this_command_and_it_mends_them(node: Node) -> None:
+    before = node.doctor()["hooks"]
+    assert {each["hint"] for each in before} == {"vmgr install --system torque"}
+    assert sum("which Torque takes for success" in each["text"] for each in before) == 1
+    assert node.install().returncode == 0
+    (after,) = node.doctor()["hooks"]
+    assert after["level"] == "ok"
+    assert (node.mom_priv / "prologue.orig").read_text() == "#!/bin/sh\necho ours\n", "the site's own still runs"
+
+
+@pytest.mark.parametrize("system", ["slurm", "openpbs"])
+def test_what_the_doctor_says_of_other_systems_hooks_is_this_command_too(tmp_path: Path, system: str) -> None:
+    hints = [each["hint"] for each in a_node(tmp_path / "node", system).doctor()["hooks"]]
+    assert hints[0].startswith(f"vmgr install --system {system}")
+    assert not any("Prolog=" in hint for hint in hints), "the site's own would no longer run"
+
+
+def test_the_doctor_wants_no_hooks_on_a_front_end(node: Node) -> None:
+    assert "hooks" in node.doctor()
+    assert node.install("--front-end").returncode == 0
+    found = node.doctor()
+    assert found.keys() == {"role", "submit", "commands", "images", "clock"}
+    node.path(RECORD).write_text("damaged")
+    found = node.doctor()
+    assert found["install"][0]["level"] == "warning" and "hooks" in found, "nobody knows whether it is one"
 
 
 def test_out_again_everything_is_as_it_was(any_node: tuple[Node, tuple[str, ...]]) -> None:

@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 
 from tests.builders import a_shape, a_site
-from vtorque import doctor, doctor_checks, shares
+from vtorque import doctor, doctor_checks, doctor_network, doctor_site, shares
 from vtorque.deadline import Deadline
 from vtorque.doctor import Finding, Level
 from vtorque.doctor_checks import error, ok, warning
 from vtorque.errors import ConfigError
+from vtorque.shape import HugePages, NumaNode
 
 GIB = 1 << 30
 FINE, ODD, BAD = ok("a", "fine"), warning("b", "odd", "mend it"), error("c", "bad\nand worse", "mend it")
@@ -167,7 +168,7 @@ def test_mom_has_to_give_a_hook_its_time(tmp_path: Path, config: str | None, lev
 
 def test_without_a_mom_nothing_is_said_of_her_time(tmp_path: Path) -> None:
     assert not list(doctor_checks.hook_time(a_site(), tmp_path / "mom_priv"))
-    (found,) = doctor_checks.hooks(tmp_path / "mom_priv", tmp_path)
+    (found,) = doctor_checks.hooks(tmp_path / "mom_priv", tmp_path, install="install")
     assert found.level is Level.ERROR and "TORQUE_HOME" in found.hint
 
 
@@ -182,6 +183,46 @@ def test_without_a_mom_nothing_is_said_of_her_time(tmp_path: Path) -> None:
 def test_something_has_to_be_left_for_guests(changes: dict[str, int], levels: list[Level]) -> None:
     found = list(doctor_checks.room(a_site(**changes), a_shape()))
     assert [each.level for each in found] == levels
+
+
+@pytest.mark.parametrize(("pages", "level", "text"), [
+    (0, Level.ERROR, "no huge pages aside"), (511, Level.WARNING, "1022 MiB"), (512, Level.OK, "1024 MiB"),
+])
+def test_huge_pages_that_guests_are_to_have_are_there(pages: int, level: Level, text: str) -> None:
+    there = (HugePages(size_kib=2048, total=pages, free=0),) if pages else ()
+    shape = a_shape(numa=(NumaNode(id=0, cpus=(0,), memory_mib=2048, pages=there),))
+    (found,) = doctor_site.huge_pages(a_site(hugepages=True, ram_default=1024), shape)
+    assert found.level is level and text in found.text and (found.hint or level is Level.OK)
+    assert not list(doctor_site.huge_pages(a_site(), shape))
+
+
+@pytest.mark.parametrize("switch", ["sys/bridge-nf-call-iptables", "sys/bridge-nf-call-ip6tables",
+                                    "net/br0/bridge/nf_call_iptables"])
+def test_rules_of_the_hosts_own_leave_guests_frames_alone(tmp_path: Path, switch: str) -> None:
+    def look() -> list[Finding]:
+        return list(doctor_network.host_rules(a_site(bridge="br0"), sysctl=tmp_path / "sys", net=tmp_path / "net"))
+
+    assert look() == [], "br_netfilter is not loaded"
+    path = tmp_path / switch
+    path.parent.mkdir(parents=True)
+    path.write_text("0\n")
+    assert look() == []
+    path.write_text("1\n")
+    (found,) = look()
+    assert found.level is Level.WARNING and f"{path} is 1" in found.text and f"echo 0 >{path}" in found.hint
+
+
+@pytest.mark.parametrize(("system", "qsub", "level"), [
+    ("torque", "/bin/sh", Level.OK), ("torque", "/nowhere/qsub", Level.ERROR), ("slurm", "/bin/sh", Level.OK),
+])
+def test_a_front_end_has_what_vsub_submits_with(system: str, qsub: str, level: Level) -> None:
+    (found,) = doctor_site.submits(a_site(batch_system=system, pbs_qsub_on_fe=qsub))
+    assert found.level is level and qsub in found.text
+
+
+def test_with_slurm_vsub_submits_with_sbatch_unless_told_otherwise() -> None:
+    (found,) = doctor_site.submits(a_site(batch_system="slurm"))
+    assert "/usr/bin/sbatch" in found.text
 
 
 @pytest.mark.parametrize(("share", "options", "expected"), [

@@ -41,6 +41,9 @@ def test_a_home_that_is_not_moms_is_named(site: SiteConfig, tmp_path: Path) -> N
 
 def test_without_a_hook_no_job_gets_guests(site: SiteConfig) -> None:
     assert hooks(site).level is Level.ERROR and "no hook vtorque" in hooks(site).text
+    assert hooks(site).hint.startswith("vmgr install --system openpbs")
+    put(site, "config", "")
+    assert not list(doctor_openpbs.hook_time(site)), "$prologalarm is not the hook's time"
 
 
 def test_the_hook_of_this_version_is_well(site: SiteConfig) -> None:
@@ -55,7 +58,9 @@ def test_another_hook_is_to_be_imported_again(site: SiteConfig) -> None:
 
 def test_classic_scripts_are_looked_at_as_torques(site: SiteConfig, tmp_path: Path) -> None:
     (tmp_path / "mom_priv/prologue").symlink_to(tmp_path / "nowhere")
-    assert "epilogue is missing" in [each.text for each in doctor_openpbs.hooks(site, ROOT / "scripts")][-1]
+    dangling, missing = doctor_openpbs.hooks(site, ROOT / "scripts")
+    assert missing.text.endswith("for success: epilogue")
+    assert missing.hint == dangling.hint == "vmgr install --system openpbs --classic"
 
 
 @pytest.mark.parametrize(
@@ -71,5 +76,6 @@ def test_the_hook_needs_time_for_a_guest(site: SiteConfig, settings: str, level:
 
 @pytest.mark.parametrize(("config", "level"), [("$prologalarm 300\n", Level.OK), ("", Level.WARNING)])
 def test_classic_scripts_need_it_too(site: SiteConfig, config: str, level: Level) -> None:
+    (Path(site.torque_home) / "mom_priv/prologue").symlink_to(ROOT / "scripts/prologue")
     put(site, "config", config)
     assert hook_time(site).level is level

@@ -26,7 +26,8 @@ LAYERS: list[tuple[str, ...]] = [
     ("resources", "catalogue", "imageverify", "published", "timings", "imagecache", "admission", "netfilter"),
     ("submission", "slurmstarts", "service", "markers", "leftovers", "suspended"),
     ("generate", "node", "mom", "doctor_checks", "observe"),
-    ("teardown", "doctor", "doctor_network", "doctor_openpbs", "doctor_service", "doctor_slurm", "report", "guestnet"),
+    ("teardown", "doctor", "doctor_network", "doctor_openpbs", "doctor_service", "doctor_site",
+     "doctor_slurm", "report", "guestnet"),
     ("boot", "chain", "run", "imagebuild", "install", "metrics", "orphans"),
     ("demand", "discover", "sweeping"),
     ("aftermath", "bringup"),
@@ -43,7 +44,8 @@ SIDEWAYS = {("foreground", "proc"), ("deadline", "errors"), ("deadline", "wakeup
             ("request", "options"), ("request", "metadata"),
             ("state", "backends"), ("names", "backends"), ("plan", "names"),
             ("doctor", "doctor_network"), ("doctor", "doctor_openpbs"),
-            ("doctor", "doctor_service"), ("doctor", "doctor_slurm"), ("node", "state"), ("teardown", "state")}
+            ("doctor", "doctor_service"), ("doctor", "doctor_site"), ("doctor", "doctor_slurm"),
+            ("node", "state"), ("teardown", "state")}
 
 ONLY_IN = {
     "subprocess": {"proc", "foreground"},

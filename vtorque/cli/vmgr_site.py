@@ -10,12 +10,13 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from vtorque import config, configimport, doctor, follow, slurmjob, submit, sweeping, teardown
+from vtorque import config, configimport, doctor, follow, install, slurmjob, submit, sweeping, teardown
 from vtorque.cli import PREFIX, assembly
 from vtorque.config import SiteConfig
 from vtorque.deadline import Deadline
 from vtorque.doctor import Finding, Level
-from vtorque.errors import ConfigError, RequestError, known, printable
+from vtorque.doctor_checks import warning
+from vtorque.errors import ConfigError, RequestError, StateError, known, printable
 from vtorque.options import OPTIONS
 
 _SWEEP_SECONDS = 300.0
@@ -115,7 +116,7 @@ def _doctor(arguments: argparse.Namespace) -> int:
         lines = wrong.brief.splitlines()
         findings = [Finding(name="config", level=Level.ERROR, text=line, hint=wrong.hint) for line in lines]
     else:
-        findings = doctor.examine(site, prefix=PREFIX, deadline=Deadline(seconds))
+        findings = _examined(site, Deadline(seconds))
     if arguments.nhc:
         # Torque takes a line that begins with ERROR for the verdict, and the exit status for the script's own.
         if line := doctor.nhc(findings):
@@ -129,6 +130,18 @@ def _doctor(arguments: argparse.Namespace) -> int:
             if finding.hint:
                 sys.stdout.write(f"{'':<8} {'':<12} -> {finding.hint}\n")
     return doctor.exit_status(findings)
+
+
+def _examined(site: SiteConfig, deadline: Deadline) -> list[Finding]:
+    """What the doctor finds, of a node or of what was installed as a front end."""
+    try:
+        record, wrong = install.earlier(install.ROOT), []
+    except StateError as trouble:
+        hint = "put it back from a backup: vmgr uninstall needs it"
+        record, wrong = None, [warning("install", trouble.brief, trouble.hint or hint)]
+    # A lab on a front end is all the node that there is.
+    front_end = record is not None and record.front_end and site.batch_system != "local"
+    return [*wrong, *doctor.examine(site, prefix=PREFIX, front_end=front_end, deadline=deadline)]
 
 
 def _coloured(level: Level) -> str:
