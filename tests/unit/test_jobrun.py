@@ -58,7 +58,9 @@ def test_a_home_that_was_away_for_a_moment_tells_of_a_lost_guest_afterwards(
     watching = threading.Thread(target=bridge._watch, args=(SimpleNamespace(close=closed.set),))
     watching.start()
     assert looked.wait(20)
-    (bridge._directory / "lost.1").write_text("lost guest vn2-1\n")
+    # As guards do: it is there whole, or not at all.
+    (bridge._directory / "new").write_text("lost guest vn2-1\n")
+    (bridge._directory / "new").rename(bridge._directory / "lost.1")
     watching.join(20)
     assert (closed.is_set(), bridge._lost) == (True, "lost guest vn2-1")
 
