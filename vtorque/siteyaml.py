@@ -20,12 +20,16 @@ def entries(path: Path, text: str) -> list[Entry]:
         _require_plain(path, text)
         root = yaml.compose(text, yaml.SafeLoader)
     except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 1
-        hint = "quote a value that begins with *" if "alias" in (error.context or "") else ""
+        context = error.context or ""
+        # What has no colon is noticed where the next line has one.
+        mark = error.context_mark if "simple key" in context else error.problem_mark
+        line = mark.line + 1 if mark else 1
+        hint = "quote a value that begins with *" if "alias" in context else ""
+        if slip := re.fullmatch(r"(\w+)\s*=\s*(.*)", "".join(text.split("\n")[line - 1:line])):
+            hint = f"{slip[1]}: {slip[2]}"
         raise ConfigError(f"{path}:{line}: not YAML: {error.problem}", hint=hint) from error
     except yaml.reader.ReaderError as error:
-        line = text.count("\n", 0, error.position) + 1
-        raise ConfigError(f"{path}:{line}: not YAML: {error.reason}") from error
+        raise ConfigError(f"{path}:{text.count(chr(10), 0, error.position) + 1}: not YAML: {error.reason}") from error
     if root is None:
         return []
     if not isinstance(root, yaml.MappingNode):
@@ -42,24 +46,20 @@ def entries(path: Path, text: str) -> list[Entry]:
 def _entry(line: int, key: str, node: yaml.Node) -> Entry:
     if isinstance(node, yaml.ScalarNode):
         return Entry(line=line, key=key, text=str(node.value), is_quoted=bool(node.style))
-    if isinstance(node, yaml.SequenceNode):
-        return Entry(line=line, key=key, words=tuple(str(each.value) for each in node.value))
-    return Entry(line=line, key=key)
+    words = tuple(str(each.value) for each in node.value) if isinstance(node, yaml.SequenceNode) else None
+    return Entry(line=line, key=key, words=words)
 
 
 def _require_plain(path: Path, text: str) -> None:
     """Refuse what hides where a value comes from, before anything is built of it."""
-    depth = 0
-    line = 1
+    depth, line = 0, 1
     for event in yaml.parse(text, yaml.SafeLoader):
         line = event.start_mark.line + 1 if event.start_mark else line
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-        what = ""
-        if getattr(event, "anchor", None):
-            what = "anchors and aliases (&name, *name) are not allowed"
-        elif getattr(event, "tag", None):
-            what = "tags (!name) are not allowed"
-        elif depth > _DEPTH_LIMIT:
-            what = "a list holds plain words only"
+        what = (
+            "anchors and aliases (&name, *name) are not allowed" if getattr(event, "anchor", None)
+            else "tags (!name) are not allowed" if getattr(event, "tag", None)
+            else "a list holds plain words only" if depth > _DEPTH_LIMIT else ""
+        )
         if what:
             raise ConfigError(f"{path}:{line}: {what}")

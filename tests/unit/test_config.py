@@ -80,6 +80,14 @@ class TestValues:
 
 
 class TestProblems:
+    def test_a_line_of_the_shell_is_named_itself(self, file: Path) -> None:
+        for after in ("BRIDGE: virbr0\n", ""):
+            file.write_text(f"PARALLEL: no\nTIMEOUT=5\n{after}")
+            with pytest.raises(ConfigError) as caught:
+                config.load(file, trusted_owner=None)
+            said = f"{file}:2: not YAML: could not find expected ':' (TIMEOUT: 5)"
+            assert caught.value.one_line() == said
+
     def test_all_are_reported_at_once_in_the_order_of_the_file(self, file: Path) -> None:
         assert problems(
             file,
