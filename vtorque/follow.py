@@ -53,7 +53,10 @@ def until_done(
             doing=f"follow job {job}", first=0.2, longest=_LONGEST_PAUSE_SECONDS
         ):
             record.show_new(start, show)
-            _, printed = ask(job)
+            status, printed = ask(job)
+            if status not in (0, *GONE):
+                # The server cannot be reached, or is busy: the job is none the worse, and qstat has said why.
+                continue
             text = printed.decode(errors="replace")
             now = _field("job_state", text)
             if now != state and now in ("Q", "H"):
@@ -62,6 +65,8 @@ def until_done(
             if not now or now in _OVER:
                 break
         record.show_new(start, show)
+    if status in GONE:
+        return End(exit_status=1, comment=f"the batch system no longer knows job {job}: its exit status is unknown")
     show("done", time.time() - start)
     return End(exit_status=_status(_field("exit_status", text)), comment=_field("comment", text))
 

@@ -40,3 +40,22 @@ def test_a_job_that_never_had_a_directory_is_followed_all_the_same(tmp_path: Pat
         show=lambda phase, seconds: shown.append(phase),
     )
     assert shown == ["done"]
+
+
+def test_a_qstat_that_fails_is_asked_again(tmp_path: Path) -> None:
+    answers = [(0, b"job_state = R\n"), (111, b""), (1, b""), (0, b"job_state = C\nexit_status = 4\n")]
+    end = follow.until_done(
+        JobId("7.srv"), tmp_path / "phases", ask=lambda job: answers.pop(0), show=lambda phase, seconds: None,
+    )
+    assert (end.exit_status, answers) == (4, [])
+
+
+@pytest.mark.parametrize("status", follow.GONE)
+def test_of_a_job_that_nobody_knows_any_more_that_is_said(tmp_path: Path, status: int) -> None:
+    shown: list[str] = []
+    end = follow.until_done(
+        JobId("7.srv"), tmp_path / "phases", ask=lambda job: (status, b""),
+        show=lambda phase, seconds: shown.append(phase),
+    )
+    assert (end.exit_status, shown) == (1, [])
+    assert end.comment == "the batch system no longer knows job 7.srv: its exit status is unknown"
