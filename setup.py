@@ -29,7 +29,7 @@ setup(
     install_requires=["jinja2", "libvirt-python", "paramiko", "psutil", "pycdlib", "pyyaml", "sh"],
     extras_require={"test": ["hypothesis", "pytest"], "check": ["mypy", "ruff"]},
     entry_points={
-        "console_scripts": ["vsub = vtorque.cli.plain:main", "vmgr = vtorque.cli.vmgr:main"],
+        "console_scripts": ["vsub = vtorque.cli.plain:main", "vmgr = vtorque.cli.vmgr:command"],
     },
     data_files=[
         ("share/man/man1", ["doc/man/vsub.1"]),

@@ -68,6 +68,23 @@ def test_every_option_is_shown_with_the_line_it_comes_from(site: Site) -> None:
     assert {"option": "VCPUS_DEFAULT", "value": 3, "origin": f"{site.path}:2"} in rows
 
 
+@pytest.mark.parametrize("words", ["show config", "--help", "show images --help"])
+@pytest.mark.parametrize(("redirection", "status", "says"), [
+    (">/dev/full", 1, "vmgr: cannot write: No space left on device\n"),
+    (">&-", 1, "vmgr: cannot write: Bad file descriptor\n"),
+    ("2>&-", 0, ""),
+    ("<&- 2>&- | :", 0, ""),
+])
+def test_output_that_nobody_takes_is_a_failure_in_one_line(
+    site: Site, words: str, redirection: str, status: int, says: str
+) -> None:
+    done = subprocess.run(
+        ["/bin/sh", "-c", f"{site.root}/scripts/vmgr {words} {redirection}"], check=False,
+        capture_output=True, text=True,
+    )
+    assert (done.returncode, done.stderr) == (status, says)
+
+
 def test_users_see_what_concerns_them(site: Site) -> None:
     own = site.vmgr("show", "config", uid=NOBODY.pw_uid)
     assert own.returncode == 0, own.stderr

@@ -2,11 +2,14 @@
 """`vmgr`, the administrator's command: images, running guests, this node and its configuration, the lab."""
 
 import argparse
+import contextlib
+import os
 import sys
 from collections.abc import Callable, Sequence
 
 from vtorque import __version__
 from vtorque.cli import (
+    leave,
     vmgr_bench,
     vmgr_guests,
     vmgr_images,
@@ -43,6 +46,28 @@ exit status: 0 done, 1 failed, 2 wrong usage; `doctor`: 0 well, 1 warnings, 2 er
 `sweep`: 1 when something could not be given back or looked at, with a line for each;
 `node status`: 0 in, 3 out; `lab status`: 0 up, 1 partly, 3 down; `ssh`: the command's own
 """
+
+
+def command() -> None:
+    """The process: output that nobody takes is a failure in one line, that of a closed pipe in none."""
+    for name, mode, way in (("stdin", os.O_WRONLY, "r"), ("stdout", os.O_RDONLY, "w"), ("stderr", os.O_RDONLY, "w")):
+        # What is closed stays as good as closed, but no file or pipe of ours gets its number.
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, mode), way))
+    try:
+        try:
+            status = main()
+        except SystemExit as ended:
+            # argparse has said what there is to say.
+            status = int(ended.code or 0)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        status = 1
+    except OSError as error:
+        status = 1
+        with contextlib.suppress(OSError):
+            sys.stderr.write(f"vmgr: {error.filename or 'cannot write'}: {error.strerror}\n")
+    leave(status)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
