@@ -16,6 +16,8 @@ _vtorque_vsub() {
         "--generate "* | "-D "* | "-d "* | "-w "*) vt_kind=directories; return ;;
         "-S "* | "-e "* | "-o "*) vt_kind=files; return ;;
         "-A "* | "-C "* | "-F "* | "-J "* | "-K "* | "-L "* | "-M "* | "-N "* | "-P "* | "-R "* | "-T "* | "-W "* | "-a "* | "-b "* | "-c "* | "-i "* | "-j "* | "-k "* | "-l "* | "-m "* | "-p "* | "-q "* | "-r "* | "-t "* | "-u "* | "-v "*) return ;;
+        "--batch "*) vt_words='torque local openpbs slurm'; return ;;
+        *" --batch="*) vt_words='torque local openpbs slurm' vt_typed=${vt_typed#*=}; return ;;
         *" --generate="*) vt_kind=directories vt_typed=${vt_typed#*=}; return ;;
         *" -"*) vt_words='-vm --batch --wait --dry-run --explain --generate -gf --version --help -A -a -b -C -c -D -d -E -e -F -f -G -h -I -i -J -j -K -k -L -l -M -m -N -n -o -P -p -q -R -r -S -T -t -u -V -v -W -w -X -x -z'; return ;;
         *) vt_kind=files; return ;;

@@ -102,6 +102,12 @@ class TestVsub:
         assert ours == ["--batch", "--dry-run", "--explain", "--generate", "--help", "--version", "--wait"]
 
     @pytest.mark.parametrize("line, answers", [
+        ("vsub --batch ", ["local", "openpbs", "slurm", "torque"]), ("vsub --batch=s", ["slurm"]),
+    ])
+    def test_batch_systems(self, place: Path, line: str, answers: list[str]) -> None:
+        assert complete(place, line) == [answers]
+
+    @pytest.mark.parametrize("line, answers", [
         ("vsub j", ["job.sh", "jobs"]), ("vsub -vm ram=1G j", ["job.sh", "jobs"]), ("vsub -I j", ["job.sh", "jobs"]),
         ("vsub -o j", ["job.sh", "jobs"]), ("vsub -w j", ["jobs"]), ("vsub --generate j", ["jobs"]),
         ("vsub --generate=j", ["jobs"]), ("vsub -N j", []), ("vsub -l ", []),

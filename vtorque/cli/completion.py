@@ -13,7 +13,7 @@ from pathlib import Path
 from vtorque import imagebuild, resolve, vmoptions
 from vtorque.cli import vmgr, vsubhelp
 from vtorque.options import OPTIONS
-from vtorque.qsub import OPENPBS, TORQUE
+from vtorque.qsub import GRAMMARS, OPENPBS, TORQUE
 
 _USER_FILES = ("vcpu_pinning", "vm_prologue", "vm_epilogue", "disk", "metadata")
 _AUTO = ("vcpus", "ram")
@@ -140,6 +140,8 @@ _vtorque_vsub() {
         @DIRECTORIES@) vt_kind=directories; return ;;
         @FILES@) vt_kind=files; return ;;
         @OTHERS@) return ;;
+        "--batch "*) vt_words=@SYSTEMS@; return ;;
+        *" --batch="*) vt_words=@SYSTEMS@ vt_typed=${vt_typed#*=}; return ;;
         *" --generate="*) vt_kind=directories vt_typed=${vt_typed#*=}; return ;;
         *" -"*) vt_words=@OPTIONS@; return ;;
         *) vt_kind=files; return ;;
@@ -248,6 +250,7 @@ def _vsub() -> str:
         DIRECTORIES=_behind({"--generate"} | _QSUB_DIRECTORIES),
         FILES=_behind(_QSUB_FILES),
         OTHERS=_behind(valued - _QSUB_FILES - _QSUB_DIRECTORIES),
+        SYSTEMS=shlex.quote(" ".join(GRAMMARS)),
         OPTIONS=shlex.quote(" ".join([*own_options(), *qsub_options()])),
     )
 
