@@ -2,7 +2,7 @@
 """From the words a user gave to a complete request: over the site's defaults, within its switches."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +12,7 @@ from vtorque.job import Image, VmRequest
 from vtorque.optionforms import FORMS, fits
 from vtorque.options import SiteConfig
 from vtorque.overhead import guest_memory_mib
-from vtorque.vmoptions import KEYS, Given, Source, contents, wrong
+from vtorque.vmoptions import KEYS, Given, Source, contents, expanded, wrong
 
 AUTO = "auto"
 
@@ -24,6 +24,8 @@ _BOOLEANS = {
 _NUMBER = re.compile(r"[0-9]{1,9}", re.ASCII)
 _FIELDS = {"img": "image", "ram": "memory_mib", "vcpu_pinning": "pinning", "unclot_shmem": "unclot_shmem_mib",
            "disk_size": "disk_size_mib"}
+# Nothing without the component whose name they begin with.
+_OF_COMPONENTS = ("iocm_min_cores", "iocm_max_cores", "unclot_shmem")
 
 
 class Setting(NamedTuple):
@@ -76,9 +78,7 @@ def resolve(
 
         size = imageheader.disk_bytes(find_image(wanted.image).path)
         request.check_disk_size(wanted, most_mib=site.max_disk_size, image_bytes=size)
-    settings = tuple(
-        Setting(key=key, value=_shown(wanted, key), origin=reader.origins.get(key, "not set")) for key in KEYS
-    )
+    settings = tuple(_settings(wanted, given, reader.origins))
     return Resolved(request=wanted, settings=settings, notes=tuple(reader.notes), scripts=reader.scripts)
 
 
@@ -268,7 +268,7 @@ class _Reader:
         return {"unclot": True, "unclot_shmem_mib": memory} if wanted else {}
 
     def _file(self, key: str) -> bytes:
-        path = self._directory / self.text(key, "")
+        path = self._directory / expanded(self.text(key, ""))
         try:
             return contents(path)
         except OSError as error:
@@ -281,16 +281,20 @@ class _Reader:
 
 
 _DEFAULT_NAMES = {
-    "img": "IMG_DEFAULT", "ram": "RAM_DEFAULT", "vcpus": "VCPUS_DEFAULT",
-    "vms_per_node": "VMS_PER_NODE_DEFAULT", "arch": "ARCH_DEFAULT", "vcpu_pinning": "VCPU_PINNING_DEFAULT",
-    "fs_type": "FILESYSTEM_TYPE_DEFAULT", "vrdma": "VRDMA_ENABLED_DEFAULT", "iocm": "IOCM_ENABLED_DEFAULT",
-    "unclot": "UNCLOT_ENABLED_DEFAULT", "unclot_shmem": "UNCLOT_SHMEM_DEFAULT",
-    "iocm_min_cores": "IOCM_MIN_CORES_DEFAULT", "iocm_max_cores": "IOCM_MAX_CORES_DEFAULT",
+    **{key: f"{key.upper()}_DEFAULT" for key in ("img", "ram", "vcpus", "vms_per_node", "arch", "vcpu_pinning")},
+    **{key: f"{key.upper()}_DEFAULT" for key in _OF_COMPONENTS}, "fs_type": "FILESYSTEM_TYPE_DEFAULT",
+    **{key: f"{key.upper()}_ENABLED_DEFAULT" for key in ("vrdma", "iocm", "unclot")},
 }
 
 
-def _shown(wanted: VmRequest, key: str) -> str:
-    value = getattr(wanted, _FIELDS.get(key, key))
-    if key in ("ram", "unclot_shmem", "disk_size"):
-        return units.size(value) if value or key != "disk_size" else ""
-    return str(value).lower() if isinstance(value, bool) else str(value)
+def _settings(wanted: VmRequest, given: Mapping[str, Given], origins: Mapping[str, str]) -> Iterator[Setting]:
+    for key in KEYS:
+        value = getattr(wanted, _FIELDS.get(key, key))
+        origin = origins.get(key, "not set")
+        if key in _OF_COMPONENTS and not getattr(wanted, component := key.partition("_")[0]):
+            value, origin = "", f"{component} is off"
+        elif key in ("vm_prologue", "vm_epilogue"):
+            value = given[key].value if key in given else ""
+        elif key in ("ram", "unclot_shmem", "disk_size"):
+            value = units.size(value) if value or key != "disk_size" else ""
+        yield Setting(key=key, value=str(value).lower() if isinstance(value, bool) else str(value), origin=origin)

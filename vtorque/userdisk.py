@@ -5,7 +5,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from vtorque import diskserver, imageheader, units
+from vtorque import diskserver, imageheader, units, vmoptions
 from vtorque.errors import ImageError, RequestError
 
 
@@ -28,10 +28,10 @@ def read(text: str, directory: Path) -> UserDisk:
         new_mib = units.mebibytes(size) if colon else 0
     except ValueError as error:
         raise RequestError(str(error), hint="like disk=data.img:20G") from None
-    path = Path(os.path.realpath(directory / name))
+    path = Path(os.path.realpath(directory / vmoptions.expanded(name)))
     if not path.exists():
         if not new_mib:
-            raise RequestError("there is no such file", hint=f"disk={name}:20G makes one")
+            raise RequestError("there is no such file", hint=_meant(name))
         if not os.access(path.parent, os.W_OK | os.X_OK):
             raise RequestError(f"you may make no file in {path.parent}")
     elif not path.is_file():
@@ -41,6 +41,15 @@ def read(text: str, directory: Path) -> UserDisk:
     elif path.stat().st_size or not new_mib:
         _inspect(path)
     return UserDisk(path=path, new_mib=new_mib, holder=diskserver.holder(path))
+
+
+def _meant(name: str) -> str:
+    """The original's disk= took a size."""
+    try:
+        units.mebibytes(name)
+    except ValueError:
+        return f"disk={name}:20G makes one"
+    return f"disk_size={name} is the size of each guest's own disk"
 
 
 def _inspect(path: Path) -> None:

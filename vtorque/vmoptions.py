@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The `-vm` options: what they are called, where they may stand, and which of them counts."""
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -33,6 +34,8 @@ KEYS = {
 USER_FILE = ".vtorquerc"
 COMMAND_LINE = "command line"
 
+# What other programs call it.
+_MEANT = {"mem": "ram", "memory": "ram", "cores": "vcpus", "cpus": "vcpus", "ncpus": "vcpus", "image": "img"}
 _FILE_LIMIT = 64 << 10
 
 
@@ -60,11 +63,11 @@ def collect(sources: Sequence[Source]) -> dict[str, Given]:
             if not (name and equals and value.strip()):
                 raise wrong(source, f"{part[:80]!r} is not key=value", hint="like -vm vcpus=4,ram=8G")
             if not value.isprintable():
-                raise wrong(source, f"{name}={value[:80]!r}: no control characters")
+                raise wrong(source, f"{name}={value[:80]!r}: not printable UTF-8")
             if name not in KEYS:
                 import difflib  # for whoever mistyped something only
 
-                near = difflib.get_close_matches(name, KEYS, n=1)
+                near = [_MEANT[name]] if name in _MEANT else difflib.get_close_matches(name, KEYS, n=1)
                 hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(KEYS)}"
                 raise wrong(source, f"{name[:80]!r} is not a key", hint=hint)
             given[name] = Given(value=value.strip(), origin=source.origin)
@@ -86,6 +89,13 @@ def user_defaults(home: Path) -> list[Source]:
         if key.strip() or equals:
             sources.append(Source(origin=f"~/{USER_FILE}:{number}", text=f"{key.strip()}{equals}{value.strip()}"))
     return sources
+
+
+def expanded(path: str) -> Path:
+    """A path in which the shell left a tilde, behind a comma or in a file."""
+    with contextlib.suppress(RuntimeError):
+        return Path(path).expanduser()
+    return Path(path)
 
 
 def contents(path: Path) -> bytes:

@@ -266,6 +266,31 @@ class TestPlaces:
         assert made["disk"] == ("", "not set")
 
 
+    def test_what_is_not_there_or_off_is_explained_as_such(self, tmp_path: Path) -> None:
+        (tmp_path / "job.sh").write_text("#!/bin/sh\n")
+        made = {each.key: (each.value, each.origin) for each in resolved(
+            "iocm_min_cores=2,unclot_shmem=2G,vm_prologue=job.sh", directory=tmp_path).settings}
+        assert made["iocm_min_cores"] == made["iocm_max_cores"] == ("", "iocm is off")
+        assert made["unclot_shmem"] == ("", "unclot is off")
+        assert (made["vm_prologue"], made["vm_epilogue"]) == (("job.sh", "command line"), ("", "not set"))
+        on = resolved("iocm=0,iocm_min_cores=2", site=ALL_ON)
+        made = {each.key: (each.value, each.origin) for each in on.settings}
+        assert (made["iocm_min_cores"], made["iocm"]) == (("2", "command line"), ("true", "command line"))
+
+    def test_a_tilde_that_the_shell_has_left_is_the_users_home(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("HOME", str(tmp_path))
+        (tmp_path / "p.sh").write_text("#!/bin/sh\n")
+        (tmp_path / "d.img").write_bytes(bytes(512))
+        made = resolved("vm_prologue=~/p.sh,disk=~/d.img")
+        assert made.request.disk == str(tmp_path / "d.img") and list(made.scripts) == ["vm_prologue"]
+
+    def test_a_size_for_a_disk_is_told_its_own_key(self) -> None:
+        assert refusal("disk=20G") == (
+            "-vm disk='20G': there is no such file (disk_size=20G is the size of each guest's own disk)")
+
+
 class TestWrong:
     @pytest.mark.parametrize("text", ["", "img", "img=", "=x", "img=a.img,,vcpus=1", "vcpus=1,", ",", " =1", "img= "])
     def test_a_text_that_is_not_key_and_value_is_named(self, text: str) -> None:
