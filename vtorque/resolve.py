@@ -78,8 +78,7 @@ def resolve(
 
         size = imageheader.disk_bytes(find_image(wanted.image).path)
         request.check_disk_size(wanted, most_mib=site.max_disk_size, image_bytes=size)
-    settings = tuple(_settings(wanted, given, reader.origins))
-    return Resolved(request=wanted, settings=settings, notes=tuple(reader.notes), scripts=reader.scripts)
+    return Resolved(wanted, tuple(_settings(wanted, given, reader.origins)), tuple(reader.notes), reader.scripts)
 
 
 def _values(
@@ -129,7 +128,8 @@ class _Reader:
         if path.is_absolute() and path.parent == Path(self._site.vm_img_dir):
             name = path.name
         if not fits("image", name):
-            raise self._wrong("img", name, f"must be {FORMS['image'][1]}")
+            hint = f"like img={name}.qcow2" if fits("image", f"{name}.qcow2") else ""
+            raise self._wrong("img", name, f"must be {FORMS['image'][1]}", hint=hint)
         self.image_name = name
         return find(name)
 

@@ -315,6 +315,7 @@ class TestWrong:
             ("fs_type=nfs", "-vm fs_type='nfs': must be sharedfs or ramdisk"),
             ("vrdma=maybe", "-vm vrdma='maybe': must be true, yes, enabled or 0, or false, no, disabled or 1"),
             ("unclot_shmem=x", "-vm unclot_shmem=: 'x' is not a size: digits, then K, M, G or T"),
+            ("img=a", "-vm img='a': must be the name of a .qcow2 or .img file in the catalogue (like img=a.qcow2)"),
             ("img=a/b.img", "-vm img='a/b.img': must be the name of a .qcow2 or .img file in the catalogue"),
         ],
     )
