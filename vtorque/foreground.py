@@ -6,10 +6,19 @@ import os
 import signal
 import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 from vtorque.errors import CommandError
 from vtorque.files import write_all
 from vtorque.proc import Child
+
+
+class Called(NamedTuple):
+    """How a command ended, what it printed, and why that could not be passed on if so."""
+
+    status: int
+    printed: bytes
+    untold: str = ""
 
 
 def call(argv: Sequence[str], *, env: Mapping[str, str]) -> tuple[int, bytes]:
@@ -26,15 +35,16 @@ def call(argv: Sequence[str], *, env: Mapping[str, str]) -> tuple[int, bytes]:
 
 def call_through(
     argv: Sequence[str], *, env: Mapping[str, str], terminal: bool, shown: Callable[[bytes], bytes] | None = None
-) -> tuple[int, bytes]:
-    """Run a command in the user's own place, and pass its output on as it comes; status and output.
+) -> Called:
+    """Run a command in the user's own place, and pass its output on as it comes.
 
-    `shown` makes of a piece of output what is to be seen of it.
-    With `terminal` its standard output is ours, and nothing of it is seen. What
-    would end us is left to the command, so that somebody is there to clean up
-    after it: a terminal's Ctrl-C reaches it anyway, TERM and HUP are passed on.
+    Output that nobody takes does not end it: it has something to do besides.
+    `shown` makes of a piece of output what is to be seen of it. With `terminal`
+    its standard output is ours, and nothing of it is seen. What would end us is
+    left to the command, so that somebody is there to clean up after it: a
+    terminal's Ctrl-C reaches it anyway, TERM and HUP are passed on.
     """
-    printed = b""
+    printed, untold = b"", ""
     with _signals_passed_on() as pass_on_to:
         try:
             child = subprocess.Popen(argv, env=env, stdout=None if terminal else subprocess.PIPE)
@@ -45,9 +55,12 @@ def call_through(
             with child.stdout:
                 while data := os.read(child.stdout.fileno(), 1 << 16):
                     printed += data
-                    write_all(1, shown(data) if shown else data)
+                    try:
+                        write_all(1, shown(data) if shown else data)
+                    except OSError as error:
+                        untold = error.strerror or str(error)
         status = child.wait()
-    return status if status >= 0 else 128 - status, printed
+    return Called(status if status >= 0 else 128 - status, printed, untold)
 
 
 @contextlib.contextmanager

@@ -3,7 +3,8 @@
 
 import json
 import shlex
-from collections.abc import Iterator, Sequence
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from vtorque import images, orders, plan, render, units
@@ -29,28 +30,33 @@ def write(
     public_key: str,
     templates: Path,
     host: str,
-) -> Iterator[Path]:
-    """Write the files of job 0 on a node like this host, with all the room it needs, and yield their paths.
+) -> list[Path]:
+    """Write the files of job 0 on a node like this host, with all the room it needs; their paths.
 
-    Raises RequestError when `target` is there already.
+    Raises RequestError when `target` is there already; nothing is left of it when it cannot be filled.
     """
-    try:
-        target.mkdir(parents=True)
-    except FileExistsError:
-        raise RequestError(f"--generate: {target} is there already") from None
     wanted = draft.resolved.request._replace(public_key=public_key)
     decided = _plan(wanted, site, account, host)
     program = "sbatch.sh" if draft.slurm else "qsub.sh"
-    for name, data in {
+    texts = {
         program: f"#!/bin/sh\nexec {shlex.join(command)}\n".encode(errors="surrogateescape"),
         "wrapper.sh": wrapper,
         "script.sh": draft.script.text,
         "request.json": _json(wanted._asdict()),
         "plan.json": _json(orders.plain(decided)),
         **_rendered(decided, site, templates),
-    }.items():
-        (target / name).write_bytes(data)
-        yield target / name
+    }
+    try:
+        target.mkdir(parents=True)
+    except FileExistsError:
+        raise RequestError(f"--generate: {target} is there already") from None
+    try:
+        for name, data in texts.items():
+            (target / name).write_bytes(data)
+    except BaseException:
+        shutil.rmtree(target, ignore_errors=True)
+        raise
+    return [target / name for name in texts]
 
 
 def _rendered(decided: JobPlan, site: SiteConfig, templates: Path) -> dict[str, bytes]:

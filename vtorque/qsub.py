@@ -2,7 +2,6 @@
 """The grammar of qsub, Torque's and OpenPBS's: options on the command line and in a script's header."""
 
 import re
-import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -39,7 +38,10 @@ _GENERATE, _GENERATE_OLD = "--generate", "-gf"
 
 _DEFAULT_PREFIX = "#PBS"
 # What plain qsub takes for a comment, and so would a reader who does not know us.
-_INERT = re.compile(rb"#VM[ \t]+([A-Za-z_]+=.*)", re.DOTALL)
+_INERT = re.compile(rb"#VM[ \t]+([A-Za-z_]+)[ \t]*=[ \t]*(.*)", re.DOTALL)
+# -W says with a name what other options say with a letter (qsub_functions.c, process_opts); a comma is part of a value
+# unless another name follows it.
+_ATTRIBUTE = re.compile(r"(?:^|,)\s*(interactive|job_array_request)\s*=\s*((?:[^,]|,(?![^,=]*=))*)")
 # A word of a directive: quotes may begin anywhere in it and know no escapes (make_argv).
 _WORD = re.compile(r"""(?:[^\s"'\\]|"[^"]*"|'[^']*'|\\.)+""", re.ASCII)
 _QUOTED = re.compile(r""""([^"]*)"|'([^']*)'|\\(.)""")
@@ -114,12 +116,6 @@ def takes_next(word: str) -> bool:
     letters = word[1:] if word.startswith("-") and not word.startswith("--") else ""
     first = next((place for place, letter in enumerate(letters) if letter in SLURM.with_value), None)
     return first == len(letters) - 1 if first is not None else False
-
-
-def only_in_guests(line: CommandLine) -> UsageError:
-    """The refusal of an option of ours without -vm."""
-    option = min(line.ours, default=_GENERATE)
-    return UsageError(f"{option} is for jobs in guests", hint="like vsub -vm vcpus=4 job.sh")
 
 
 def header(script: bytes, *, prefix: str | None = None, grammar: Grammar = TORQUE) -> Header:
@@ -198,9 +194,13 @@ class _Parsing:
         elif word == _GENERATE_OLD:
             self._generate = ""
         elif word == _GENERATE or word.startswith(f"{_GENERATE}="):
-            self._generate = word.partition("=")[2] or _value(_GENERATE, rest)
+            self._generate = _value(_GENERATE, [word.partition("=")[2]] if "=" in word else rest)
         elif word.startswith("--"):
-            raise UsageError(f"{word[:80]!r} is not an option", hint="vsub --help lists them")
+            import difflib  # for whoever mistyped something only
+
+            near = difflib.get_close_matches(word, (*OURS, _GENERATE, "--batch"), n=1, cutoff=0.8)
+            hint = f"did you mean {near[0]}?" if near else "vsub --help lists them"
+            raise UsageError(f"{word[:80]!r} is not an option", hint=hint)
         elif word.startswith("-") and word != "-":
             self._cluster(word, rest)
         else:
@@ -226,6 +226,13 @@ class _Parsing:
     def _add(self, letter: str, value: str, word: int, start: int) -> None:
         self._options.append((letter, value))
         self._places.append((word, start))
+        if letter == "W" and self._grammar is not SLURM:
+            for name, said in _ATTRIBUTE.findall(_unquoted(value)):
+                # Neither interactive job nor array: qsub refuses other values of the one, OpenPBS's the other name.
+                if (name, said) == ("interactive", "true"):
+                    self._add("I", "", word, start)
+                elif name == "job_array_request" and "t" in self._grammar.arrays:
+                    self._add("t", said, word, start)
 
     def result(self) -> CommandLine:
         """What has been taken apart so far."""
@@ -234,11 +241,6 @@ class _Parsing:
             vm=tuple(self._vm), ours=frozenset(self._ours), generate=self._generate,
             script=self.operands[0] if self.operands else None, command=self.command,
         )
-
-
-def script_of(command: Sequence[str]) -> bytes:
-    """The script that does what `qsub -- command` does."""
-    return b"#!/bin/sh\nexec " + _bytes(shlex.join(command)) + b"\n"
 
 
 def _directives(script: bytes, mark: bytes) -> Iterator[tuple[int, bytes, bytes]]:
@@ -262,7 +264,7 @@ def _directives(script: bytes, mark: bytes) -> Iterator[tuple[int, bytes, bytes]
                 at += 1
             yield number, original + b"\n", statement
         elif inert := _INERT.fullmatch(text):
-            yield number, b"", b" -vm " + inert[1]
+            yield number, b"", b" -vm " + inert[1] + b"=" + inert[2]
         elif text and not text.startswith(b"#") and not line.startswith(b":"):
             return
 
@@ -292,6 +294,6 @@ def _bytes(word: str) -> bytes:
 
 
 def _value(option: str, rest: list[str]) -> str:
-    if not rest:
+    if not rest or (option == _GENERATE and not rest[-1]):
         raise UsageError(f"{option} needs a value")
     return rest.pop()

@@ -59,9 +59,9 @@ def chunks(text: str) -> list[Chunk]:
     return found
 
 
-def number(text: str) -> int:
-    """A whole number, or 0 for what the batch system itself will complain of."""
-    return int(text) if re.fullmatch(_COUNT, text, re.ASCII) else 0
+def count(text: str) -> int | None:
+    """A whole number, or nothing for what the batch system itself will complain of."""
+    return int(text) if re.fullmatch(_COUNT, text, re.ASCII) else None
 
 
 def size_bytes(text: str) -> int | None:
@@ -72,6 +72,7 @@ def size_bytes(text: str) -> int | None:
     return (int(match[1]) << _SHIFT[match[2].lower()]) * (_WORD_BYTES if match[3].lower() == "w" else 1)
 
 
-def mib(text: str) -> int:
-    """MiB of a size, rounded down; 0 for what the batch system itself will complain of."""
-    return (size_bytes(text) or 0) >> 20
+def mib(text: str) -> int | None:
+    """MiB of a size, rounded down, or nothing for what the batch system itself will complain of."""
+    amount = size_bytes(text)
+    return None if amount is None else amount >> 20

@@ -12,7 +12,7 @@ from vtorque.errors import RequestError
 from vtorque.job import VmRequest
 from vtorque.options import SiteConfig
 from vtorque.overhead import qemu_memory_mib
-from vtorque.reslist import Options, chunks, mib, number, value
+from vtorque.reslist import Options, chunks, count, mib, value
 from vtorque.resolve import Room
 
 
@@ -67,15 +67,15 @@ def room(options: Options, site: SiteConfig, *, openpbs: bool) -> Room:
     memory: list[int] = []
     name, cores_name = _names(options, openpbs=openpbs)
     for chunk in chunks(value(options, name)):
-        if cores_name in chunk.pairs:
-            cores.append(number(chunk.pairs[cores_name]))
-        if "mem" in chunk.pairs:
-            memory.append(mib(chunk.pairs["mem"]))
-    whole = value(options, "mem")
-    if whole and not memory:
-        memory = [mib(whole) // max(1, count_nodes(options, openpbs=openpbs))]
-    if not cores and (ncpus := value(options, "ncpus")):
-        cores = [number(ncpus)]
+        if (amount := count(chunk.pairs.get(cores_name, ""))) is not None:
+            cores.append(amount)
+        if (amount := mib(chunk.pairs.get("mem", ""))) is not None:
+            memory.append(amount)
+    whole = mib(value(options, "mem"))
+    if whole is not None and not memory:
+        memory = [whole // max(1, count_nodes(options, openpbs=openpbs))]
+    if not cores and (ncpus := count(value(options, "ncpus"))) is not None:
+        cores = [ncpus]
     left = min(memory) - site.host_os_ram_mb if memory else None
     return Room(
         cores=min(cores) - site.host_os_core_count if cores else None,
@@ -95,7 +95,8 @@ def fit(
     """What the command line has to ask for instead, or besides; `given` is the command line's own.
 
     The header's values count where the command line says nothing (-l merges by
-    resource, qsub_functions.c:4333-4344), and are replaced by it.
+    resource, qsub_functions.c:4333-4344), and are replaced by it. An amount that
+    cannot be read is the batch system's to complain of.
     """
     fitted = Fitted(changed={}, added=[], notes=[])
     both = [*header, *given]
@@ -104,7 +105,7 @@ def fit(
     spelled = value(both, name)
     total = value(both, "mem")
     chunk_memory = name == "select" and not total
-    if spelled or not any(value(both, other) for other in ("ncpus", "procs")):
+    if spelled or not value(both, "ncpus"):
         _fit_chunks(fitted, given, name, spelled or "1", cores, wanted, chunk_memory=chunk_memory)
     else:
         _fit_total(fitted, given, "ncpus", value(both, "ncpus"), wanted.cores, wanted.why_cores)
@@ -112,7 +113,7 @@ def fit(
         needed = wanted.memory_mib * nodes
         if not total:
             fitted.added.append(f"mem={needed}mb")
-        elif mib(total) < needed:
+        elif _is_less(mib(total), needed):
             _put(fitted, given, "mem", f"{needed}mb")
             fitted.notes.append(f"-l mem={total}: raised to {needed}mb ({wanted.why_memory}, on each node)")
     if exclusive and not openpbs and not value(both, "naccesspolicy"):
@@ -138,22 +139,26 @@ def _fit_chunk(
 ) -> str:
     parts = chunk.split(":")
     places = {part.partition("=")[0]: at for at, part in enumerate(parts) if "=" in part}
-    checks: tuple[tuple[str, int, str, Callable[[str], int], str], ...] = (
-        (cores, wanted.cores, "", number, wanted.why_cores),
+    checks: tuple[tuple[str, int, str, Callable[[str], int | None], str], ...] = (
+        (cores, wanted.cores, "", count, wanted.why_cores),
         ("mem", wanted.memory_mib, "mb", mib, wanted.why_memory),
     )
     for key, least, unit, read, why in checks:
         if key not in places:
             if key == cores or chunk_memory:
                 parts.append(f"{key}={least}{unit}")
-        elif read(parts[places[key]].partition("=")[2]) < least:
+        elif _is_less(read(parts[places[key]].partition("=")[2]), least):
             fitted.notes.append(f"-l {name}={chunk}: {key} raised to {least}{unit} ({why})")
             parts[places[key]] = f"{key}={least}{unit}"
     return ":".join(parts)
 
 
+def _is_less(amount: int | None, least: int) -> bool:
+    return amount is not None and amount < least
+
+
 def _fit_total(fitted: Fitted, given: Options, name: str, asked: str, least: int, why: str) -> None:
-    if asked and number(asked) < least:
+    if _is_less(count(asked), least):
         fitted.notes.append(f"-l {name}={asked}: raised to {least} ({why})")
         _put(fitted, given, name, str(least))
 

@@ -177,9 +177,10 @@ def _sharing(asked: Mapping[str, str]) -> Iterator[str]:
 
 
 def _positive(name: str, text: str) -> int:
-    if not reslist.number(text):
+    amount = reslist.count(text)
+    if not amount:
         raise RequestError(f"-l {name}={text[:40]}: must be a whole number above 0")
-    return reslist.number(text)
+    return amount
 
 
 def _mib(name: str, text: str) -> int:

@@ -10,7 +10,7 @@ from vtorque import limits, reslist, resolve, resources, submit, vmoptions
 from vtorque.errors import RequestError
 from vtorque.job import Account, Image, VmRequest
 from vtorque.options import SiteConfig
-from vtorque.qsub import OPENPBS, SLURM, CommandLine, Grammar, Header
+from vtorque.qsub import OPENPBS, SLURM, TORQUE, CommandLine, Grammar, Header
 from vtorque.reslist import Options
 from vtorque.resolve import Resolved
 from vtorque.vmoptions import COMMAND_LINE, Source
@@ -24,6 +24,9 @@ STDIN = "STDIN"
 
 # qsub takes no blanks; the rest would be trouble in file names, shells or templates.
 _NAME = re.compile(r"[A-Za-z0-9_.+][A-Za-z0-9_.+:@=-]{0,229}", re.ASCII)
+# Torque takes whatever has a shape (check_job_name). We leave out what means something in the path of a file or in
+# a format; as the last part of our own files' paths the rest is quoted everywhere.
+_TORQUE_NAME = re.compile(r"(?!-)[!-$&-.0-~]{1,230}", re.ASCII)
 _RANGE = r"([0-9]{1,7})(?:-([0-9]{1,7}))?(?::([0-9]{1,7}))?"
 _MOST_ELEMENTS = 1 << 20
 
@@ -136,12 +139,13 @@ def _words(
         openpbs=around.grammar is OPENPBS, exclusive=site.pbs_exclusive_node_alloc,
     )
     changed, added = {**fitted.changed}, [word for entry in fitted.added for word in ("-l", entry)]
-    if around.grammar is OPENPBS and "I" in {letter for letter, _ in (*script.header.options, *line.options)}:
+    letters = {letter for letter, _ in (*script.header.options, *line.options)}
+    if around.grammar is OPENPBS and "I" in letters:
         path = _shell_of_openpbs(script, resolved, around)
         changed |= {number: path for number, (letter, _) in enumerate(line.options) if letter == "S"}
         added += ["-S", path]
     words = [*line.with_values(changed), *added]
-    if around.grammar is not OPENPBS and line.has("I") and not line.has("x"):
+    if around.grammar is not OPENPBS and "I" in letters and "x" not in letters:
         # Torque runs the script of an interactive job only when told to, and ours is the way into the guest.
         words.append("-x")
     return tuple(words), None, fitted.notes
@@ -167,8 +171,6 @@ def _slurm(
     from vtorque import sbatch, sbatchforms, sbatchlines
 
     header = script.header.options
-    if reslist.value([*header, *line.options], "procs"):
-        raise RequestError("-l procs=: guests need whole shares of nodes", hint="like -l nodes=2:ppn=4")
     lines = sbatchlines.directives(script.text)
     sbatchlines.refuse_sizes(lines, around.environ)
     fitted = resources.fit(
@@ -211,12 +213,14 @@ def _refuse(options: Sequence[tuple[str, str]], script: Script, grammar: Grammar
         raise RequestError(f"the script {'on standard input' if script.name == STDIN else script.name} is empty")
     names = [value for letter, value in options if letter == "N"]
     name = names[-1] if names else script.name
-    if _NAME.fullmatch(name) is None:
+    allowed, form = _NAME, "letters, digits and _ . + : @ = -,"
+    if grammar is TORQUE:
+        allowed, form = _TORQUE_NAME, "characters of ASCII without blanks, % and /,"
+    if allowed.fullmatch(name) is None:
         hint = "-N gives the job another name" if not names else ""
-        raise RequestError(
-            f"{name[:40]!r} cannot be a job's name: at most 230 letters, digits and _ . + : @ = -, "
-            "and no - in front", hint=hint,
-        )
+        raise RequestError(f"{name[:40]!r} cannot be a job's name: at most 230 {form} and no - in front", hint=hint)
+    if reslist.value(options, "procs"):
+        raise RequestError("-l procs=: guests need whole shares of nodes", hint="like -l nodes=2:ppn=4")
     carrier = "site" if grammar is OPENPBS else "other"
     if reslist.value(options, carrier):
         raise RequestError(f"-l {carrier}= is what carries the request for guests; leave it out")

@@ -113,10 +113,13 @@ def job_directory(home: Path, request_id: str) -> Iterator[JobDirectory]:
             deadline=Deadline(_KEYGEN_SECONDS),
         )
         yield JobDirectory(path=path)
-    except BaseException:
+    except BaseException as error:
         import shutil
 
         shutil.rmtree(path, ignore_errors=True)
+        if isinstance(error, OSError):
+            # What has no name of its own, like a disk that is full, happened here.
+            error.filename = error.filename or str(path)
         raise
 
 

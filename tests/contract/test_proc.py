@@ -49,10 +49,11 @@ def test_a_failure_says_what_was_said_last() -> None:
 
 
 def test_output_is_passed_on_as_it_comes_and_kept(capfd: pytest.CaptureFixture[str]) -> None:
-    status, printed = foreground.call_through(["/bin/sh", "-c", "echo 12.srv; exit 7"], env=os.environ, terminal=False)
+    words = ["/bin/sh", "-c", "echo 12.srv; exit 7"]
+    status, printed, _ = foreground.call_through(words, env=os.environ, terminal=False)
     assert (status, printed, capfd.readouterr().out) == (7, b"12.srv\n", "12.srv\n")
     command = ["/bin/sh", "-c", "echo seen; kill -INT $$"]
-    status, printed = foreground.call_through(command, env=os.environ, terminal=True)
+    status, printed, _ = foreground.call_through(command, env=os.environ, terminal=True)
     assert (status, printed, capfd.readouterr().out) == (130, b"", "seen\n")
 
 
@@ -103,7 +104,7 @@ def test_ctrl_c_is_left_to_the_command(capfd: pytest.CaptureFixture[str]) -> Non
         return data
 
     words = ["/bin/sh", "-c", "echo cleared"]
-    assert foreground.call_through(words, env=os.environ, terminal=False, shown=shown) == (0, b"cleared\n")
+    assert foreground.call_through(words, env=os.environ, terminal=False, shown=shown) == (0, b"cleared\n", "")
     with pytest.raises(KeyboardInterrupt):
         signal.raise_signal(signal.SIGINT)
 
@@ -126,13 +127,13 @@ def test_what_is_to_end_us_before_the_command_is_there_reaches_it(
 
     monkeypatch.setattr(subprocess, "Popen", slow)
     told = foreground.call_through(["/usr/bin/sleep", "60"], env=os.environ, terminal=False)
-    assert told == (128 + number, b"") and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert told == (128 + number, b"", "") and signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_what_we_ignore_the_command_ignores_as_well() -> None:
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         told = foreground.call_through(["/bin/sh", "-c", "kill -INT $$; echo on"], env=os.environ, terminal=False)
-        assert told == (0, b"on\n") and signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+        assert told == (0, b"on\n", "") and signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGINT, before)

@@ -152,6 +152,17 @@ def test_nothing_is_submitted_by_a_dry_run_and_its_command_is_complete(front: Fr
     assert not (front.root / "argv").exists()
 
 
+@pytest.mark.parametrize("words", [[], ["-vm", "vcpus=1"]])
+def test_a_job_whose_id_cannot_be_written_is_there_all_the_same(front: Front, words: list[str]) -> None:
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            [front.root / "scripts/vsub", *words, front.script(SCRIPT)], check=False,
+            stdout=full, stderr=subprocess.PIPE,
+        )
+    said = b"vsub: job 70012 is submitted; its id could not be written: No space left on device\n"
+    assert (done.returncode, done.stderr) == (1, said)
+
+
 def test_sbatchs_refusal_is_passed_on_and_nothing_is_left(front: Front) -> None:
     front.qsub(prints="", complains="sbatch: error: invalid partition\\n", status=1)
     done = front.run("-vm", "vcpus=1", front.script(SCRIPT))

@@ -71,7 +71,6 @@ class TestTorque:
     def test_cores_without_nodes_are_raised_as_they_are(self) -> None:
         fitted = fit("ncpus=2")
         assert fitted.changed == {0: "ncpus=5"} and fitted.added == ["mem=6000mb"]
-        assert fit("procs=8").added == ["mem=6000mb"]
 
     def test_nodes_are_for_one_user_where_the_site_wants_it(self) -> None:
         assert "naccesspolicy=uniqueuser" in fit(exclusive=True).added
@@ -84,6 +83,24 @@ class TestTorque:
         room = resources.room([("l", "nodes=1:ppn=4:mem=4gb")], site, openpbs=False)
         assert (room.cores, room.memory_mib) == (3, 3072)
         assert resources.room([("l", "walltime=1")], site, openpbs=False) == Room()
+
+
+@pytest.mark.parametrize("entry", [
+    "mem=16GiB", "mem=1.5gb", "nodes=1:ppn=16x", "nodes=1:ppn=all", "nodes=1:ppn=", "ncpus=4x",
+    "nodes=1:ppn=9:mem=1GiB",
+])
+def test_what_is_not_understood_is_the_batch_systems_affair(entry: str) -> None:
+    for words, header in (((entry,), ()), ((), (entry,))):
+        fitted = fit(*words, header=header)
+        assert fitted.changed == {} and fitted.notes == []
+        assert not any(word.partition("=")[0] == entry.partition("=")[0] for word in fitted.added)
+    chunk = f"select=1:ncpus=9:{entry}" if entry.startswith("mem") else "select=1:ncpus=4x"
+    assert fit(chunk, openpbs=True).notes == []
+
+
+def test_what_is_not_understood_leaves_no_room() -> None:
+    for entry in ("mem=16GiB", "nodes=1:ppn=16x", "ncpus=all"):
+        assert resources.room([("l", entry)], a_site(), openpbs=False) == Room()
 
 
 class TestOpenPbs:

@@ -25,13 +25,21 @@ _QUOTES = b"\"'\\"
 def main() -> int:
     """Become qsub, or do what vsub does; the exit status."""
     words = sys.argv[1:]
-    if is_plain(words) and (real := _real()):
+    if is_plain(words) and (real := _real()) and not is_vsub(real):
         # When that fails vsub is going to say why.
         with contextlib.suppress(OSError):
             os.execv(real, [real, *words])
     from vtorque.cli import vsub
 
     return vsub.main(words)
+
+
+def is_vsub(program: str) -> bool:
+    """Whether it is what runs here, under another name: whoever becomes it starts anew, for ever."""
+    try:
+        return os.path.samefile(program, sys.argv[0])  # noqa: PTH121
+    except OSError:
+        return False
 
 
 def is_plain(words: list[str]) -> bool:
@@ -53,9 +61,11 @@ def _is_file(path: str) -> bool:
 
 def _says_nothing(path: str) -> bool:
     """Whether it is a file of a sensible size that has no `vm` in it, whatever is quoted there."""
+    if not _is_file(path):
+        return False
     try:
         with open(path, "rb") as file:  # noqa: PTH123
-            text = file.read(_LIMIT) if stat.S_ISREG(os.fstat(file.fileno()).st_mode) else b"vm"
+            text = file.read(_LIMIT)
     except OSError:
         return False
     return len(text) < _LIMIT and b"vm" not in text.translate(None, _QUOTES).lower()

@@ -2,14 +2,13 @@
 """The part of vsub that submits a job without guests where there is no qsub: to Slurm."""
 
 import os
-import pwd
 import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from vtorque import foreground, qsub, sbatch, sbatchforms, sbatchlines
+from vtorque import foreground, sbatch, sbatchforms, sbatchlines
 from vtorque.cli import vsub
+from vtorque.errors import CommandError
 from vtorque.qsub import CommandLine
 from vtorque.sbatch import Submit
 
@@ -19,10 +18,10 @@ _THE_SCRIPT = "/dev/stdin"
 def run(line: CommandLine, name: str, text: bytes, directives: Sequence[tuple[str, str]], real: str) -> int:
     """Submit the job that qsub's options describe, or show how; the exit status."""
     if line.generate is not None or line.ours - {"--dry-run"}:
-        raise qsub.only_in_guests(line)
+        raise vsub.only_in_guests(line)
     options = (*directives, *line.options)
-    user = pwd.getpwuid(os.getuid())
-    place = sbatchforms.here(user=user.pw_name, home=user.pw_dir, directory=str(Path.cwd()))
+    user = vsub.own_account()
+    place = sbatchforms.here(user=user.pw_name, home=user.pw_dir, directory=str(vsub.here()))
     interactive = line.has("I")
     slurm = sbatch.translate(
         options, place=place, name="" if interactive else name,
@@ -36,10 +35,14 @@ def run(line: CommandLine, name: str, text: bytes, directives: Sequence[tuple[st
         script = _script(line, text, shell, user.pw_shell, slurm)
     command = slurm.command(real, script)
     if "--dry-run" in line.ours:
-        sys.stdout.write(f"{shlex.join([*sbatch.environ_words(slurm.environ), *command])}\n")
+        vsub.show(f"{shlex.join([*sbatch.environ_words(slurm.environ), *command])}\n")
         return 0
     environ = {**os.environ, **slurm.environ}
-    return foreground.call_through(command, env=environ, terminal=interactive, shown=sbatch.job_id)[0]
+    called = foreground.call_through(command, env=environ, terminal=interactive, shown=sbatch.job_id)
+    if called.untold:
+        job = os.fsdecode(sbatch.job_id(called.printed)).strip()
+        raise CommandError(f"job {job} is submitted; its id could not be written: {called.untold}")
+    return called.status
 
 
 def _script(line: CommandLine, text: bytes, shell: str, login_shell: str, slurm: Submit) -> list[str]:
@@ -51,6 +54,6 @@ def _script(line: CommandLine, text: bytes, shell: str, login_shell: str, slurm:
     if shell or not text.startswith(b"#!"):
         vsub.offer(f"#!{shell or login_shell}\n".encode(errors="surrogateescape") + text)
         return [_THE_SCRIPT]
-    if line.script not in (None, "-"):
-        return [str(line.script)]
+    if line.script:
+        return [line.script]
     return [_THE_SCRIPT] if slurm.arguments else []

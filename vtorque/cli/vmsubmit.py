@@ -3,17 +3,17 @@
 
 import contextlib
 import os
-import pwd
 import re
 import shlex
-import sys
+import signal
 from pathlib import Path
 
 from vtorque import accounts, config, foreground, imageentry, qsub, request, submission, submit
 from vtorque.backends import batch
 from vtorque.cli import PREFIX
+from vtorque.cli.vsub import here, own_account, say, show
 from vtorque.config import SiteConfig
-from vtorque.errors import RequestError, VtorqueError
+from vtorque.errors import CommandError, RequestError, VtorqueError
 from vtorque.job import JobId
 from vtorque.qsub import CommandLine, Header
 from vtorque.submission import Script, Submission, Surroundings
@@ -39,13 +39,15 @@ def real_qsub(site: SiteConfig) -> str:
 
 def run(line: CommandLine, name: str, text: bytes, head: Header, *, system: str, real: str) -> int:
     """Submit a job in guests to the batch `system`, or show what would be submitted; the exit status."""
+    _hear_signals()
     found = site(config.find(PREFIX)).but(batch_system=system)
     grammar = qsub.GRAMMARS[system]
-    if "--wait" in line.ours and (line.has("I") or any(map(line.has, grammar.arrays))):
+    letters = {letter for letter, _ in (*head.options, *line.options)}
+    if "--wait" in line.ours and letters & {"I", *grammar.arrays}:
         raise qsub.UsageError("--wait follows one batch job, not an interactive one or an array")
     around = Surroundings(
-        account=accounts.account(pwd.getpwuid(os.getuid()).pw_name, min_uid=0),
-        directory=Path.cwd(),
+        account=accounts.account(own_account().pw_name, min_uid=0),
+        directory=here(),
         environ=frozenset(os.environ),
         grammar=grammar,
     )
@@ -66,27 +68,27 @@ def run(line: CommandLine, name: str, text: bytes, head: Header, *, system: str,
 def _submit_or_show(line: CommandLine, draft: Submission, site: SiteConfig, real: str, around: Surroundings) -> int:
     """What the user's switches ask for."""
     for note in draft.notes:
-        sys.stderr.write(f"vsub: {note}\n")
+        say(f"vsub: {note}")
     if "--explain" in line.ours:
         width = max(len(setting.key) for setting in draft.resolved.settings)
-        sys.stdout.writelines(
+        show("".join(
             f"{setting.key:<{width}}  {setting.value or '-':<24}  {setting.origin}\n"
             for setting in draft.resolved.settings
-        )
+        ))
     if "--dry-run" in line.ours or line.generate is not None:
         # What a submission does not need it does not load.
         from vtorque import generate
 
         command, wrapper = _preview(draft, site, real)
         if line.generate is None:
-            sys.stdout.write(f"{shlex.join(command)}\n\n{wrapper.decode(errors='surrogateescape')}")
+            show(f"{shlex.join(command)}\n\n{os.fsdecode(wrapper)}")
         else:
             target = Path(line.generate or f"vtorque-{draft.script.name}")
             for path in generate.write(
                 target, draft, site, account=around.account, command=command, wrapper=wrapper,
                 public_key=_NO_KEY, templates=PREFIX / "templates-vm", host=_host(),
             ):
-                sys.stdout.write(f"{path}\n")
+                show(f"{path}\n")
     if line.ours & {"--explain", "--dry-run"} or line.generate is not None:
         return 0
     return _submit(draft, site, line, real)
@@ -108,12 +110,12 @@ def _submit(draft: Submission, site: SiteConfig, line: CommandLine, real: str) -
 
         shown = sbatch.job_id
     dialect = batch.by_name(site.batch_system)
-    home = Path(pwd.getpwuid(os.getuid()).pw_dir)
+    home = Path(own_account().pw_dir)
     with submit.job_directory(home, wanted.request_id) as directory:
         encoded = request.encode(wanted._replace(public_key=directory.public_key))
         wrapper = _fill(directory, draft, dialect.script_comment(encoded))
         command = draft.command(real, wrapper, carried=dialect.submit_options(encoded))
-        status, printed = foreground.call_through(
+        status, printed, untold = foreground.call_through(
             command, env={**os.environ, **draft.environ}, terminal=draft.interactive,
             shown=shown,
         )
@@ -123,8 +125,11 @@ def _submit(draft: Submission, site: SiteConfig, line: CommandLine, real: str) -
         # With -W block=true the status is the job's own, and an interactive job is over now.
         if draft.interactive or (status != 0 and job is None):
             raise _OverError(status)
-        if job is not None and directory.path.exists():
-            directory.submitted(job)
+    # The directory is the job's from here on, whatever happens to us.
+    if job is not None and directory.path.exists():
+        directory.submitted(job)
+    if untold:
+        raise CommandError(f"{f'job {job}' if job else 'the job'} is submitted; its id could not be written: {untold}")
     if draft.slurm is None:
         _tidy(home, real)
     if "--wait" not in line.ours or status != 0:
@@ -163,7 +168,7 @@ def _preview(draft: Submission, site: SiteConfig, real: str) -> tuple[list[str],
     from vtorque import sbatch
 
     wanted = draft.resolved.request._replace(public_key=_NO_KEY)
-    directory = Path(pwd.getpwuid(os.getuid()).pw_dir, ".vtorque", wanted.request_id)
+    directory = Path(own_account().pw_dir, ".vtorque", wanted.request_id)
     path = submit.wrapper_path(directory, draft.script.name)
     dialect, encoded = batch.by_name(site.batch_system), request.encode(wanted)
     command = draft.command(real, path, carried=dialect.submit_options(encoded))
@@ -173,16 +178,30 @@ def _preview(draft: Submission, site: SiteConfig, real: str) -> tuple[list[str],
 def _follow(job: JobId, directory: JobDirectory, real: str, *, slurm: bool) -> int:
     from vtorque import follow, slurmjob
 
-    def show(phase: str, seconds: float) -> None:
-        sys.stderr.write(f"vtorque: {seconds:6.1f} s  {phase}\n")
-        sys.stderr.flush()
+    def tell(phase: str, seconds: float) -> None:
+        say(f"vtorque: {seconds:6.1f} s  {phase}")
 
     program = str(Path(real).with_name("scontrol" if slurm else "qstat"))
     ask = slurmjob.ask(program, os.environ) if slurm else follow.qstat(program, os.environ)
-    end = follow.until_done(job, directory.phases, ask=ask, show=show)
+    try:
+        end = follow.until_done(job, directory.phases, ask=ask, show=tell)
+    except KeyboardInterrupt:
+        say(f"vsub: job {job} goes on")
+        raise
     if end.comment:
-        sys.stderr.write(f"vtorque: {end.comment}\n")
+        say(f"vtorque: {end.comment}")
     return end.exit_status
+
+
+def _hear_signals() -> None:
+    """Whatever ends us has to come as an exception: a job directory that is made in vain is cleared away."""
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt(number)
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        # What is ignored, as in the background, stays so.
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, interrupt)
 
 
 def _host() -> str:

@@ -5,26 +5,38 @@ Here is only what a job without guests needs, and nothing third-party. Most such
 jobs do not even get here: `plain` sees to them.
 """
 
+import contextlib
 import os
+import re
+import shlex
+import stat
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
 
 from vtorque import qsub, sitefile
 from vtorque.cli import PREFIX
-from vtorque.cli.plain import OPTIONS, QSUB
-from vtorque.errors import ConfigError, RequestError, VtorqueError
+from vtorque.cli.plain import OPTIONS, QSUB, is_vsub
+from vtorque.errors import CommandError, ConfigError, RequestError, VtorqueError
 from vtorque.qsub import CommandLine, Grammar, Header
+
+# What only a job of ours has need of is loaded there.
+if TYPE_CHECKING:
+    import pwd
 
 EXIT_FAILED, EXIT_USAGE, EXIT_CONFIG = 1, 2, 78
 
 _STDIN = "STDIN"
 _SBATCH = "/usr/bin/sbatch"
+_SCRIPT_LIMIT = 64 << 20
+_INTERRUPT = 2
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Submit; the exit status."""
     words = sys.argv[1:] if argv is None else argv
+    _plug()
     try:
         return _main(list(words))
     except RequestError as error:
@@ -35,8 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _complain(error.one_line(), EXIT_FAILED)
     except OSError as error:
         return _complain(f"{error.filename or 'cannot submit'}: {error.strerror}", EXIT_FAILED)
-    except KeyboardInterrupt:
-        return _complain("interrupted", 130)
+    except KeyboardInterrupt as error:
+        return _complain("interrupted", 128 + (error.args[0] if error.args else _INTERRUPT))
 
 
 def _main(words: list[str]) -> int:
@@ -53,24 +65,86 @@ def _main(words: list[str]) -> int:
     except RequestError:
         if system == "slurm" or any(word == "-vm" or word in qsub.OURS for word in words):
             raise
-        os.execv(real, [real, *words])
+        _become(real, words)
     if line.ours & {"--help", "--version"} or _is_lost(words):
         from vtorque.cli import vsubhelp
 
         return vsubhelp.version() if "--version" in line.ours else vsubhelp.show(PREFIX)
-    text, head = _script(line, grammar)
-    name = Path(line.script).name if line.script not in (None, "-") else _STDIN
+    if line.script in ("", "-"):
+        # To qsub either is its standard input (main_func).
+        line = line._replace(script=None)
+    name = Path(line.script).name if line.script else _STDIN
+    text, head = _script(line, name, grammar)
     if not line.vm and not (head and head.vm):
         if system == "slurm":
             from vtorque.cli import slurmsubmit
 
             return slurmsubmit.run(line, name, text, head.options if head else (), real)
         if line.ours or line.generate is not None:
-            raise qsub.only_in_guests(line)
-        os.execv(real, [real, *words])
+            raise only_in_guests(line)
+        _become(real, words)
     from vtorque.cli import vmsubmit
 
     return vmsubmit.run(line, name, text, head or qsub.header(b"", grammar=grammar), system=system, real=real)
+
+
+def say(text: str) -> None:
+    """A line on standard error. Whether somebody hears it is no reason to submit a job or not."""
+    with contextlib.suppress(OSError):
+        os.write(2, f"{text}\n".encode(errors="backslashreplace"))
+
+
+def show(text: str) -> None:
+    """What was asked for, on standard output; CommandError when nobody takes it."""
+    data = memoryview(os.fsencode(text))
+    try:
+        while data:
+            data = data[os.write(1, data):]
+    except OSError as error:
+        raise CommandError(f"cannot write to standard output: {error.strerror}") from error
+
+
+def own_account() -> "pwd.struct_passwd":
+    """Who calls; RequestError when the host knows nobody of his uid."""
+    import pwd
+
+    try:
+        return pwd.getpwuid(os.getuid())
+    except KeyError:
+        raise RequestError(f"uid {os.getuid()} has no account here") from None
+
+
+def here() -> Path:
+    """The working directory, where the job is to start."""
+    try:
+        return Path.cwd()
+    except FileNotFoundError:
+        raise RequestError("the working directory is not there any more", hint="cd to one that is") from None
+
+
+def only_in_guests(line: CommandLine) -> RequestError:
+    """The refusal of an option of ours without -vm."""
+    option = min(line.ours, default="--generate")
+    return qsub.UsageError(f"{option} is for jobs in guests", hint="like vsub -vm vcpus=4 job.sh")
+
+
+def _plug() -> None:
+    """Open what is closed in a way that is as good as closed, so that no file or pipe of ours gets its number.
+
+    A program that is executed finds it closed again.
+    """
+    for stream, mode in ((sys.stdin, os.O_WRONLY), (sys.stdout, os.O_RDONLY), (sys.stderr, os.O_RDONLY)):
+        if stream is None:
+            os.open(os.devnull, mode)
+
+
+def _become(real: str, words: list[str]) -> NoReturn:
+    try:
+        os.execv(real, [real, *words])
+    except OSError as error:
+        missing = isinstance(error, FileNotFoundError | PermissionError)
+        hint = "PBS_QSUB_ON_FE of the site's configuration names the batch system's qsub" if missing else ""
+        raise CommandError(f"cannot run {real}: {error.strerror}", hint=hint) from error
 
 
 def _is_lost(words: list[str]) -> bool:
@@ -110,34 +184,70 @@ def _facts(named: str) -> tuple[str, str]:
         site = vmsubmit.site(path)
         own, configured = site.batch_system, vmsubmit.real_qsub(site)
     system = named or (own if own in qsub.GRAMMARS else "torque")
+    real = _SBATCH if system == "slurm" else QSUB
     if system == own and configured != QSUB:
-        return system, configured
-    return system, _SBATCH if system == "slurm" else QSUB
+        real = configured
+    if is_vsub(real):
+        hint = "PBS_QSUB_ON_FE has to name the batch system's own qsub"
+        raise ConfigError(f"{path}: {real} is vsub itself", hint=hint)
+    return system, real
 
 
-def _script(line: CommandLine, grammar: Grammar) -> tuple[bytes, Header | None]:
+def _script(line: CommandLine, name: str, grammar: Grammar) -> tuple[bytes, Header | None]:
     """The script and its header; no header when qsub itself should complain, or reads no script."""
     if line.command:
-        return qsub.script_of(line.command), None
-    try:
-        if line.script not in (None, "-"):
-            text = Path(str(line.script)).read_bytes()
-        elif line.has("I"):
-            return b"", None
-        else:
-            text = _standard_input()
-        prefix = line.last("C") if line.has("C") else os.environ.get("PBS_DPREFIX")
-        return text, qsub.header(text, prefix=prefix, grammar=grammar)
-    except (OSError, RequestError):
-        if line.vm or grammar is qsub.SLURM:
-            raise
+        return b"#!/bin/sh\nexec " + os.fsencode(shlex.join(line.command)) + b"\n", None
+    if not line.script and line.has("I"):
         return b"", None
+    if not line.script and (line.vm or line.ours) and os.isatty(0):
+        _expect_typing(line)
+    text, prefix = b"", line.last("C") if line.has("C") else os.environ.get("PBS_DPREFIX")
+    try:
+        text = _contents(line.script) if line.script else _standard_input()
+        if len(text) > _SCRIPT_LIMIT:
+            raise RequestError(f"the script has more than {_SCRIPT_LIMIT >> 20} MiB")
+        return text, qsub.header(text, prefix=prefix, grammar=grammar)
+    except OSError:
+        if not line.vm and grammar is not qsub.SLURM:
+            return b"", None
+        raise
+    except RequestError as error:
+        # A script that asks for guests must not run without them because of a slip in its header.
+        if not line.vm and grammar is not qsub.SLURM and not _asks_for_guests(text, prefix):
+            return b"", None
+        raise RequestError(f"{name}: {error.brief}", hint=error.hint) from error
+
+
+def _asks_for_guests(text: bytes, prefix: str | None) -> bool:
+    """Whether a line of a script that cannot be read as qsub reads it has been meant for us."""
+    mark = re.escape(os.fsencode("#PBS" if prefix is None else prefix))
+    said = rb"|" + mark + rb"(?:.*\\\n)*(?:.*[ \t])?-vm(?![!-~])" if mark else rb""
+    return re.search(rb"(?m)^[ \t]*(?:#VM[ \t]+[A-Za-z_]+[ \t]*=" + said + rb")", text) is not None
+
+
+def _contents(path: str) -> bytes:
+    """A script's text. What is no file qsub refuses, too (main_func); a pipe would be empty when qsub looks."""
+    if not stat.S_ISREG(os.stat(path).st_mode):  # noqa: PTH116
+        raise RequestError("the script is not a regular file")
+    with open(path, "rb") as file:  # noqa: PTH123
+        return file.read(_SCRIPT_LIMIT + 1)
+
+
+def _expect_typing(line: CommandLine) -> None:
+    """Complain before somebody types a script for nothing, and tell whoever forgot its name or a value."""
+    from vtorque import vmoptions
+
+    vmoptions.collect([vmoptions.Source(origin=vmoptions.COMMAND_LINE, text=text) for text in line.vm])
+    say("vsub: no script is named: type it, and Ctrl-D at its end")
 
 
 def _standard_input() -> bytes:
     """All of it; and it is there once more for qsub to read."""
     with open(0, "rb", closefd=False) as file:
-        text = file.read()
+        text = file.read(_SCRIPT_LIMIT + 1)
+    if len(text) > _SCRIPT_LIMIT:
+        # Nobody could give qsub the rest as well.
+        raise CommandError(f"the script on standard input has more than {_SCRIPT_LIMIT >> 20} MiB")
     offer(text)
     return text
 
@@ -154,5 +264,5 @@ def offer(text: bytes) -> None:
 
 def _complain(message: str, status: int) -> int:
     for text in message.splitlines():
-        sys.stderr.write(f"vsub: {text}\n")
+        say(f"vsub: {text}")
     return status

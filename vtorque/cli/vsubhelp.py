@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """What `vsub --help` says: how to use it, and what this site offers."""
 
-import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from vtorque import __version__, config, images, limits, units, vmoptions
+from vtorque.cli import vsub
 from vtorque.config import SiteConfig
 from vtorque.errors import VtorqueError
 
@@ -46,38 +47,49 @@ _SHOWN_IMAGES = 20
 
 def version() -> int:
     """Print the version."""
-    sys.stdout.write(f"vtorque {__version__}\n")
+    vsub.show(f"vtorque {__version__}\n")
     return 0
 
 
 def show(prefix: Path) -> int:
     """Print the help, with the images and limits of this site."""
-    sys.stdout.write(f"usage: {SYNOPSIS}\n\n")
-    sys.stdout.write(
-        "Submits a batch script that runs in virtual machines of its own. All options of\n"
-        "qsub mean what they mean to qsub; without -vm, vsub is qsub.\n\n"
-    )
-    sys.stdout.write(f"{EXAMPLES}\nkeys of -vm:\n")
-    sys.stdout.writelines(f"  {key:<16} {text}\n" for key, text in vmoptions.KEYS.items())
-    sys.stdout.write(
-        "\nA script may carry them as well: #PBS -vm vcpus=4 or, a comment to qsub, #VM vcpus=4.\n"
-        f"Your own defaults: lines of key=value in ~/{vmoptions.USER_FILE}.\n\noptions of vsub:\n"
-    )
-    sys.stdout.writelines(f"  {option:<20} {text}\n" for option, text in OPTIONS.items())
-    try:
-        _site(config.load(config.find(prefix), trusted_owner=None))
-    except VtorqueError as error:
-        sys.stdout.write(f"\nthis site: {error.one_line()}\n")
-    sys.stdout.write(f"\n{STATUSES}")
+    vsub.show("".join(_help(prefix)))
     return 0
 
 
-def _site(site: SiteConfig) -> None:
-    sys.stdout.write(
+def _help(prefix: Path) -> Iterator[str]:
+    yield (
+        f"usage: {SYNOPSIS}\n\n"
+        "Submits a batch script that runs in virtual machines of its own. All options of\n"
+        "qsub mean what they mean to qsub; without -vm, vsub is qsub.\n\n"
+        f"{EXAMPLES}\nkeys of -vm:\n"
+    )
+    yield from (f"  {key:<16} {text}\n" for key, text in vmoptions.KEYS.items())
+    yield (
+        "\nA script may carry them as well: #PBS -vm vcpus=4 or, a comment to qsub, #VM vcpus=4.\n"
+        f"Your own defaults: lines of key=value in ~/{vmoptions.USER_FILE}.\n\noptions of vsub:\n"
+    )
+    yield from (f"  {option:<20} {text}\n" for option, text in OPTIONS.items())
+    try:
+        yield from _site(config.load(config.find(prefix), trusted_owner=None))
+    except VtorqueError as error:
+        yield f"\nthis site: {error.one_line()}\n"
+    yield f"\n{STATUSES}"
+
+
+def _site(site: SiteConfig) -> Iterator[str]:
+    yield (
         f"\nthis site: img={site.img_default},vcpus={site.vcpus_default},ram={units.size(site.ram_default)},"
         f"vms_per_node={site.vms_per_node_default} if not given\n"
     )
-    sys.stdout.writelines(f"  limit: {text}\n" for text in limits.described(site))
+    yield from (f"  limit: {text}\n" for text in limits.described(site))
     directory = Path(site.vm_img_dir)
-    for name in images.names(directory)[:_SHOWN_IMAGES]:
-        sys.stdout.write(f"  image: {name:<26} {images.find(directory, name).description}\n")
+    every = images.names(directory)
+    for name in every[:_SHOWN_IMAGES]:
+        try:
+            about = images.find(directory, name).description
+        except VtorqueError as error:
+            about = error.one_line()
+        yield f"  image: {name:<26} {about}\n"
+    if len(every) > _SHOWN_IMAGES:
+        yield f"  and {len(every) - _SHOWN_IMAGES} images more: vmgr show images\n"
