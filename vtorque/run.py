@@ -13,7 +13,7 @@ from typing import Any
 
 from vtorque import files, markers, published, render
 from vtorque.backends.batch import CORES
-from vtorque.backends.transport import Session, Sink, Terminal, XServer
+from vtorque.backends.transport.session import Session, Sink, Terminal, XServer
 from vtorque.deadline import Deadline
 from vtorque.errors import Blame, StateError, TransportError, VtorqueError
 from vtorque.model import Peer

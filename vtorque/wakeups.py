@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What wakes a process that waits: bells that its own threads ring, and directories that change.
+"""What wakes a process that waits: descriptors, and directories that change.
 
 The kernel tells of what this node does to a directory. What other nodes do to a
 shared one it does not (inotify(7)), so whoever waits for that has to look, too.
@@ -28,33 +28,6 @@ class Wakeup(Protocol):
     def drain(self) -> None:
         """Take note of all there is, without waiting."""
         ...
-
-
-class Bell:
-    """Rung from any thread; rings before anybody waits are heard as well."""
-
-    def __init__(self) -> None:
-        self._handle = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-
-    def ring(self) -> None:
-        """Wake whoever waits, from any thread or a signal handler."""
-        # Once it is closed the number may be another file's.
-        if self._handle >= 0:
-            os.eventfd_write(self._handle, 1)
-
-    def fileno(self) -> int:
-        """What can be read when it was rung."""
-        return self._handle
-
-    def drain(self) -> None:
-        """Once heard it is silent."""
-        with contextlib.suppress(BlockingIOError):
-            os.eventfd_read(self._handle)
-
-    def close(self) -> None:
-        """Ring no more."""
-        handle, self._handle = self._handle, -1
-        os.close(handle)
 
 
 class Changes:

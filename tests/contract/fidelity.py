@@ -31,7 +31,7 @@ from tests.contract import jobscripts
 from tests.contract.jobscripts import ODD_NAME, Case
 from vtorque import files, markers, published, run, submit
 from vtorque.backends.batch.torque import Torque
-from vtorque.backends.transport import Session
+from vtorque.backends.transport.session import Session
 from vtorque.backends.transport.ssh import Ssh
 from vtorque.deadline import Deadline
 from vtorque.model import Guest

@@ -12,7 +12,7 @@ from pathlib import Path
 from vtorque.backends.hypervisor import Usage
 from vtorque.deadline import Deadline
 from vtorque.errors import HypervisorError
-from vtorque.wakeups import Bell
+from vtorque.mom.bell import Bell
 
 _TAG = "metadata/{https://vtorque.org/xmlns/domain/1}vtorque"
 

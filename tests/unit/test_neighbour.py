@@ -14,7 +14,7 @@ import pytest
 from tests.builders import a_plan
 from vtorque.backends.address.neighbour import Neighbours, messages, neighbour
 from vtorque.errors import AddressError
-from vtorque.wakeups import Bell
+from vtorque.mom.bell import Bell
 
 MAC = "52:54:00:12:34:56"
 

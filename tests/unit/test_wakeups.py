@@ -12,7 +12,8 @@ import pytest
 
 from vtorque import wakeups
 from vtorque.announcement import Announcement
-from vtorque.wakeups import Bell, Changes
+from vtorque.mom.bell import Bell
+from vtorque.wakeups import Changes
 
 
 @contextlib.contextmanager

@@ -19,7 +19,7 @@ from typing import Any
 
 from vtorque import config, display, files, published, run, wakeups
 from vtorque.backends import batch
-from vtorque.backends.transport import Session, Terminal
+from vtorque.backends.transport.session import Session, Terminal
 from vtorque.backends.transport.ssh import OutputLost, Ssh
 from vtorque.cli import PREFIX
 from vtorque.config import SiteConfig

@@ -14,6 +14,7 @@ from types import FrameType
 from vtorque import wakeups
 from vtorque.deadline import growing
 from vtorque.mom import rules, terminal
+from vtorque.mom.bell import Bell
 from vtorque.mom.delivery import deliver
 from vtorque.mom.hooks import Hook, HookRun, open_outputs
 from vtorque.mom.places import Places, here
@@ -23,7 +24,6 @@ from vtorque.mom.shell import Timing as Timing
 from vtorque.mom.sisters import Sisters
 from vtorque.mom.spool import Home, JobRecord
 from vtorque.mom.terminal import Terminal
-from vtorque.wakeups import Bell
 
 # A child that ends, a signal and an interactive job's user are told of; times that are up are not.
 _LONGEST_PAUSE_SECONDS = 0.1

@@ -18,11 +18,11 @@ from typing import Any
 
 from vtorque import files, proc
 from vtorque.mom import arrays, nodes, wire
+from vtorque.mom.bell import Bell
 from vtorque.mom.life import hold_orders
 from vtorque.mom.places import Places, Start
 from vtorque.mom.rules import JOB_EXEC_FAIL2
 from vtorque.mom.spool import Home, JobRecord
-from vtorque.wakeups import Bell
 
 _REQUEST_LIMIT = 64 << 20
 # Requests and lives that end are told of; nodes that come, go or are changed by hand are not.

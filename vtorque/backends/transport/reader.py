@@ -4,7 +4,7 @@
 import threading
 from collections.abc import Callable
 
-from vtorque.backends.transport import Sink
+from vtorque.backends.transport.session import Sink
 
 _CHUNK = 1 << 16
 # After a command has ended, something it left behind may hold its output open for ever, or print for ever.

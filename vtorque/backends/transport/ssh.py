@@ -20,8 +20,8 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import paramiko
 
-from vtorque.backends.transport import Sink, Terminal, XServer
 from vtorque.backends.transport.reader import Reader
+from vtorque.backends.transport.session import Sink, Terminal, XServer
 from vtorque.deadline import Deadline, growing
 from vtorque.errors import DeadlineExceeded, TransportError, WrongHostKey
 
