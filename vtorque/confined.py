@@ -51,7 +51,7 @@ def run(script: Path, *, handle: int, limits: Limits, deadline: Deadline) -> byt
     finally:
         with contextlib.suppress(ProcessLookupError):
             child.kill()
-        child.wait()
+        proc.reap(child)
     if status:
         how = f"was killed by signal {-status}" if status < 0 else f"failed with exit status {status}"
         raise CommandError(f"{script.stem} {how}")

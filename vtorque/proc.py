@@ -23,7 +23,7 @@ PIPE, DEVNULL = subprocess.PIPE, subprocess.DEVNULL
 Child = subprocess.Popen[bytes]
 """A started process."""
 
-_EXCERPT, _MOST_KILLED = 2000, 10_000
+_EXCERPT, _MOST_KILLED, _REAP_SECONDS = 2000, 10_000, 1.0
 
 
 class Result(NamedTuple):
@@ -44,14 +44,8 @@ class Identity(NamedTuple):
 
 
 def run(
-    argv: Sequence[str | Path],
-    *,
-    deadline: Deadline,
-    stdin: bytes = b"",
-    env: Mapping[str, str] = CLEAN_ENV,
-    cwd: Path = Path("/"),
-    statuses: Collection[int] = (0,),
-    identity: Identity | None = None,
+    argv: Sequence[str | Path], *, deadline: Deadline, stdin: bytes = b"", env: Mapping[str, str] = CLEAN_ENV,
+    cwd: Path = Path("/"), statuses: Collection[int] = (0,), identity: Identity | None = None,
 ) -> Result:
     """Run `argv` to its end in a session of its own.
 
@@ -69,7 +63,7 @@ def run(
         kill_session(child.pid)
         for pipe in filter(None, (child.stdin, child.stdout, child.stderr)):
             pipe.close()
-        child.wait()
+        reap(child)
         if isinstance(error, subprocess.TimeoutExpired):
             raise DeadlineExceeded(f"out of time: {words[0]}", details=shlex.join(words)) from None
         raise
@@ -79,19 +73,9 @@ def run(
 
 
 def spawn(
-    argv: Sequence[str],
-    *,
-    stdin: int,
-    stdout: int,
-    stderr: int,
-    env: Mapping[str, str],
-    cwd: Path,
-    identity: Identity | None = None,
-    umask: int = 0o077,
-    executable: Path | None = None,
-    pass_fds: Collection[int] = (),
-    before_exec: Callable[[], None] | None = None,
-    session: bool = True,
+    argv: Sequence[str], *, stdin: int, stdout: int, stderr: int, env: Mapping[str, str], cwd: Path,
+    identity: Identity | None = None, umask: int = 0o077, executable: Path | None = None,
+    pass_fds: Collection[int] = (), before_exec: Callable[[], None] | None = None, session: bool = True,
 ) -> Child:
     """Start `argv` as the leader of a new session and return at once.
 
@@ -108,15 +92,25 @@ def spawn(
             process_group=None if session else 0,
         )
     except OSError as error:
-        raise CommandError(
-            f"cannot run {argv[0]}: {error.strerror}", details=shlex.join(argv)
-        ) from error
+        raise CommandError(f"cannot run {argv[0]}: {error.strerror}", details=shlex.join(argv)) from error
 
 
 def detach(child: Child) -> int:
     """Let a child outlive us, and stop subprocess from warning that it does; its process id."""
     child.returncode = 0
     return child.pid
+
+
+def reap(child: Child) -> None:
+    """Take the status of a child that was killed; not for long, and never mind which.
+
+    Who is traced by his own user is nobody else's zombie meanwhile (ptrace(2), "Death under
+    ptrace"), and who waits for a file system in the kernel does not die before it answers.
+    """
+    try:
+        child.wait(Deadline(_REAP_SECONDS).remaining)
+    except subprocess.TimeoutExpired:
+        detach(child)
 
 
 def wait_in_group(child: Child, *, deadline: Deadline) -> int:
@@ -133,7 +127,7 @@ def wait_in_group(child: Child, *, deadline: Deadline) -> int:
         if child.poll() is None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(child.pid, signal.SIGKILL)
-            child.wait()
+            reap(child)
 
 
 def kill_session(leader: int) -> None:

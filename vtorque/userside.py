@@ -25,9 +25,7 @@ class UserSide:
     """
 
     def __init__(self, identity: Identity, home: Path, request_id: str) -> None:
-        self._pid, self._socket = become.fork_as(
-            identity, lambda orders: Clerk(home, request_id).serve(orders)
-        )
+        self._pid, self._socket = become.fork_as(identity, lambda orders: Clerk(home, request_id).serve(orders))
         self._answers = self._socket.makefile("rb")
         self._usable = True
 
@@ -68,9 +66,9 @@ class UserSide:
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
-        if not self._usable:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self._pid, signal.SIGKILL)
+        # Its user may have stopped it, and all that it was asked for is done. He cannot trace it: it is not dumpable.
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self._pid, signal.SIGKILL)
         with contextlib.suppress(ChildProcessError):
             os.waitpid(self._pid, 0 if self._usable else os.WNOHANG)
 
