@@ -3,13 +3,14 @@
 
 import contextlib
 import json
+import os
 import sys
 from pathlib import Path
 
-from vtorque import proc, serving
+from vtorque import files, proc, serving
 from vtorque.deadline import Deadline
 from vtorque.diskserver import QEMU_NBD
-from vtorque.errors import ConfigError, RequestError, StateError
+from vtorque.errors import ConfigError, DeadlineExceeded, RequestError, printable
 from vtorque.model import Account, VmRequest
 
 DISK = "disk"
@@ -21,38 +22,34 @@ _PATIENCE_SECONDS = 20.0
 
 
 def start(
-    request: VmRequest,
-    path: Path,
-    *,
-    account: Account,
-    owner: tuple[int, int],
-    holder: str,
-    log: Path,
+    request: VmRequest, path: Path, *, account: Account, owner: tuple[int, int], holder: str, log: Path,
     deadline: Deadline,
 ) -> None:
     """Serve the request's disk as `account` at the socket `path`, to which only `owner` may connect.
 
     `holder` is what the next one who wants it is told. Raises RequestError with
-    the reason when the user cannot have it, ConfigError and StateError when
-    it is not his fault, and DeadlineExceeded.
+    the reason when the user cannot have it, ConfigError when the node has no
+    server, and DeadlineExceeded when there was no time for it.
     """
+    deadline.require(f"opening the disk {request.disk}")
     if not QEMU_NBD.exists():
         raise ConfigError(f"-vm disk= needs {QEMU_NBD} on the node", hint="apt-get install qemu-utils")
-    identity = proc.Identity(
-        uid=account.uid, gid=account.group.gid, groups=tuple(group.gid for group in account.groups)
-    )
-    with serving.listening(path, owner) as listener, log.open("xb") as said:
+    gids = tuple(group.gid for group in account.groups)
+    identity = proc.Identity(uid=account.uid, gid=account.group.gid, groups=gids)
+    with serving.listening(path, owner[0], account) as listener:
+        # What it says it says into a pipe: a file of root's, open for it, its user could have from it (pidfd_getfd(2)).
         child = proc.spawn(
-            [sys.executable, "-I", "-S", str(_SCRIPT)], stdin=proc.PIPE, stdout=proc.DEVNULL, stderr=said.fileno(),
+            [sys.executable, "-I", "-S", str(_SCRIPT)], stdin=proc.PIPE, stdout=proc.DEVNULL, stderr=proc.PIPE,
             env=serving.environment(path), cwd=Path("/"), identity=identity, pass_fds=[listener.fileno()],
         )
         order = {
             "path": request.disk, "new_mib": request.disk_new_mib, "holder": holder, "socket": listener.fileno(),
             "format": "qcow2" if request.disk.endswith(".qcow2") else "raw",
         }
-        status = _until_it_serves(child, json.dumps(order).encode(), request, deadline)
+        status, said = _until_it_serves(child, json.dumps(order).encode(), deadline)
+    files.write_new(log, said, mode=0o600, durable=False)
     if status != 0:
-        raise _failure(request, status, serving.said(log))
+        raise _failure(request, status, said.decode(errors="backslashreplace"))
 
 
 def end(path: Path, *, deadline: Deadline) -> None:
@@ -60,26 +57,32 @@ def end(path: Path, *, deadline: Deadline) -> None:
     serving.end(path, patience=_PATIENCE_SECONDS, deadline=deadline)
 
 
-def _until_it_serves(child: proc.Child, order: bytes, request: VmRequest, deadline: Deadline) -> int:
-    """Give the order and wait for the child's status: what serves then is a child of its own."""
-    assert child.stdin is not None
-    try:
-        # What it has to say when it does not listen any more is on its standard error.
-        with contextlib.suppress(BrokenPipeError), child.stdin as orders:
-            orders.write(order)
-        for _ in deadline.ticks(doing=f"opening the disk {request.disk}"):
-            if (status := child.poll()) is not None:
-                return status
-    except BaseException:
-        proc.kill_session(child.pid)
-        child.wait()
-        raise
-    raise AssertionError("a deadline ends by itself")
+def _until_it_serves(child: proc.Child, order: bytes, deadline: Deadline) -> tuple[int | None, bytes]:
+    """Give the order, wait for the child's status, if there is one in time, and what it said: its own child serves."""
+    assert child.stdin is not None and child.stderr is not None
+    status = None
+    with child.stderr as said:
+        try:
+            # What it has to say when it does not listen any more is on its standard error.
+            with contextlib.suppress(BrokenPipeError), child.stdin as orders:
+                orders.write(order)
+            with contextlib.suppress(DeadlineExceeded):
+                for _ in deadline.ticks(doing="opening a disk"):
+                    if (status := child.poll()) is not None:
+                        break
+        finally:
+            if status is None:
+                proc.kill_session(child.pid)
+                proc.reap(child)
+        # Who serves has it open.
+        os.set_blocking(said.fileno(), False)
+        return status, said.read(serving.SAID_LIMIT) or b""
 
 
-def _failure(request: VmRequest, status: int, said: str) -> RequestError | StateError:
+def _failure(request: VmRequest, status: int | None, said: str) -> RequestError:
+    """Always the user's: who traces his own process has it say, and end, as he likes."""
+    reason = printable(said.partition("\n")[0].removeprefix("qemu-nbd: ")) or "cannot be opened"
     if status != 1 or said.startswith("Traceback"):
-        return StateError(f"the server of disk {request.disk} ended with status {status}", details=said)
-    reason = said.partition("\n")[0].removeprefix("qemu-nbd: ") or "cannot be opened"
+        reason = "cannot be opened in time" if status is None else f"its server ended with status {status}"
     hint = f"disk={request.disk}:20G makes one" if "no such file" in reason or "is empty" in reason else ""
-    return RequestError(f"-vm disk={request.disk}: {reason}", hint=hint)
+    return RequestError(f"-vm disk={request.disk}: {reason}", details=said, hint=hint)

@@ -11,11 +11,12 @@ import pytest
 
 from tests.builders import a_request
 from tests.contract.test_lifecycle import USER, Scene
+from tests.contract.test_shares import marked
 from tests.fakes.filter import FakeFilter
 from tests.fakes.hypervisor import FakeHypervisor
 from vtorque import accounts, diskserver, diskserving, proc, request, serving, teardown
 from vtorque.deadline import Deadline
-from vtorque.errors import ConfigError, DeadlineExceeded, RequestError, StateError
+from vtorque.errors import ConfigError, DeadlineExceeded, RequestError
 from vtorque.model import Account, Group, Resource
 from vtorque.state import JobState
 
@@ -68,7 +69,7 @@ class Disk:
     def refusal(self, job: int = 8) -> str:
         with pytest.raises(RequestError) as caught:
             self.start(job)
-        assert serving.serving(self.root / f"{job}.srv_1of1.data.sock") == []
+        assert marked(self.root / f"{job}.srv_1of1.data.sock") == []
         return caught.value.one_line().removeprefix(f"-vm disk={self.image}: ")
 
     def end(self) -> None:
@@ -98,7 +99,7 @@ def root() -> Iterator[Path]:
 
 def contents(path: Path) -> str:
     """What QEMU is told of the disk that is served."""
-    os.chown(path, 0, 0)
+    os.chown(path, 0, -1)
     done = proc.run(["/usr/bin/qemu-img", "info", f"nbd+unix:///?socket={path}"], deadline=Deadline(20))
     return done.stdout.decode()
 
@@ -107,15 +108,15 @@ def test_a_server_is_the_user_with_all_his_groups_and_no_way_to_more_rights(root
     disk = Disk(root).make()
     path = disk.start()
     about = path.stat()
-    assert (about.st_uid, about.st_gid, about.st_mode & 0o777) == (QEMU, QEMU, 0o600)
-    (pid,) = serving.serving(path)
+    assert (about.st_uid, about.st_gid, about.st_mode & 0o777) == (QEMU, UID, 0o600)
+    (pid,) = marked(path)
     lines = (line.partition(":") for line in Path("/proc", str(pid), "status").read_text().splitlines())
     status = {name: value.split() for name, _, value in lines}
     assert (set(status["Uid"]), set(status["Gid"])) == ({str(UID)}, {str(GID)})
     assert (sorted(status["Groups"]), status["NoNewPrivs"]) == ([str(GID), str(MORE)], ["1"])
     assert pid in proc.session_members(os.getsid(pid)) and os.getsid(pid) != os.getsid(0)
     disk.end()
-    assert serving.serving(path) == [] and not path.exists()
+    assert marked(path) == [] and not path.exists()
     disk.end()
 
 
@@ -123,7 +124,7 @@ def test_it_ends_with_its_client_and_the_image_is_free(root: Path) -> None:
     disk = Disk(root).make()
     assert "4 MiB" in contents(disk.start())
     for _ in Deadline(10).ticks(doing="waiting for a server to end"):
-        if not serving.serving(disk.path):
+        if not marked(disk.path):
             break
     assert disk.holder() == ""
 
@@ -133,10 +134,10 @@ def test_a_second_job_is_told_who_has_it_until_nobody_has_whatever_the_note_says
     disk.start(7)
     assert disk.refusal(8) == "is in use by job 7.srv on node n7"
     assert disk.holder() == "job 7.srv on node n7"
-    for pid in serving.serving(disk.path):
+    for pid in marked(disk.path):
         os.kill(pid, 9)
     for _ in Deadline(10).ticks(doing="waiting for a server to end"):
-        if not serving.serving(disk.path):
+        if not marked(disk.path):
             break
     assert diskserver.note_of(disk.image).read_text() == "job 7.srv on node n7\n", "a crash leaves it"
     assert disk.holder() == ""
@@ -219,12 +220,12 @@ def test_an_image_that_names_another_file_is_refused(root: Path) -> None:
     assert data.refusal(9) == "keeps its data in another file"
 
 
-def test_a_node_without_qemu_nbd_or_with_a_broken_program_is_to_blame_itself(
+def test_a_node_without_qemu_nbd_is_to_blame_itself_and_for_no_end_of_the_users_process(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     disk = Disk(root).make()
     monkeypatch.setattr(diskserving, "_SCRIPT", root / "absent.py")
-    with pytest.raises(StateError, match="ended with status 2"):
+    with pytest.raises(RequestError, match="its server ended with status 2"):
         disk.start()
     monkeypatch.setattr(diskserving, "QEMU_NBD", root / "absent")
     with pytest.raises(ConfigError, match=r"needs .*absent on the node"):
@@ -235,7 +236,7 @@ def test_out_of_time_leaves_nothing(root: Path) -> None:
     disk = Disk(root).make()
     with pytest.raises(DeadlineExceeded):
         disk.start(seconds=0)
-    assert serving.serving(disk.path) == []
+    assert marked(disk.path) == []
 
 
 @pytest.mark.parametrize("recorded", [True, False])
@@ -254,7 +255,7 @@ def test_teardown_ends_a_server_whose_start_was_cut_short(root: Path, recorded: 
         teardown.release_unrecorded(
             "7.srv", hypervisor=hypervisor, rules=FakeFilter(), table="", directories=[root], deadline=Deadline(10)
         )
-    assert serving.serving(disk.path) == []
+    assert marked(disk.path) == []
     assert not disk.path.exists()
 
 
@@ -276,12 +277,12 @@ def test_a_job_has_its_disk_until_its_guest_has_shut_down(root: Path) -> None:
     scene = DiskScene(root)
     scene.prologue()
     assert scene.markers() == {"ready"}
-    assert serving.serving(scene.socket) and scene.image.stat().st_size == 8 << 20
+    assert marked(scene.socket) and scene.image.stat().st_size == 8 << 20
     kinds = [each.kind for each in scene.state.held()]
     assert kinds.index(teardown.SHUTDOWN) < kinds.index(teardown.DOMAIN) < kinds.index(diskserving.DISK)
     scene.epilogue()
     assert scene.hypervisor.calls.index("shutdown") < scene.hypervisor.calls.index("destroy")
-    assert serving.serving(scene.socket) == [] and scene.left() == []
+    assert marked(scene.socket) == [] and scene.left() == []
 
 
 @pytest.mark.parametrize("fail_at", [1, 2])
@@ -289,7 +290,7 @@ def test_a_start_that_fails_presses_no_button_and_leaves_no_server(root: Path, f
     scene = DiskScene(root, fail_at=fail_at)
     scene.prologue()
     assert scene.markers() == {"failed"}
-    assert "shutdown" not in scene.hypervisor.calls and serving.serving(scene.socket) == []
+    assert "shutdown" not in scene.hypervisor.calls and marked(scene.socket) == []
     scene.epilogue()
 
 

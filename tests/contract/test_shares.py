@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Servers of shares, for real: whose they are, what they cannot do, and that none is left."""
 
+import contextlib
 import os
 import shutil
 import signal
@@ -16,7 +17,7 @@ from tests.fakes.filter import FakeFilter
 from tests.fakes.hypervisor import FakeHypervisor
 from vtorque import accounts, proc, serving, teardown
 from vtorque.deadline import Deadline
-from vtorque.errors import ConfigError, DeadlineExceeded, StateError
+from vtorque.errors import ConfigError, DeadlineExceeded, RequestError, StateError
 from vtorque.model import Account, Group, Mount, Resource
 from vtorque.state import JobState
 
@@ -31,6 +32,16 @@ ANN = Account(
     name="ann", uid=UID, group=Group(name="ann", gid=GID), shell="/bin/sh", home=Path("/"),
     groups=(Group(name="ann", gid=GID), Group(name="hpc", gid=MORE)),
 )
+
+
+def marked(path: Path) -> list[int]:
+    """Whoever says that he is the server of the socket, or of one that was there."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if f"VTORQUE_SHARE={path}".encode() in (process / "environ").read_bytes().split(b"\0"):
+                found.append(int(process.name))
+    return found
 
 
 class Share:
@@ -55,7 +66,7 @@ class Share:
 
     @property
     def pid(self) -> int:
-        (pid,) = serving.serving(self.path)
+        (pid,) = marked(self.path)
         return pid
 
     def status(self) -> dict[str, list[str]]:
@@ -80,7 +91,7 @@ def parent_of(pid: int) -> int:
 
 def until_gone(share: Share) -> None:
     for _ in Deadline(10).ticks(doing="waiting for a server to end"):
-        if not serving.serving(share.path):
+        if not marked(share.path):
             return
 
 
@@ -101,7 +112,7 @@ def test_only_qemu_may_connect_and_the_user_cannot_look_into_his_server(root: Pa
     share = Share(root)
     share.start()
     about = share.path.stat()
-    assert (about.st_uid, about.st_gid, about.st_mode & 0o777) == (QEMU, QEMU, 0o600)
+    assert (about.st_uid, about.st_gid, about.st_mode & 0o777) == (QEMU, UID, 0o600)
     ann = proc.Identity(uid=UID, gid=GID, groups=(GID, MORE))
     for what in ("environ", "maps", "root/"):
         done = proc.run(
@@ -126,7 +137,7 @@ def test_a_server_comes_up_to_qemu_and_ends_with_it(root: Path) -> None:
     """Its own sandbox within ours: it would end at once if it could not make that."""
     share = Share(root)
     share.start()
-    os.chown(share.path, 0, 0)
+    os.chown(share.path, 0, -1)
     qemu = subprocess.Popen([
         "qemu-system-x86_64", "-S", "-nodefaults", "-display", "none", "-accel", "tcg", "-m", "64",
         "-machine", "q35,memory-backend=m", "-object", "memory-backend-memfd,id=m,size=64M,share=on",
@@ -141,7 +152,7 @@ def test_a_server_comes_up_to_qemu_and_ends_with_it(root: Path) -> None:
         assert qemu.poll() is None
         (share.directory / "all there is").touch()
         # Its number may be the lower one, once numbers begin anew.
-        (within,) = (pid for pid in serving.serving(share.path) if parent_of(pid) in serving.serving(share.path))
+        (within,) = (pid for pid in marked(share.path) if parent_of(pid) in marked(share.path))
         inner = Path("/proc", str(within), "root")
         assert [each.name for each in inner.iterdir()] == ["all there is"]
         capabilities = (inner.parent / "status").read_text().partition("CapPrm:")[2].split()[0]
@@ -156,7 +167,7 @@ def test_ending_is_complete_and_may_be_repeated(root: Path) -> None:
     share = Share(root)
     share.start()
     share.end()
-    assert serving.serving(share.path) == []
+    assert marked(share.path) == []
     assert not share.path.exists()
     share.end()
 
@@ -164,9 +175,9 @@ def test_ending_is_complete_and_may_be_repeated(root: Path) -> None:
 def test_a_directory_that_the_user_cannot_read_is_refused_with_the_reason(root: Path) -> None:
     share = Share(root)
     os.chown(share.directory, 0, 0)
-    with pytest.raises(StateError, match=f"^cannot serve {share.directory}: Permission denied"):
+    with pytest.raises(RequestError, match=f"^cannot serve {share.directory}: Permission denied"):
         share.start()
-    assert serving.serving(share.path) == []
+    assert marked(share.path) == []
 
 
 def test_without_a_namespace_virtiofsd_cannot_be_the_users(root: Path) -> None:
@@ -186,11 +197,32 @@ def test_a_path_that_no_socket_can_have_is_refused(root: Path) -> None:
         share.start()
 
 
+def test_of_more_groups_than_a_namespace_takes_the_primary_one_is_among_those_that_are_left(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    many = tuple(Group(name="", gid=gid) for gid in range(1_000_000, 1_000_250))
+    monkeypatch.setitem(globals(), "ANN", ANN._replace(groups=many, group=many[-1]))
+    share = Share(root)
+    os.chown(share.directory, UID, many[-1].gid)
+    share.start()
+    groups = {int(each) for each in share.status()["Groups"]}
+    assert groups == {many[-1].gid, *range(1_000_000, 1_000_000 + 4095 // len("1000000 1000000 1\n") - 1)}
+
+
+def test_what_is_there_by_an_old_log_is_not_read_whole(root: Path) -> None:
+    log = root / "a.log"
+    log.touch()
+    os.truncate(log, 1 << 40)
+    with log.open("ab") as file:
+        file.write(b"\nthe reason\n")
+    assert serving.said(log).endswith("the reason") and len(serving.said(log)) < 8100
+
+
 def test_out_of_time_leaves_nothing(root: Path) -> None:
     share = Share(root)
     with pytest.raises(DeadlineExceeded):
         share.start(0)
-    assert serving.serving(share.path) == []
+    assert marked(share.path) == []
 
 
 def test_a_root_that_dies_while_it_gives_the_order_leaves_nothing(root: Path) -> None:
@@ -223,7 +255,7 @@ def test_teardown_ends_servers_with_and_without_a_ledger(root: Path, recorded: b
         teardown.release_unrecorded(
             "7.srv", hypervisor=hypervisor, rules=FakeFilter(), table="", directories=[root], deadline=Deadline(10)
         )
-    assert serving.serving(share.path) == []
+    assert marked(share.path) == []
     assert not share.path.exists()
 
 
@@ -233,9 +265,9 @@ def test_a_job_has_a_server_until_it_ends_or_cannot_start(root: Path, fail_at: i
     scene = Scene(root, fail_at=fail_at, share="virtiofs", vm_share_ws="", vm_share_opt="")
     path = root / "run/seeds/7.srv_1of1.home.sock"
     scene.prologue()
-    assert bool(serving.serving(path)) == path.exists() == (not fail_at)
+    assert bool(marked(path)) == path.exists() == (not fail_at)
     scene.epilogue()
-    assert serving.serving(path) == []
+    assert marked(path) == []
     assert not [name for name in scene.left() if "7.srv" in name]
 
 
@@ -250,7 +282,8 @@ def test_what_qemu_opens_is_the_users_when_it_runs_as_him(root: Path) -> None:
 
 def test_a_stranger_who_calls_himself_a_server_is_all_that_is_killed(root: Path) -> None:
     share = Share(root)
-    env = {"VTORQUE_SHARE": f"{share.path}"}
+    with serving.listening(share.path, QEMU, ANN):
+        env = {"VTORQUE_SHARE": f"{share.path}"}
     same = subprocess.Popen(["/bin/sleep", "60"], env=env)
     other = subprocess.Popen(["/bin/sleep", "60"], env={"VTORQUE_SHARE": f"{share.path}2"})
     try:
@@ -270,22 +303,24 @@ def test_a_node_without_virtiofsd_is_the_sites_affair(root: Path, monkeypatch: p
         Share(root).start()
 
 
-@pytest.mark.parametrize(("script", "why"), [
-    ("print('no', flush=True)", "it ended"), ("import sys; sys.exit('user namespace: no')", "user namespace: no"),
+@pytest.mark.parametrize(("script", "kind", "why"), [
+    ("import sys; sys.exit('user namespace: no')", StateError, "user namespace: no"),
+    ("print('no', flush=True)", RequestError, "its server ended with status 0"),
+    ("import os; os.kill(0, 9)", RequestError, "its server ended with status -9"),
 ])
 def test_a_server_that_cannot_confine_itself_is_not_told_to_go_on(
-    root: Path, monkeypatch: pytest.MonkeyPatch, script: str, why: str
+    root: Path, monkeypatch: pytest.MonkeyPatch, script: str, kind: type[Exception], why: str
 ) -> None:
     share = Share(root)
     (root / "script.py").write_text(script)
     monkeypatch.setattr(serving, "_SCRIPT", root / "script.py")
-    with pytest.raises(StateError, match=f"cannot serve {share.directory}: {why}"):
+    with pytest.raises(kind, match=f"cannot serve {share.directory}: {why}"):
         share.start()
-    assert serving.serving(share.path) == []
+    assert marked(share.path) == []
 
 
 def test_a_number_that_is_another_process_by_now_is_left_alone(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = [[os.getpid()], []]
-    monkeypatch.setattr(serving, "serving", lambda path: seen.pop(0))
+    monkeypatch.setattr(serving, "serving", lambda path, before: seen.pop(0))
     serving.end(root / "a.sock", deadline=Deadline(5))
     assert seen == []
