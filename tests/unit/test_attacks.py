@@ -12,6 +12,7 @@ TESTS = Path(__file__).resolve().parents[1]
 MANUAL = TESTS.parent / "doc/security.md"
 
 USER, LIFE, HOOKS = "contract/test_hostile_user.py::", "contract/test_privileged.py::", "contract/test_hooks.py::"
+SERVERS = "contract/test_hostile_servers.py::"
 GUEST, SSH, SHARES = "contract/test_hostile_guest.py::", "contract/test_transport.py::", "contract/test_shares.py::"
 FACTS, FAULTS, SISTERS = "contract/test_facts_hooks.py::", "contract/test_faults.py::", "contract/test_sisters.py::"
 IMAGES, FRAMES, FRAMES6 = (
@@ -74,6 +75,21 @@ ATTACKS: dict[str, tuple[str, ...]] = {
         f"{USER}test_no_start_and_no_end_depends_on_what_a_user_has_prepared",
         "contract/test_files.py::test_a_side_that_hangs_is_given_up_and_not_asked_again",
         f"{FAULTS}test_a_home_that_hangs_delays_a_start_once_and_keeps_nobody",
+    ),
+    "1.15": (
+        f"{SERVERS}test_a_side_that_its_user_has_stopped_holds_nobody_up",
+        f"{SERVERS}test_a_process_that_its_user_traces_is_not_waited_for",
+        f"{SERVERS}test_however_a_users_process_ends_it_is_not_the_nodes_fault",
+        f"{SERVERS}test_who_stops_or_kills_the_server_of_his_share_gets_to_know_it",
+    ),
+    "1.16": (
+        f"{SERVERS}test_processes_without_end_that_say_they_are_a_server_keep_no_job_here",
+        f"{SERVERS}test_what_a_kill_does_not_end_is_left_to_its_user",
+    ),
+    "1.17": (
+        f"{SERVERS}test_a_users_server_has_no_file_of_roots_open",
+        f"{SERVERS}test_a_server_that_talks_without_end_is_read_for_a_while",
+        f"{SHARES}test_what_is_there_by_an_old_log_is_not_read_whole",
     ),
     "2.1": (
         f"{HOOKS}test_the_sites_own_hooks_run_with_moms_own_arguments",
