@@ -145,10 +145,10 @@ def test_a_server_comes_up_to_qemu_and_ends_with_it(root: Path) -> None:
     ])
     try:
         for _ in Deadline(20).ticks(doing="waiting for two processes of the server"):
-            if len(serving.serving(share.path)) == 2:
+            if len(marked(share.path)) == 2:
                 break
         time.sleep(0.3)
-        assert len(serving.serving(share.path)) == 2, serving.said(share.log)
+        assert len(marked(share.path)) == 2, serving.said(share.log)
         assert qemu.poll() is None
         (share.directory / "all there is").touch()
         # Its number may be the lower one, once numbers begin anew.
@@ -287,7 +287,7 @@ def test_a_stranger_who_calls_himself_a_server_is_all_that_is_killed(root: Path)
     same = subprocess.Popen(["/bin/sleep", "60"], env=env)
     other = subprocess.Popen(["/bin/sleep", "60"], env={"VTORQUE_SHARE": f"{share.path}2"})
     try:
-        while not serving.serving(share.path):
+        while not marked(share.path):
             time.sleep(0.01)
         share.end()
         assert same.wait(5) == -signal.SIGKILL
