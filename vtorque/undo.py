@@ -8,9 +8,11 @@ from pathlib import Path
 
 from vtorque import accounts, markers, service, state, teardown
 from vtorque.deadline import Deadline
+from vtorque.diskserving import DISK
 from vtorque.errors import Blame, GenerationClosed, InternalError, NodeBusy, NodeOut, VtorqueError, known
 from vtorque.model import Job
 from vtorque.node import Node
+from vtorque.serving import SHARE
 from vtorque.state import JobState
 
 log = logging.getLogger(__name__)
@@ -18,6 +20,7 @@ log = logging.getLogger(__name__)
 _FIRST_PAUSE_SECONDS = 2.0
 _BUSY_PAUSE_SECONDS = 15.0
 _SISTERS_PAUSE_SECONDS = 1.0
+_ABOUT_USERS = (teardown.DOMAIN, SHARE, DISK)
 
 
 @contextlib.contextmanager
@@ -74,9 +77,9 @@ def _undo(
 
 
 def _had_a_guest(record: JobState) -> bool:
-    """Whether a guest of the job was seen to start, so that what its user has in it may have run."""
+    """Whether what its user has in a guest may have run, or what serves his files to one, and is his to kill."""
     with contextlib.suppress(VtorqueError, OSError):
-        return any(each.kind == teardown.DOMAIN and record.certain(each) for each in record.held())
+        return any(each.kind in _ABOUT_USERS and record.certain(each) for each in record.held())
     return False
 
 

@@ -20,7 +20,7 @@ from tests.fakes.filter import FakeFilter
 from tests.fakes.guest import FakeAddresses, FakeSession, FakeTransport
 from tests.fakes.hypervisor import FakeHypervisor, _Domain
 from tests.fakes.node import a_node
-from vtorque import accounts, images, lifecycle, plan, request, teardown
+from vtorque import accounts, diskserving, images, lifecycle, plan, request, service, teardown
 from vtorque.backends.transport import KeyPair
 from vtorque.deadline import Deadline
 from vtorque.errors import CommandError, GenerationClosed, ImageError, VtorqueError
@@ -247,6 +247,15 @@ def test_jobs_that_mom_forgot_are_swept_and_those_she_knows_are_not(root: Path) 
     (root / "mom_priv/jobs/8.srv.JB").unlink()
     assert lifecycle.sweep(scene.node, deadline=Deadline(60)) == ["8.srv"]
     assert scene.left() == []
+
+
+def test_a_user_who_kills_what_serves_his_files_takes_no_node_out(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between its start and QEMU's, which then cannot start either."""
+    monkeypatch.setattr(diskserving, "start", lambda *words, **named: None)
+    scene = Scene(root, fail_at=1, node_failure_limit=1)
+    scene.prologue(request=request.encode(scene.request._replace(disk="/home/x.img")))
+    standing = service.look(scene.node.site)
+    assert ([each.by_itself for each in standing.row], standing.out) == ([False], "")
 
 
 def test_a_job_that_is_back_while_another_is_swept_is_not(root: Path) -> None:
