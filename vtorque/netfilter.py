@@ -39,6 +39,11 @@ class Surroundings:
     gateways: tuple[IPv4Address | IPv6Address, ...]
     services: tuple[tuple[IPv4Address | IPv6Address, int], ...]
 
+    @property
+    def taken(self) -> list[IPv4Address | IPv6Address]:
+        """Addresses that no guest can have."""
+        return [*self.own, *self.gateways, *(address for address, _ in self.services)]
+
 
 def servers(site: SiteConfig) -> list[tuple[str, int]]:
     """Name or address, and port, of every service that the configuration sends guests to."""
@@ -62,16 +67,17 @@ def rules(decided: JobPlan, site: SiteConfig, around: Surroundings, *, addresses
     Raises AddressError for an address that is a server's.
     """
     name, vms = names.table(decided.job.key, site), decided.vms
-    taken = {*around.own, *around.gateways, *(address for address, _ in around.services)}
-    known = {vm.tap: _usable(vm, addresses[vm.tap], taken) for vm in vms if vm.tap in addresses}
-    own6 = {vm.tap: _own6(vm, around, known, taken) for vm in vms}
+    known = {vm.tap: _usable(vm, addresses[vm.tap], around) for vm in vms if vm.tap in addresses}
+    own6 = {vm.tap: _own6(vm, around, known) for vm in vms}
     with6 = [vm for vm in vms if own6[vm.tap]]
+    # The site's mapping may put guests anywhere else, and does not tell where those of other nodes are.
+    near = all(any(address in network for network in around.networks) for address in known.values())
     return "\n".join([
         f"add table bridge {name}",
         f"delete table bridge {name}",
         f"table bridge {name} {{",
-        *_sets(decided, site, around, taken=taken, known=known),
-        *(_chains6(around, site) if with6 else ()),
+        *_sets(decided, site, around, known, near),
+        *(_chains6(around, site, near) if with6 else ()),
         _leaving(site),
         _arriving(site),
         *(netfilter6.sending(vm, own6[vm.tap]) for vm in with6),
@@ -88,8 +94,7 @@ def rules(decided: JobPlan, site: SiteConfig, around: Surroundings, *, addresses
 
 
 def _sets(
-    decided: JobPlan, site: SiteConfig, around: Surroundings, *,
-    taken: Iterable[IPv4Address | IPv6Address], known: Mapping[str, IPv4Address | IPv6Address],
+    decided: JobPlan, site: SiteConfig, around: Surroundings, known: Mapping[str, IPv4Address | IPv6Address], near: bool
 ) -> list[str]:
     networks = ", ".join(str(each) for each in around.networks if isinstance(each, IPv4Network))
     services = (f"{address} . {port}" for address, port in around.services if isinstance(address, IPv4Address))
@@ -97,8 +102,9 @@ def _sets(
     mapped = {tap: ", ".join(map(str, _ipv4([address]))) for tap, address in known.items()}
     return [
         named_set("local", "ipv4_addr; flags interval; auto-merge", filter(None, [networks])),
+        named_set("guests", "ipv4_addr; flags interval; auto-merge", filter(None, [networks if near else "0.0.0.0/0"])),
         named_set("node", "ipv4_addr", map(str, _ipv4(around.own))),
-        named_set("taken", "ipv4_addr", map(str, sorted(_ipv4(taken)))),
+        named_set("taken", "ipv4_addr", map(str, sorted({*_ipv4(around.taken)}))),
         named_set("services", "ipv4_addr . inet_service", services),
         named_set("peers", "ether_addr", _peers(decided, site)),
         *(named_set(f"address-{tap}", "ipv4_addr; flags interval; auto-merge", filter(None, [text]))
@@ -113,11 +119,9 @@ def pinned(key: str, vm: VmPlan, address: str, site: SiteConfig) -> str:
     return f"flush set {place}\n{one}"
 
 
-def _usable(
-    vm: VmPlan, address: str, taken: Iterable[IPv4Address | IPv6Address]
-) -> IPv4Address | IPv6Address:
+def _usable(vm: VmPlan, address: str, around: Surroundings) -> IPv4Address | IPv6Address:
     found = ip_address(address)
-    if found in taken:
+    if found in around.taken:
         raise AddressError(
             f"guest {vm.hostname} has the address {address}, which is the node's, a gateway's or a server's",
             hint="see IP_TO_MAC_SCRIPT",
@@ -126,20 +130,22 @@ def _usable(
 
 
 def _own6(
-    vm: VmPlan, around: Surroundings, known: Mapping[str, IPv4Address | IPv6Address],
-    taken: Iterable[IPv4Address | IPv6Address],
+    vm: VmPlan, around: Surroundings, known: Mapping[str, IPv4Address | IPv6Address]
 ) -> tuple[IPv6Address, ...]:
     if vm.tap in known:
         address = known[vm.tap]
         return (address,) if isinstance(address, IPv6Address) else ()
-    networks = (each for each in around.networks if isinstance(each, IPv6Network))
-    return netfilter6.own(vm.mac, networks, taken=_ipv6(taken))
+    return netfilter6.own(vm.mac, _networks6(around), taken=_ipv6(around.taken))
 
 
-def _chains6(around: Surroundings, site: SiteConfig) -> list[str]:
-    networks = (each for each in around.networks if isinstance(each, IPv6Network))
+def _chains6(around: Surroundings, site: SiteConfig, near: bool) -> list[str]:
     services = ((address, port) for address, port in around.services if isinstance(address, IPv6Address))
-    return netfilter6.sets(networks, _ipv6(around.own), services) + netfilter6.common(site)
+    taken = sorted({*_ipv6(around.taken)})
+    return netfilter6.sets(_networks6(around), _ipv6(around.own), taken, services, near=near) + netfilter6.common(site)
+
+
+def _networks6(around: Surroundings) -> list[IPv6Network]:
+    return [each for each in around.networks if isinstance(each, IPv6Network)]
 
 
 def _ipv4(addresses: Iterable[IPv4Address | IPv6Address]) -> list[IPv4Address]:
@@ -188,17 +194,21 @@ drop""")
 
 
 def _leaving(site: SiteConfig) -> str:
-    """Where a guest may send to, when it is itself. Fragments hide their ports, so they are for peers only."""
+    """Where a guest may send to, when it is itself. Fragments hide their ports, so they are for peers only.
+
+    That a machine has a peer's MAC address does not make it one: users may have searched for a job with it.
+    """
     dns = "" if site.name_server else f"ip daddr @local meta l4proto {{ tcp, udp }} th dport {DNS} accept\n"
     return chain("leaving", f"""\
 ip daddr {{ {_NOWHERE} }} drop
-ether daddr @peers accept
-ip frag-off & 0x3fff != 0 drop
+ip frag-off & 0x3fff != 0 ether daddr != @peers drop
 tcp sport 22 tcp dport >= 1024 tcp flags & ack == ack accept
 {endpoints(site.guest_net_allow, "daddr", "dport", "accept", version=4)}\
 meta l4proto {{ tcp, udp }} ip daddr . th dport @services accept
 {endpoints(site.guest_net_deny, "daddr", "dport", "drop", version=4)}\
 meta l4proto {{ tcp, udp }} th dport {{ {BATCH_PORTS} }} drop
+ether daddr @peers ip daddr @guests ip daddr != @taken accept
+ip frag-off & 0x3fff != 0 drop
 {dns}\
 ip daddr @node icmp type {{ echo-request, echo-reply }} accept
 ip daddr @node drop
@@ -230,7 +240,7 @@ def _arriving(site: SiteConfig) -> str:
         f"ip saddr @local meta l4proto {{ tcp, udp }} th sport {DNS} th dport >= 1024 accept\n"
     )
     return chain("arriving", f"""\
-ether saddr @peers accept
+ether saddr @peers ip saddr @guests ip saddr != @taken accept
 {endpoints(site.guest_net_allow, "saddr", "sport", "accept", version=4)}\
 meta l4proto {{ tcp, udp }} ip saddr . th sport @services accept
 {dns}\

@@ -43,12 +43,15 @@ def own(mac: str, networks: Iterable[IPv6Network], *, taken: Iterable[IPv6Addres
 
 
 def sets(
-    networks: Iterable[IPv6Network], node: Iterable[IPv6Address], services: Iterable[tuple[IPv6Address, int]]
+    networks: Sequence[IPv6Network], node: Iterable[IPv6Address], taken: Iterable[IPv6Address],
+    services: Iterable[tuple[IPv6Address, int]], *, near: bool,
 ) -> list[str]:
-    """What the chains below refer to, beside the job's `peers`."""
+    """What the chains below refer to, beside the job's `peers`, who are in the `networks` if they are `near`."""
     return [
         named_set("local6", "ipv6_addr; flags interval; auto-merge", map(str, networks)),
+        named_set("guests6", "ipv6_addr; flags interval; auto-merge", map(str, networks) if near else ["::/0"]),
         named_set("node6", "ipv6_addr", map(str, node)),
+        named_set("taken6", "ipv6_addr", map(str, taken)),
         named_set("services6", "ipv6_addr . inet_service", (f"{address} . {port}" for address, port in services)),
     ]
 
@@ -119,14 +122,15 @@ icmpv6 type nd-router-advert ip6 saddr fe80::/10 accept
 icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } accept
 drop"""), chain("leaving6", f"""\
 ip6 daddr {{ {_NOWHERE} }} drop
-ether daddr @peers accept
-ip6 nexthdr {_FRAGMENT} drop
+ip6 nexthdr {_FRAGMENT} ether daddr != @peers drop
 tcp sport 22 tcp dport >= 1024 tcp flags & ack == ack accept
 {endpoints(site.guest_net_allow, "daddr", "dport", "accept", version=6)}\
 meta l4proto {{ tcp, udp }} ip6 daddr . th dport @services6 accept
 {endpoints(site.guest_net_deny, "daddr", "dport", "drop", version=6)}\
-ip6 daddr {{ {_TRANSLATED} }} drop
 meta l4proto {{ tcp, udp }} th dport {{ {BATCH_PORTS} }} drop
+ether daddr @peers ip6 daddr @guests6 ip6 daddr != @taken6 accept
+ip6 nexthdr {_FRAGMENT} drop
+ip6 daddr {{ {_TRANSLATED} }} drop
 {asked}\
 ip6 daddr @node6 icmpv6 type {{ echo-request, echo-reply }} accept
 ip6 daddr @node6 drop
@@ -135,7 +139,7 @@ icmpv6 type {{ echo-request, echo-reply, {_ERRORS} }} accept
 meta l4proto {{ tcp, udp }} th sport >= 1024 accept
 udp sport {NTP} udp dport {NTP} accept
 drop"""), chain("arriving6", f"""\
-ether saddr @peers accept
+ether saddr @peers ip6 saddr @guests6 ip6 saddr != @taken6 accept
 {endpoints(site.guest_net_allow, "saddr", "sport", "accept", version=6)}\
 meta l4proto {{ tcp, udp }} ip6 saddr . th sport @services6 accept
 {answered}\

@@ -74,6 +74,8 @@ def a_job_of(identity: str, *, nodes: tuple[str, ...] = ("n1",), index: int = 0,
 HERE = a_job_of("7.srv", nodes=("n1", "n2"), guests=2)
 THERE = a_job_of("7.srv", nodes=("n1", "n2"), index=1, guests=2)
 OTHER, OTHER_THERE = a_job_of("8.srv"), a_job_of("9.srv")
+# A machine of the site's whose MAC address a guest of the job would have, by a user's search or by chance.
+HOSTS["impostor"] = (THERE.vms[1].mac, "10.0.0.60")
 GUESTS: dict[str, tuple[VmPlan, str]] = {
     "a": (HERE.vms[0], "10.0.0.101"), "b": (HERE.vms[1], "10.0.0.102"), "x": (OTHER.vms[0], "10.0.0.111"),
     "c": (THERE.vms[0], "10.0.0.103"), "y": (OTHER_THERE.vms[0], "10.0.0.112"),
@@ -82,6 +84,7 @@ PLACES = {name: (vm.mac, address) for name, (vm, address) in GUESTS.items()} | H
 ALL_GUESTS = tuple(GUESTS)
 ADDRESSES = {vm.tap: address for vm, address in GUESTS.values()}
 A, A_IP = PLACES["a"]
+IMPOSTOR = PLACES["impostor"][0]
 
 
 def around(node: str) -> Surroundings:
@@ -130,6 +133,14 @@ def from_a(to: str, protocol: int, payload: bytes, **about: Any) -> Case:
 def to_guests(to: str, protocol: int, payload: bytes) -> Case:
     """It may be flooded to hosts of the LAN, who are not its target."""
     return replace(from_a(to, protocol, payload), to=ALL_GUESTS)
+
+
+def to_impostor(to: str, protocol: int, payload: bytes, **about: Any) -> Case:
+    return raw(ip(A, A_IP, IMPOSTOR, to, protocol, payload, **about))
+
+
+def from_impostor(address: str, protocol: int, payload: bytes) -> Case:
+    return Case(sender="impostor", frame=ip(IMPOSTOR, address, A, A_IP, protocol, payload), to=("a",))
 
 
 def raw(frame: bytes) -> Case:
@@ -267,6 +278,20 @@ HOSTILE = {
     "a VLAN tag from the LAN": Case(
         sender="server", frame=tagged(packet("server", "a", TCP, tcp(4000, 22)), 42), to=("a",)
     ),
+    # A peer's MAC address alone
+    "an impostor: the batch server": from_a("impostor", TCP, tcp(4000, 15001)),
+    "an impostor: slurmd": from_a("impostor", UDP, udp(900, 6818)),
+    "an impostor: what the site denies": to_impostor("172.20.0.9", TCP, tcp(4000, 5000)),
+    "an impostor: a fragment for what the site denies": to_impostor("172.20.0.9", UDP, udp(4000, 53), fragment=0x2000),
+    "an impostor: a fragment for outside": to_impostor(WORLD, UDP, udp(4000, 53), fragment=0x2000),
+    "an impostor: a later fragment for a server": to_impostor("10.0.0.5", UDP, bytes(16), fragment=7),
+    "an impostor: the node": to_impostor("10.0.0.1", TCP, tcp(4000, 22)),
+    "an impostor: a gateway": to_impostor("10.0.0.250", TCP, tcp(4000, 80)),
+    "an impostor: another port of a server": to_impostor("10.0.0.5", TCP, tcp(4000, 22)),
+    "an impostor: outside, from a privileged port": to_impostor(WORLD, TCP, tcp(900, 2049)),
+    "an impostor: another protocol": to_impostor(WORLD, 47, bytes(40)),
+    "an impostor's own: from a server": from_impostor("10.0.0.5", TCP, tcp(4000, 5000)),
+    "an impostor's own: from outside": from_impostor(WORLD, TCP, tcp(4000, 5000)),
     # The last, as a plain bridge believes it.
     "a peer's MAC and address": spoofed(PEER_IP, mac=PEER_MAC),
 }
@@ -301,7 +326,7 @@ HONEST = {
     "and is answered as well": Case(sender="a", frame=packet("a", "br2", TCP, tcp(22, 40000, SYN | ACK)), to=("br2",)),
     "a peer on this node": Case(sender="a", frame=packet("a", "b", TCP, tcp(4000, 5000)), to=("b",)),
     "a peer on another node": Case(sender="a", frame=packet("a", "c", TCP, tcp(4000, 22)), to=("c",)),
-    "a peer on another node, back": Case(sender="c", frame=packet("c", "a", UDP, udp(900, 6817)), to=("a",)),
+    "a peer on another node, back": Case(sender="c", frame=packet("c", "a", UDP, udp(900, 5000)), to=("a",)),
     "a fragment for a peer": Case(
         sender="b", frame=packet("b", "c", UDP, udp(4000, 5000), fragment=0x2000), to=("c",)
     ),

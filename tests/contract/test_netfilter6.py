@@ -92,6 +92,14 @@ def from_a(to: str, header: int, payload: bytes, **about: Any) -> Case:
     return raw(packet("a", to, header, payload, **about))
 
 
+def to_impostor(to: str, header: int, payload: bytes) -> Case:
+    return raw(ip6(A, A_IP, four.IMPOSTOR, to, header, payload))
+
+
+def from_impostor(address: str, header: int, payload: bytes) -> Case:
+    return Case(sender="impostor", frame=ip6(four.IMPOSTOR, address, A, A_IP, header, payload), to=("a",))
+
+
 def spoofed(address: str, *, mac: str = A) -> Case:
     return raw(ip6(mac, address, PLACES["nfs"][0], PLACES["nfs"][1], TCP, tcp(900, 2049)))
 
@@ -248,6 +256,17 @@ HOSTILE = {
     "to everybody's MAC": raw(ip6(A, A_IP, BROADCAST, WORLD, TCP, tcp(4000, 443))),
     "to a group's MAC": raw(ip6(A, A_IP, group(ALL_NODES), WORLD, TCP, tcp(4000, 443))),
     "a group at a peer's MAC": raw(ip6(A, A_IP, PEER_MAC, ALL_NODES, ICMP, icmp6(128))),
+    # A peer's MAC address alone
+    "an impostor: the batch server": from_a("impostor", TCP, SECRET),
+    "an impostor: what the site denies": to_impostor("2001:db8:20::1", TCP, tcp(4000, 443)),
+    "an impostor: a fragment for outside": to_impostor(WORLD, *fragment6(UDP, udp(4000, 5000), more=True)),
+    "an impostor: a later fragment for a server": to_impostor(str(NET[5]), *fragment6(UDP, bytes(16), offset=7)),
+    "an impostor: the node": to_impostor(PLACES["br1"][1], TCP, SSH),
+    "an impostor: another port of a server": to_impostor(str(NET[5]), TCP, SSH),
+    "an impostor: outside, from a privileged port": to_impostor(WORLD, TCP, tcp(900, 2049)),
+    "an impostor: NAT64": to_impostor("64:ff9b::a9fe:a9fe", TCP, tcp(4000, 80)),
+    "an impostor's own: from a server": from_impostor(str(NET[5]), TCP, tcp(4000, 5000)),
+    "an impostor's own: from outside": from_impostor(WORLD, TCP, tcp(4000, 5000)),
     # Elsewhere
     "a cloud's metadata": from_a("fd00:ec2::254", TCP, tcp(4000, 80)),
     "IPv4 by way of NAT64": from_a("64:ff9b::a9fe:a9fe", TCP, tcp(4000, 80)),
@@ -332,7 +351,7 @@ HONEST = {
     "another node logs in": Case(sender="br2", frame=packet("br2", "a", TCP, tcp(40000, 22)), to=("a",)),
     "and is answered as well": Case(sender="a", frame=packet("a", "br2", TCP, tcp(22, 40000, SYN | ACK)), to=("br2",)),
     "a peer on this node": Case(sender="a", frame=packet("a", "b", TCP, tcp(4000, 5000)), to=("b",)),
-    "a peer on another node": Case(sender="a", frame=packet("a", "c", UDP, udp(900, 6817)), to=("c",)),
+    "a peer on another node": Case(sender="a", frame=packet("a", "c", UDP, udp(900, 5000)), to=("c",)),
     "a fragment for a peer": Case(
         sender="b", frame=packet("b", "c", *fragment6(UDP, udp(4000, 5000), more=True)), to=("c",)
     ),

@@ -136,7 +136,20 @@ class TestRules:
         peers = element(text(decided), "peers")
         assert len(peers) == expected
         assert {vm.mac for vm in decided.vms} <= peers
-        assert plan.guest_mac("52:54:00", "7.srv", 0) in peers
+        assert plan.guest_mac(a_site().mac_prefix, "7.srv", 0) in peers
+
+    def test_a_peer_is_one_where_guests_may_be_and_nowhere_else(self) -> None:
+        first, second = PLAN.vms
+        both = replace(SURROUNDINGS, networks=(*SURROUNDINGS.networks, IPv6Network("fd00:1::/64")))
+        for addresses in ({}, {first.tap: "10.0.0.9"}):
+            rules = text(around=both, addresses=addresses)
+            for end in ("daddr", "saddr"):
+                assert f"ether {end} @peers ip {end} @guests ip {end} != @taken accept\n" in rules
+                assert f"ether {end} @peers ip6 {end} @guests6 ip6 {end} != @taken6 accept\n" in rules
+            assert (element(rules, "guests"), element(rules, "guests6")) == ({"10.0.0.0/24"}, {"fd00:1::/64"})
+        # Where the site's own mapping puts them, which it does not tell of other nodes' guests.
+        rules = text(addresses={first.tap: "10.9.0.1", second.tap: "10.0.0.9"})
+        assert element(rules, "guests") == {"0.0.0.0/0"}
 
     def test_a_sisters_guests_are_peers_of_the_mother_superiors(self) -> None:
         sister = a_plan(job=a_job(nodes=(), node_index=1, most_nodes=2), request=a_request(vms_per_node=2))
