@@ -18,10 +18,10 @@ from vtorque.options import ALIASES, OPTIONS
 _HEADER = "# converted from config.sh by vmgr config import\n"
 # What the original shipped, where that differs from our default: a site that left it never decided it.
 _SHIPPED = re.compile(
-    r'NFS_TIMEOUT: 3|(VRDMA|IOCM)_ENABLED_DEFAULT: false|IOCM_MIN_CORES: 0|\w+: "([a-z0-9-]+\.)?my-domain\.com"|'
-    r'SW_PACKAGES_DEBIAN: \["nfs-common", "libnfs1", "openmpi-bin", "libopenmpi-dev", "libmetis5", "libmetis-dev", '
-    r'"9mount"\]|SW_PACKAGES_REDHAT: \["nfs-common", "libnfs1", "nfs-utils", "openmpi", "openmpi-devel", "metis", '
-    r'"metis-devel", "nfs-ganesha-mount-9P"\]'
+    r'NFS_TIMEOUT: 3|(VRDMA|IOCM)_ENABLED_DEFAULT: false|IOCM_MIN_CORES: 0|MAC_PREFIX: "52:54:00"|\w+: "([a-z0-9-]+\.)?'
+    r'my-domain\.com"|SW_PACKAGES_DEBIAN: \["nfs-common", "libnfs1", "openmpi-bin", "libopenmpi-dev", "libmetis5", '
+    r'"libmetis-dev", "9mount"\]|SW_PACKAGES_REDHAT: \["nfs-common", "libnfs1", "nfs-utils", "openmpi", '
+    r'"openmpi-devel", "metis", "metis-devel", "nfs-ganesha-mount-9P"\]'
 )
 _LONGEST = 1024
 _NAME = r"[A-Za-z_][A-Za-z0-9_]*"

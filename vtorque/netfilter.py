@@ -129,9 +129,7 @@ def _usable(vm: VmPlan, address: str, around: Surroundings) -> IPv4Address | IPv
     return found
 
 
-def _own6(
-    vm: VmPlan, around: Surroundings, known: Mapping[str, IPv4Address | IPv6Address]
-) -> tuple[IPv6Address, ...]:
+def _own6(vm: VmPlan, around: Surroundings, known: Mapping[str, IPv4Address | IPv6Address]) -> tuple[IPv6Address, ...]:
     if vm.tap in known:
         address = known[vm.tap]
         return (address,) if isinstance(address, IPv6Address) else ()

@@ -28,7 +28,7 @@ FORMS = {
     # An odd second digit would make it a multicast address.
     "mac": (
         r"[0-9A-Fa-f][02468ACEace](:[0-9A-Fa-f]{2}){0,2}",
-        "1 to 3 octets of a unicast address, like 52:54:00",
+        "1 to 3 octets of a unicast address, like 5a or 52:54:00",
     ),
     # The kernel's IFNAMSIZ is 16, with the final NUL (linux/if.h).
     "interface": (

@@ -83,7 +83,7 @@ class SiteConfig:
     machine_type: str = option("q35", "machine type of guests", choices=("q35", "pc"))
     qemu_user: str = option("libvirt-qemu", "user and group that QEMU runs as", kind="user")
     bridge: str = option("br0", "bridge that guests are attached to", kind="interface")
-    mac_prefix: str = option("52:54:00", "first octets of guests' MAC addresses, 1 to 3", kind="mac")
+    mac_prefix: str = option("5a", "first octets of guests' MAC addresses, 1 to 3, the fewer the safer", kind="mac")
     address_source: str = option(
         "neighbour", "where guests' addresses are learned: the kernel's neighbour table, or ARP_BIN (IPv4 only)",
         choices=("neighbour", "arp"),
@@ -101,14 +101,10 @@ class SiteConfig:
     )
     guest_net_deny: str = option("", "what guests may not reach either, in the same form", kind="endpoints")
 
-    host_os_core_count: int = option(
-        1, "cores of a node that guests do not get", unit="cores", low=0, high=4096
-    )
+    host_os_core_count: int = option(1, "cores of a node that guests do not get", unit="cores", low=0, high=4096)
     host_os_ram_mb: int = option(2048, "memory of a node that guests do not get", kind="size", unit="MiB")
     hugepages: bool = option(False, "guests' memory from the huge pages that the node has set aside")
-    node_core_count: int = option(
-        0, "cores of the largest node, 0 when unknown", unit="cores", low=0, high=65536
-    )
+    node_core_count: int = option(0, "cores of the largest node, 0 when unknown", unit="cores", low=0, high=65536)
     node_ram_mb: int = option(0, "memory of the largest node, 0 when unknown", kind="size", unit="MiB")
     pbs_exclusive_node_alloc: bool = option(
         True, "ask for nodes of one's own: Torque naccesspolicy=uniqueuser, Slurm --exclusive; OpenPBS is not asked"
@@ -135,9 +131,7 @@ class SiteConfig:
         low=0, high=100,
     )
 
-    name_server: str = option(
-        "", "addresses of guests' name servers, empty to leave it to DHCP", kind="addresses"
-    )
+    name_server: str = option("", "addresses of guests' name servers, empty to leave it to DHCP", kind="addresses")
     domain: str = option("", "domain of guests' own names, empty for none", kind="domain")
     search_domain: str = option(
         "", "domains that guests search, with NAME_SERVER only; empty for DOMAIN", kind="domains"

@@ -62,7 +62,10 @@ def guest_hostname(node: str, slot: int) -> str:
 
 
 def guest_mac(prefix: str, job_id: str, rank: int) -> str:
-    """The site's prefix, filled up from a digest of job and rank."""
+    """The site's prefix, filled up from a digest of job and rank.
+
+    Both are partly the user's choice, who may search for a job that has a certain address: of 24 bits in seconds.
+    """
     octets = bytes.fromhex(prefix.replace(":", ""))
     digest = hashlib.sha256(f"{job_id}/{rank}".encode()).digest()
     return (octets + digest)[:_MAC_BYTES].hex(":")

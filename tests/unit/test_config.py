@@ -130,11 +130,11 @@ class TestProblems:
             ),
             (
                 "MAC_PREFIX: 53:54:00",
-                "must be 1 to 3 octets of a unicast address, like 52:54:00, not '53:54:00'",
+                "must be 1 to 3 octets of a unicast address, like 5a or 52:54:00, not '53:54:00'",
             ),
             (
                 "MAC_PREFIX: '52:54:00:00'",
-                "must be 1 to 3 octets of a unicast address, like 52:54:00, not '52:54:00:00'",
+                "must be 1 to 3 octets of a unicast address, like 5a or 52:54:00, not '52:54:00:00'",
             ),
             ("VM_NFS_HOME: /home", "must be empty or server:/export, not '/home'"),
             ("VM_NFS_OPTIONS: rw hard", "must be mount options with commas between them, not 'rw hard'"),
