@@ -37,9 +37,7 @@ class Started:
     ends_cleanly: bool = False
 
 
-def start(
-    plan: JobPlan, base: Probed, *, node: Node, state: JobState, deadline: Deadline
-) -> tuple[Started, ...]:
+def start(plan: JobPlan, base: Probed, *, node: Node, state: JobState, deadline: Deadline) -> tuple[Started, ...]:
     """Start all guests of the plan on its image, as it was probed, several at once.
 
     Raises ImageError when that has changed since, HypervisorError and others of blame NODE; then the ledger tells what
@@ -68,11 +66,11 @@ def start(
 
 
 def _directory(path: Path, state: JobState, deadline: Deadline) -> None:
+    # Before it is in the ledger: what is there is removed by its name.
+    files.require_private(path)
     # QEMU has to reach its overlay by its name.
     with state.taking(Resource(kind=DIRECTORY, name=str(path)), deadline=deadline):
         files.directory(path, mode=0o711)
-        # A RAM disk is often everybody's to write, like /tmp.
-        files.require_trusted(path)
 
 
 def _rendered(
@@ -119,9 +117,7 @@ def _start(
     node.journal.note("started", rank=vm.rank)
 
 
-def _serve(
-    plan: JobPlan, vm: VmPlan, *, owner: tuple[int, int], state: JobState, deadline: Deadline
-) -> None:
+def _serve(plan: JobPlan, vm: VmPlan, *, owner: tuple[int, int], state: JobState, deadline: Deadline) -> None:
     """Start the servers of the guest's shares, when they are processes of their own."""
     for mount, path in zip(plan.mounts, vm.share_sockets, strict=False):
         share_log = _share_log(vm, path)
@@ -131,9 +127,7 @@ def _serve(
             serving.start(mount, path, account=plan.account, owner=owner, log=share_log, deadline=deadline)
 
 
-def _serve_disk(
-    plan: JobPlan, vm: VmPlan, *, owner: tuple[int, int], state: JobState, deadline: Deadline
-) -> None:
+def _serve_disk(plan: JobPlan, vm: VmPlan, *, owner: tuple[int, int], state: JobState, deadline: Deadline) -> None:
     """Start the server of the user's own disk, if the guest has it."""
     path = vm.disk_socket
     if path is None:

@@ -149,6 +149,16 @@ def require_trusted(path: Path, *, owner: int = 0) -> None:
         _require_ours(each, each.lstat(), owner)
 
 
+def require_private(path: Path) -> None:
+    """Refuse `path`, which need not exist, when anybody but root can put something there, or in place of it.
+
+    In a directory like /tmp, everybody's to write with the sticky bit, root's own is safe, and what is missing is not.
+    """
+    there = next(each for each in (path, *path.parents) if os.path.lexists(each))
+    require_trusted(there)
+    _require_ours(there, there.lstat(), 0, unless=0)
+
+
 @contextlib.contextmanager
 def opened_trusted(path: Path, *, owner: int = 0) -> Iterator[int]:
     """A descriptor to read the regular file at the absolute `path`, under the same conditions.
@@ -177,10 +187,10 @@ def opened_trusted(path: Path, *, owner: int = 0) -> Iterator[int]:
         os.close(handle)
 
 
-def _require_ours(path: Path, about: os.stat_result, owner: int) -> None:
+def _require_ours(path: Path, about: os.stat_result, owner: int, *, unless: int = stat.S_ISVTX) -> None:
     if stat.S_ISLNK(about.st_mode):
         raise ConfigError(f"{path} is a symbolic link", hint="name the real path")
     if about.st_uid not in (0, owner):
         raise ConfigError(f"{path} belongs to uid {about.st_uid}", hint=f"chown root {path}")
-    if about.st_mode & 0o022 and not about.st_mode & stat.S_ISVTX:
+    if about.st_mode & 0o022 and not about.st_mode & unless:
         raise ConfigError(f"{path} is writable by others", hint=f"chmod go-w {path}")

@@ -48,10 +48,14 @@ def local(image: Image, *, fs_type: str, site: SiteConfig, deadline: Deadline) -
 
 
 def ramdisk(site: SiteConfig) -> "Cache":
-    """The cache in RAMDISK_DIR; ConfigError when the site has not made that."""
-    if not Path(site.ramdisk_dir).is_dir():
-        raise ConfigError(f"there is no RAMDISK_DIR {site.ramdisk_dir} on this node", hint="mount a tmpfs there")
-    return Cache(Path(site.ramdisk_dir, "images"), site.ramdisk_limit << 20, overlays=_overlays(site))
+    """The cache in RAMDISK_DIR; RequestError where that is missing or not root's alone, since no job has to want it."""
+    place = Path(site.ramdisk_dir)
+    try:
+        place.lstat()
+        files.require_private(place)
+    except (ConfigError, OSError) as error:
+        raise RequestError(f"-vm fs_type=ramdisk: this node has no RAMDISK_DIR of root's own: {error}") from error
+    return Cache(place / "images", site.ramdisk_limit << 20, overlays=_overlays(site))
 
 
 def disk(site: SiteConfig) -> "Cache":
@@ -138,9 +142,8 @@ class Cache:
         )
 
     def _make(self) -> None:
+        files.require_private(self.directory)
         files.directory(self.directory, mode=0o711)
-        # Before anything is written: a RAM disk is often everybody's to write, like /tmp.
-        files.require_trusted(self.directory)
 
     def _space(self) -> tuple[int, int]:
         """The limit, and what is free, in bytes."""
@@ -220,7 +223,7 @@ class Cache:
 
 
 def _overlays(site: SiteConfig) -> list[Path]:
-    return [directory.parent for directory in names.directories(site, "any").values()]
+    return list(names.places(site).values())
 
 
 def _backing(directories: Iterable[Path]) -> set[Path]:

@@ -1,19 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a job's things are called on a node, so that whoever ends it finds them without the plan they came from."""
 
+import contextlib
 import os
 from pathlib import Path
 
+from vtorque import files
 from vtorque.backends.filter import PREFIX
+from vtorque.errors import ConfigError
 from vtorque.options import OPTIONS, SiteConfig
 
 FILTER = "filter"
 """The kind of a job's table in the ledger; its name is the table's."""
 
 
+def places(site: SiteConfig) -> dict[str, Path]:
+    """Where jobs have directories with their guests' overlays, by fs_type."""
+    return {"sharedfs": Path(site.disk_dir), "ramdisk": Path(site.ramdisk_dir, "jobs")}
+
+
 def directories(site: SiteConfig, key: str) -> dict[str, Path]:
-    """Where a job has its guests' overlays, by its fs_type."""
-    return {"sharedfs": Path(site.disk_dir, key), "ramdisk": Path(site.ramdisk_dir, "jobs", key)}
+    """Where job `key` has them, for whoever looks for what it has left: nowhere that is not root's alone."""
+    found = {}
+    for fs_type, place in places(site).items():
+        with contextlib.suppress(ConfigError, OSError):
+            files.require_private(place)
+            found[fs_type] = place / key
+    return found
 
 
 def table(key: str, site: SiteConfig) -> str:

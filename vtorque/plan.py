@@ -195,7 +195,7 @@ def _vm(
     rank = job.node_index * request.vms_per_node + slot
     # The manual's name: it counts on the node, since a sister does not know how many there are in all.
     name = f"{job.key}_{slot + 1}of{request.vms_per_node}"
-    disks = names.directories(site, job.key)[request.fs_type]
+    disks = names.places(site)[request.fs_type] / job.key
     pinned = request.pinning != "false"
     return VmPlan(
         rank=rank,

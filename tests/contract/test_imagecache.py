@@ -23,7 +23,7 @@ import pytest
 from tests.builders import an_image
 from tests.contract.test_catalogue import NAME, Site
 from tests.contract.test_lifecycle import Scene
-from vtorque import catalogue, imageprobe, images, request
+from vtorque import catalogue, imageprobe, images, lifecycle, request, service
 from vtorque.deadline import Deadline
 from vtorque.errors import CommandError, DeadlineExceeded, ImageError
 from vtorque.imagecache import Cache
@@ -375,11 +375,54 @@ def test_a_disk_of_the_wrong_size_is_the_users_fault(root: Path, changes: dict[s
     assert says in failed and '"blame": "user"' in failed
 
 
-def test_without_a_ram_disk_it_is_the_nodes_fault(root: Path) -> None:
-    scene = Scene(root, ramdisk_dir=str(root / "none"))
+@pytest.mark.parametrize("mode", [None, 0o1777])
+def test_without_a_ram_disk_of_roots_own_the_node_goes_on_with_others(root: Path, mode: int | None) -> None:
+    if mode:
+        (root / "ram").mkdir()
+        (root / "ram").chmod(mode)
+    scene = Scene(root, ramdisk_dir=str(root / "ram"), node_failure_limit=1)
     scene.prologue(request=wish(scene, fs_type="ramdisk"))
     failed = (scene.state.path / "failed").read_text()
-    assert "there is no RAMDISK_DIR" in failed and '"blame": "node"' in failed and not (root / "none").exists()
+    assert "this node has no RAMDISK_DIR of root's own" in failed and '"blame": "user"' in failed
+    assert list((root / "ram").glob("*")) == [] and not service.look(scene.node.site).out
+
+
+@pytest.mark.parametrize("sweeps", [True, False])
+def test_root_looks_for_nothing_below_what_a_user_can_change(root: Path, sweeps: bool) -> None:
+    """A link in place of `jobs` or of a job's directory had the files of others deleted, by their names."""
+    ram, victim = root / "ram", root / "victim"
+    victim.mkdir(mode=0o700)
+    for number in (7, 9):
+        (victim / f"{number}.srv_1of1.qcow2").touch()
+        (victim / f"{number}.srv_1of1.console").touch()
+    before = sorted(victim.iterdir())
+    (ram / "jobs").mkdir(parents=True)
+    ram.chmod(0o1777)
+    os.chown(ram / "jobs", 65534, 65534)
+    for number in (7, 9):
+        (ram / "jobs" / f"{number}.srv").symlink_to(victim)
+    (root / "disks/9.srv").mkdir(parents=True)
+    (root / "disks/9.srv/9.srv_1of1.qcow2").touch()
+    scene = Scene(root, ramdisk_dir=str(ram))
+    if sweeps:
+        assert lifecycle.sweep(scene.node, deadline=Deadline(20)) == ["9.srv"]
+        assert not (root / "disks/9.srv").exists(), "what is root's own is given back as ever"
+    else:
+        scene.prologue()
+        scene.epilogue()
+        assert scene.left() == []
+    assert sorted(victim.iterdir()) == before and (ram / "jobs/7.srv").is_symlink()
+
+
+def test_what_is_not_yet_there_is_not_made_where_others_can_write(root: Path) -> None:
+    (root / "disks").mkdir()
+    (root / "disks").chmod(0o1777)
+    scene = Scene(root)
+    scene.prologue()
+    assert "disks is writable by others" in (scene.state.path / "failed").read_text()
+    assert [each.name for each in (root / "disks").iterdir()] in ([], ["service.json"])
+    scene.epilogue()
+    assert not scene.state.exists
 
 
 def test_an_image_by_url_starts_from_the_nodes_own_copy(root: Path, web: Web) -> None:

@@ -12,7 +12,7 @@ import pytest
 from tests.builders import a_site, an_image
 from vtorque import imagecache
 from vtorque.deadline import Deadline
-from vtorque.errors import Blame, ConfigError, ImageError
+from vtorque.errors import Blame, ConfigError, ImageError, RequestError
 from vtorque.imagecache import Cache
 
 MIB = 1 << 20
@@ -152,13 +152,24 @@ def test_while_somebody_else_fetches_it_we_wait_no_longer_than_we_may(tmp_path: 
             pass
 
 
-def test_a_node_without_a_ram_disk_says_so() -> None:
-    site = a_site(ramdisk_dir="/no/such/place")
+@pytest.mark.parametrize(("name", "mode", "says"), [
+    ("none", 0o755, "no RAMDISK_DIR of root's own: .*No such file.*none"), ("ram", 0o1777, "ram is writable by others"),
+    ("ram", 0o775, "ram is writable by others"), ("link", 0o755, "link is a symbolic link"),
+])
+def test_whoever_asks_for_a_ram_disk_that_is_missing_or_not_roots_alone_is_told_so(
+    tmp_path: Path, name: str, mode: int, says: str
+) -> None:
+    """It is he who asked for it: the node serves others."""
+    (tmp_path / "ram").mkdir()
+    (tmp_path / "ram").chmod(mode)
+    (tmp_path / "link").symlink_to(tmp_path / "ram")
+    site = a_site(ramdisk_dir=str(tmp_path / name))
     with (
-        pytest.raises(ConfigError, match="there is no RAMDISK_DIR /no/such/place"),
+        pytest.raises(RequestError, match=says),
         imagecache.local(an_image(), fs_type="ramdisk", site=site, deadline=Deadline(1)),
     ):
         pass
+    assert list((tmp_path / "ram").iterdir()) == []
 
 
 @pytest.mark.parametrize("digest", ["", "x" * 64, "../" * 21 + "a", "A" * 64])
