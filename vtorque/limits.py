@@ -51,6 +51,12 @@ def check(request: VmRequest, site: SiteConfig, groups: Collection[str]) -> None
     """
     if request.disk and not site.disk_allowed:
         raise RequestError("-vm disk=: this cluster allows no disks of users")
+    for key in ("iocm", "vrdma", "unclot"):
+        if getattr(request, key) and not getattr(site, f"{key}_enabled"):
+            raise RequestError(f"-vm {key}=: {key} is off on this cluster")
+    low, high = site.iocm_min_cores, site.iocm_max_cores
+    if request.iocm and not low <= request.iocm_min_cores <= request.iocm_max_cores <= high:
+        raise RequestError(f"-vm iocm=: this cluster allows {low} to {high} cores of IOcm")
     everybody = {"vcpus": site.max_vcpus, "ram": site.max_ram, "vms_per_node": site.max_vms_per_node,
                  "disk_size": site.max_disk_size}
     _require(request, {key: most for key, most in everybody.items() if most}, "this cluster")

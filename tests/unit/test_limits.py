@@ -2,6 +2,7 @@
 """What a site allows: everybody, groups, images."""
 
 
+import contextlib
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,23 @@ def test_what_is_beyond_a_limit_is_refused_with_the_numbers(
     change: dict[str, object], groups: tuple[str, ...], says: str
 ) -> None:
     assert says in refusal(a_request()._replace(**change), *groups)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("key", ["iocm", "vrdma", "unclot"])
+def test_what_the_site_has_switched_off_is_refused_and_else_is_not(key: str) -> None:
+    """vsub leaves it out; who writes a request himself asks for it all the same."""
+    wanted = a_request(**{key: True}, iocm_min_cores=1, iocm_max_cores=4)
+    with pytest.raises(RequestError, match=f"-vm {key}=: {key} is off on this cluster"):
+        limits.check(wanted, SiteConfig(), [])
+    limits.check(wanted, SiteConfig(**{f"{key}_enabled": True}), [])
+    limits.check(a_request(**{key: False}), SiteConfig(), [])
+
+
+@pytest.mark.parametrize(("least", "most", "good"), [(1, 12, True), (2, 3, True), (0, 12, False), (1, 13, False)])
+def test_iocm_keeps_to_the_sites_cores(least: int, most: int, good: bool) -> None:
+    wanted, site = a_request(iocm=True, iocm_min_cores=least, iocm_max_cores=most), SiteConfig(iocm_enabled=True)
+    with contextlib.nullcontext() if good else pytest.raises(RequestError, match="allows 1 to 12 cores of IOcm"):
+        limits.check(wanted, site, [])
 
 
 def test_what_is_within_them_passes_and_the_most_generous_group_counts() -> None:
