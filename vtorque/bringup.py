@@ -60,9 +60,7 @@ def reporter(wanted: Demand, side: UserSide, journal: Journal, deadline: Deadlin
     return report
 
 
-def start(
-    wanted: Demand, node: Node, record: JobState, *, deadline: Deadline
-) -> tuple[JobPlan, tuple[Started, ...]]:
+def start(wanted: Demand, node: Node, record: JobState, *, deadline: Deadline) -> tuple[JobPlan, tuple[Started, ...]]:
     """Plan this node's guests and start them. What is taken is in the ledger.
 
     A node that is busy is waited for where failing would drain it, as long as there
@@ -78,9 +76,7 @@ def start(
             deadline.pause(_BUSY_PAUSE_SECONDS, promises)
 
 
-def _start(
-    wanted: Demand, node: Node, record: JobState, *, deadline: Deadline
-) -> tuple[JobPlan, tuple[Started, ...]]:
+def _start(wanted: Demand, node: Node, record: JobState, *, deadline: Deadline) -> tuple[JobPlan, tuple[Started, ...]]:
     with _image(wanted, node, deadline) as image:
         node.journal.note("image")
         base = imageprobe.probe(image.path, deadline=deadline, trusted=True)
@@ -99,7 +95,7 @@ def gather(
     """The guests of all sisters, or of all nodes from the `first` on, as soon as each has published hers.
 
     Raises NodeFailed that names the nodes whose guests did not come, or says of
-    one why; StateError when one says nonsense, GenerationClosed when the start is over.
+    one why, or that it says nonsense; GenerationClosed when the start is over.
     """
     job = wanted.job
     missing = dict(enumerate(job.nodes[first:], first))
@@ -130,18 +126,12 @@ def _image(wanted: Demand, node: Node, deadline: Deadline) -> Iterator[Image]:
     images.require_trusted(image)
     if node.site.vm_images_verified:
         image = image._replace(verified=images.is_sealed(image.path.parent, image.sha256))
-    with imagecache.local(
-        image, fs_type=wanted.request.fs_type, site=node.site, deadline=deadline
-    ) as local:
+    with imagecache.local(image, fs_type=wanted.request.fs_type, site=node.site, deadline=deadline) as local:
         yield local
 
 
-def _decide(
-    wanted: Demand, image: Image, header: Header, node: Node, record: JobState, deadline: Deadline
-) -> JobPlan:
-    request.check_disk_size(
-        wanted.request, most_mib=node.site.max_disk_size, image_bytes=header.size
-    )
+def _decide(wanted: Demand, image: Image, header: Header, node: Node, record: JobState, deadline: Deadline) -> JobPlan:
+    request.check_disk_size(wanted.request, most_mib=node.site.max_disk_size, image_bytes=header.size)
     make = partial(
         plan.make, job=wanted.job, account=wanted.account, request=wanted.request, image=image, site=node.site
     )

@@ -12,7 +12,7 @@ from typing import Any
 
 from vtorque import files, state, units
 from vtorque.backends.hypervisor import Usage
-from vtorque.errors import RequestError, StateError
+from vtorque.errors import RequestError, StateError, printable
 from vtorque.model import JobId, job_id, job_key
 
 Look = Callable[[str], Usage | None]
@@ -201,7 +201,7 @@ def table(lines: Sequence[Guest]) -> str:
             line.job, line.user, line.rank, line.node, line.state, line.address, line.vcpus, line.cpus or None,
             memory, cpu, age,
         )
-        rows.append(tuple("-" if cell is None else str(cell) for cell in cells))
+        rows.append(tuple("-" if cell is None else printable(str(cell)) for cell in cells))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() + "\n" for row in rows

@@ -20,8 +20,11 @@ from vtorque.plan import guest_uuid
 _SCHEMA = 1
 _HOSTNAME = re.compile(r"v[A-Za-z0-9](?:[A-Za-z0-9-]{0,60}[A-Za-z0-9])?-[0-9]{1,3}", re.ASCII)
 _NODE = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9.-]{0,252})", re.ASCII)
+# Without a zone, %eth0 of IPv6, which ipaddress lets be any text.
+_ADDRESS = re.compile(r"[0-9A-Fa-f.:]+", re.ASCII)
 _KEY = re.compile(r"ssh-ed25519 [A-Za-z0-9+/]{68}", re.ASCII)
 _CPUS = re.compile(r"(?:[0-9]{1,5}(?:,[0-9]{1,5})*)?", re.ASCII)
+_FORMS = {"hostname": _HOSTNAME, "node": _NODE, "address": _ADDRESS, "host_key": _KEY, "cpus": _CPUS}
 _REASON = 500
 
 LIMIT = 1 << 19
@@ -75,9 +78,9 @@ def as_json(peer: Peer) -> dict[str, object]:
 
 
 def read(text: str, *, job: str, node_index: int, request: VmRequest) -> tuple[Peer, ...]:
-    """The guests that a node has published; NodeFailed when it says why there are none.
+    """The guests that a node has published; NodeFailed when it says why there are none, or says nonsense.
 
-    Raises StateError when it is not what that node has to say.
+    That is the user's, whose directory it is in, and no reason to count or drain any node.
     """
     try:
         data = json.loads(text)
@@ -87,11 +90,11 @@ def read(text: str, *, job: str, node_index: int, request: VmRequest) -> tuple[P
             raise _failed(data)
         peers = tuple(from_json(each) for each in data["guests"])
     except (ValueError, KeyError, TypeError, RecursionError):
-        raise StateError(f"what node {node_index} published is not its guests") from None
+        raise NodeFailed(f"what node {node_index} published is not its guests", Blame.USER) from None
     first = node_index * request.vms_per_node
     expected = [(rank, str(guest_uuid(job, rank))) for rank in range(first, first + request.vms_per_node)]
     if [(each.rank, each.uuid) for each in peers] != expected:
-        raise StateError(f"what node {node_index} published are not the guests of its ranks")
+        raise NodeFailed(f"what node {node_index} published are not the guests of its ranks", Blame.USER)
     return peers
 
 
@@ -99,7 +102,7 @@ def from_json(data: Mapping[str, Any]) -> Peer:
     """A guest that was written down; ValueError, KeyError or TypeError when it is not one."""
     if type(data["rank"]) is not int or not all(isinstance(data[key], str) for key in data if key != "rank"):
         raise ValueError("types")
-    for pattern, key in ((_HOSTNAME, "hostname"), (_NODE, "node"), (_KEY, "host_key"), (_CPUS, "cpus")):
+    for key, pattern in _FORMS.items():
         if pattern.fullmatch(data[key]) is None:
             raise ValueError(key)
     return Peer(

@@ -23,7 +23,7 @@ from tests.fakes.filter import FakeFilter
 from tests.fakes.guest import FakeAddresses, FakeSession, FakeTransport
 from tests.fakes.hypervisor import FakeHypervisor
 from tests.fakes.node import a_node
-from vtorque import guard, guardpost, images, lifecycle, plan, published, request, state
+from vtorque import guard, guardpost, images, lifecycle, plan, published, request, service, state
 from vtorque.accounting import Journal
 from vtorque.bringup import ABORTED
 from vtorque.deadline import Deadline
@@ -294,9 +294,23 @@ def test_a_second_start_is_not_fooled_by_what_the_first_published(make: Callable
 def test_what_a_user_publishes_himself_is_no_guest(make: Callable[..., Cluster], text: str) -> None:
     cluster = make()
     (cluster.directory / published.name(cluster.sisters[1].job)).write_text(text)
-    cluster.sisters[0].start()
+    mother = cluster.sisters[0]
+    mother.start()
     assert cluster.failed()
-    cluster.sisters[0].end()
+    assert service.look(mother.node.site).row == (), "it says nothing of a node"
+    mother.end()
+
+
+@pytest.mark.parametrize("system", ["torque", "slurm"])
+def test_nonsense_that_a_user_publishes_drains_no_node(make: Callable[..., Cluster], system: str) -> None:
+    cluster = make()
+    mother = cluster.sisters[0]
+    mother.node = replace(mother.node, site=mother.node.site.but(batch_system=system, requeue_limit=1))
+    (cluster.directory / published.name(cluster.sisters[1].job)).write_text("nonsense")
+    mother.start()
+    assert cluster.failed() == "what node 1 published is not its guests"
+    assert json.loads((mother.record.path / state.FAILED).read_text())["blame"] == "user"
+    mother.end()
 
 
 def test_a_guest_that_stops_is_reported_to_the_wrapper(make: Callable[..., Cluster]) -> None:

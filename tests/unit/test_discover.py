@@ -166,17 +166,17 @@ def test_a_guests_own_words_are_one_line_that_no_terminal_obeys(
 
 def test_whose_fault_it_was_arrives_whatever_the_words_are(monkeypatch: pytest.MonkeyPatch) -> None:
     """Else any user could have other nodes taken out for faults of his own."""
-    def arrives() -> Blame:
+    def arrives() -> tuple[Blame, str]:
         text = published.failure_text("n2", "his metadata\n\x1b[2J", Blame.USER)
         try:
             published.read(text, job="7.srv", node_index=1, request=a_request())
         except VtorqueError as error:
-            return error.blame
-        return Blame.BUG
+            return error.blame, error.brief
+        return Blame.BUG, ""
 
-    assert arrives() is Blame.USER
+    assert arrives() == (Blame.USER, "node n2: his metadata ?[2J")
     monkeypatch.setattr(published, "printable", lambda text: text)
-    assert arrives() is Blame.NODE
+    assert arrives() == (Blame.USER, "what node 1 published is not its guests")
 
 
 def test_a_guest_that_stopped_is_not_waited_for(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import argparse
 import json
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -184,6 +185,15 @@ def test_the_table_lines_up_and_the_json_has_null_for_what_is_not_known(tmp_path
     assert list(one) == ["job", "user", "rank", "name", "hostname", "node", "state", "address", "vcpus",
                          "memory_mib", "cpu_seconds", "age_seconds", "cpus", "reason"]
     assert (one["age_seconds"], one["cpu_seconds"], one["reason"]) == (3700, None, None)
+
+
+def test_a_table_is_a_line_for_each_guest_whatever_was_written_down_of_it(tmp_path: Path) -> None:
+    record(tmp_path, vms=1)
+    (line,) = lines(seen(tmp_path)[0])
+    forged = replace(line, address="fe80::1%\x1b]0;owned\x07\n99.srv  root  0  n1  running  10.0.0.1", user="a\u202eb")
+    head, only = observe.table([forged]).splitlines()
+    assert head.startswith("JOB") and only.startswith("7.srv  a?b") and only.isprintable()
+    assert "fe80::1%?]0;owned? 99.srv root" in only
 
 
 def test_a_terminal_obeys_nothing_that_a_guest_prints_however_it_is_cut() -> None:

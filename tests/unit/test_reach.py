@@ -28,3 +28,10 @@ def test_an_answer_and_a_refusal_mean_that_somebody_is_there(monkeypatch: pytest
     monkeypatch.setattr(socket, "socket", Connection)
     found = reach.answering([*AT_ONCE, *LATER], port=22, seconds=5)
     assert found == {"10.0.0.1", "10.0.0.2", "10.0.1.1", "10.0.1.2", "fd00::2"}
+
+
+def test_what_is_no_address_keeps_nobody_from_answering() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        found = reach.answering(["fe80::1%no such\nzone", "127.0.0.1", "not an address"], port=port, seconds=5)
+    assert found == {"127.0.0.1"}

@@ -27,11 +27,13 @@ def _answering(addresses: Collection[str], port: int, seconds: float) -> set[str
         for address in addresses:
             family = socket.AF_INET6 if ":" in address else socket.AF_INET
             connection = stack.enter_context(socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK))
-            trouble = connection.connect_ex((address, port))
-            if trouble in (0, errno.ECONNREFUSED):
-                found.add(address)
-            elif trouble == errno.EINPROGRESS:
-                selector.register(connection, selectors.EVENT_WRITE, address)
+            # Nobody answers at what is no address (socket.gaierror).
+            with contextlib.suppress(OSError):
+                trouble = connection.connect_ex((address, port))
+                if trouble in (0, errno.ECONNREFUSED):
+                    found.add(address)
+                elif trouble == errno.EINPROGRESS:
+                    selector.register(connection, selectors.EVENT_WRITE, address)
         for connection, address in _events(selector, seconds):
             if connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) in (0, errno.ECONNREFUSED):
                 found.add(address)
