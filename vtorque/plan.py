@@ -18,13 +18,7 @@ _TAP_DIGITS = 12
 
 
 def make(
-    *,
-    job: Job,
-    account: Account,
-    request: VmRequest,
-    image: Image,
-    site: SiteConfig,
-    shape: NodeShape,
+    *, job: Job, account: Account, request: VmRequest, image: Image, site: SiteConfig, shape: NodeShape
 ) -> JobPlan:
     """Decide everything about the job's guests on this node.
 
@@ -108,22 +102,17 @@ def _check_memory(request: VmRequest, site: SiteConfig, shape: NodeShape) -> Non
 
 
 def _check_pages(request: VmRequest, site: SiteConfig, shape: NodeShape) -> None:
-    """There may be too few because the administrator set too few aside, or too many: no fault of the user's."""
+    """A node without any is the administrator's fault; to want more than there are is the user's."""
     size = numa.page_size(request, shape)
-    there = numa.all_pages(shape, size)
-    needed = request.vms_per_node * numa.pages_of(request.memory_mib, size)
-    if not size or needed > there:
-        pages = f"{needed} huge pages of {size} KiB" if size else "huge pages"
-        raise ConfigError(
-            f"HUGEPAGES: {_guests(request)} of {request.memory_mib} MiB need {pages}; node {shape.name} has {there}",
-            hint="raise vm.nr_hugepages on the node, or HUGEPAGES: false",
-        )
+    if not size:
+        raise ConfigError(f"HUGEPAGES: node {shape.name} has none", hint="vm.nr_hugepages, or HUGEPAGES: false")
+    there, needed = numa.all_pages(shape, size), request.vms_per_node * numa.pages_of(request.memory_mib, size)
     own, offered = _memory(request, site), _plain_mib(site, shape)
-    if own > offered:
-        raise ConfigError(
-            f"HUGEPAGES: {_guests(request)} need {own} MiB beside their huge pages; "
-            f"node {shape.name} offers {offered} MiB",
-            hint="lower vm.nr_hugepages on the node",
+    if needed > there or own > offered:
+        raise RequestError(
+            f"{_guests(request)} of {request.memory_mib} MiB need {needed} huge pages of {size} KiB "
+            f"and {own} MiB beside them; node {shape.name} has {there} and {offered} MiB",
+            hint="lower -vm ram= or -vm vms_per_node=",
         )
 
 
