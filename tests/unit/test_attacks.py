@@ -48,7 +48,11 @@ ATTACKS: dict[str, tuple[str, ...]] = {
         "unit/test_torque.py::test_what_is_no_job_id_is_refused",
         "unit/test_slurm.py::test_what_is_no_job_id_is_refused",
     ),
-    "1.7": (f"{LIFE}test_nothing_is_made_where_everybody_may_write",),
+    "1.7": (
+        f"{LIFE}test_nothing_is_made_where_everybody_may_write",
+        "contract/test_imagecache.py::test_root_looks_for_nothing_below_what_a_user_can_change",
+        "contract/test_imagecache.py::test_what_is_not_yet_there_is_not_made_where_others_can_write",
+    ),
     "1.8": (
         f"{HOOKS}test_a_program_that_others_can_change_starts_nothing",
         f"{HOOKS}test_a_poisoned_environment_does_not_reach_root",
@@ -110,6 +114,8 @@ ATTACKS: dict[str, tuple[str, ...]] = {
         f"{HOOKS}test_a_request_that_root_refuses_is_told_on_the_jobs_stderr",
         f"{REQUEST}test_arbitrary_content_is_refused_and_nothing_worse",
         "unit/test_fuzz.py::test_a_changed_request_is_refused_or_is_another_one_spelled_rightly",
+        "unit/test_limits.py::test_what_the_site_has_switched_off_is_refused_and_else_is_not",
+        "unit/test_limits.py::test_iocm_keeps_to_the_sites_cores",
     ),
     "2.5": (
         f"{REQUEST}test_a_text_above_the_limit_is_not_even_parsed",
@@ -141,6 +147,8 @@ ATTACKS: dict[str, tuple[str, ...]] = {
         "unit/test_audit.py::test_a_hostile_name_is_one_line_of_bounded_length_and_plain_ascii",
         f"{OBSERVE}test_log_entries_of_the_job_only_each_a_line_that_cannot_be_forged",
         f"{CATALOGUE}test_hostile_text_does_nothing_to_a_terminal",
+        f"{OBSERVE}test_a_table_is_a_line_for_each_guest_whatever_was_written_down_of_it",
+        "unit/test_published.py::test_what_is_no_guest_is_refused",
     ),
     "2.12": (
         f"{CATALOGUE}test_no_name_leads_out_of_the_catalogue",
@@ -207,6 +215,8 @@ ATTACKS: dict[str, tuple[str, ...]] = {
     "4.13": (
         f"{DISCOVER}test_whose_fault_it_was_arrives_whatever_the_words_are",
         "contract/test_service.py::test_what_one_users_guests_say_does_not_take_the_node_out",
+        f"{SISTERS}test_nonsense_that_a_user_publishes_drains_no_node",
+        "contract/test_imagecache.py::test_without_a_ram_disk_of_roots_own_the_node_goes_on_with_others",
     ),
     "4.14": (f"{OBSERVE}test_a_file_that_is_not_there_or_not_a_file_is_refused",),
     "4.15": (
