@@ -68,12 +68,15 @@ def _undo(
     if not job.nodes:
         # A sister has no wrapper: she has told the mother superior.
         return
-    # Without it the wrapper knows that the prologue did not end; with an error from here mom would start it for ever.
-    with contextlib.suppress(OSError):
+    try:
         if not record.exists:
             record.create(user=job.user)
         node.journal.keep(record.path)
         record.publish(state.FAILED, markers.failure_marker(error), group=accounts.primary_group(job.user))
+    except OSError:
+        # A disk on which nothing can be told does not count either how often it is tried again: not at once.
+        deadline.pause(_BUSY_PAUSE_SECONDS)
+        raise
 
 
 def _had_a_guest(record: JobState) -> bool:
