@@ -19,7 +19,7 @@ import paramiko
 import pytest
 
 from tests import ports
-from vtorque.backends.transport import KeyPair, keys, reach, reader
+from vtorque.backends.transport import KeyPair, keys, reach, reader, ssh
 from vtorque.backends.transport.ssh import LoginRefused, NotListening, OutputLost, Ssh, SshSession
 from vtorque.deadline import Deadline
 from vtorque.errors import DeadlineExceeded, TransportError, WrongHostKey
@@ -176,6 +176,22 @@ def test_a_word_that_comes_before_a_command_is_for_it(session: SshSession) -> No
     session.send(b"early\n")
     command = "read -r first; read -r second; echo $first $second"
     assert collect(session, command, b"order\n") == (0, b"order early\n", b"")
+
+
+def test_the_end_of_one_command_is_not_taken_for_that_of_the_next(
+    session: SshSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever passes on what is sent to the first may still be about to."""
+    real, waits = ssh._type, [1.0, 0.0]
+
+    def late(*words: object) -> None:
+        time.sleep(waits.pop(0))
+        real(*words)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(ssh, "_type", late)
+    assert collect(session, "true") == (0, b"", b"")
+    threading.Timer(0.5, session.send, (b"word\n",)).start()
+    assert collect(session, "read -r said; echo got $said") == (0, b"got word\n", b"")
 
 
 def test_a_word_may_come_while_the_order_is_sent(session: SshSession, monkeypatch: pytest.MonkeyPatch) -> None:

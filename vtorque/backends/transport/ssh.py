@@ -122,8 +122,9 @@ class SshSession:
         self._transport = transport
         self._address = address
         self._channel: paramiko.Channel | None = None
-        # For the command that runs, or for the next one; nothing at a command's end.
-        self._words: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+        # For the command that runs, which has nothing as its end; and for the next one.
+        self._words: queue.SimpleQueue[bytes] | None = None
+        self._early: queue.SimpleQueue[bytes] = queue.SimpleQueue()
 
     def run(
         self,
@@ -149,11 +150,8 @@ class SshSession:
                 ]
                 if stdin:
                     channel.sendall(stdin)
-                threading.Thread(target=_type, args=(self._words.get, channel), daemon=True).start()
-            try:
+            with self._listening(channel):
                 return self._end(channel, readers)
-            finally:
-                self._words.put(b"")
 
     def interact(self, command: str, *, terminal: Terminal, display: XServer | None = None) -> int:
         """Run a command on a terminal; what is typed goes there until the command ends."""
@@ -174,7 +172,7 @@ class SshSession:
     def send(self, data: bytes) -> None:
         """More input for the running command, or for the next one; lost when it has just ended."""
         # A signal handler must take none of paramiko's locks, and a channel's timeout is its readers' as well.
-        self._words.put(data)
+        (self._words or self._early).put(data)
 
     def close(self) -> None:
         """End the connection at once."""
@@ -197,6 +195,20 @@ class SshSession:
             raise
         finally:
             timer.cancel()
+
+    @contextlib.contextmanager
+    def _listening(self, channel: paramiko.Channel) -> Iterator[None]:
+        """Pass on what is sent to the command; each has words of its own, whatever the one before it left."""
+        words: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+        threading.Thread(target=_type, args=(words.get, channel), daemon=True).start()
+        while not self._early.empty():
+            words.put(self._early.get())
+        self._words = words
+        try:
+            yield
+        finally:
+            self._words = None
+            words.put(b"")
 
     @contextlib.contextmanager
     def _losing(self) -> Iterator[None]:
