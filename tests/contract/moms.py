@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The local engine's mom in a scratch directory, and hooks that tell what they see."""
 
+import contextlib
 import json
 import os
 import pwd
@@ -13,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from vtorque.deadline import Deadline
+from vtorque.errors import DeadlineExceeded
 from vtorque.mom import hooks
 from vtorque.mom.life import Life, Timing
 from vtorque.mom.places import Place
@@ -50,12 +53,11 @@ def written(path: Path) -> bool:
 
 def gone(pid: int) -> bool:
     """Whether a process that was killed has died, or does in a while."""
-    end = time.monotonic() + 30
-    while Path(f"/proc/{pid}/exe").exists():
-        if time.monotonic() > end:
-            return False
-        time.sleep(0.005)
-    return True
+    with contextlib.suppress(DeadlineExceeded):
+        for _ in Deadline(30).ticks(doing="see it die"):
+            if not Path(f"/proc/{pid}/exe").exists():
+                return True
+    return False
 
 
 class Mom:
