@@ -14,12 +14,14 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from queue import Queue
 
 import paramiko
 import pytest
 
 from tests import ports
 from vtorque.backends.transport import KeyPair, keys, reach, reader, ssh
+from vtorque.backends.transport.session import Terminal
 from vtorque.backends.transport.ssh import LoginRefused, NotListening, OutputLost, Ssh, SshSession
 from vtorque.deadline import Deadline
 from vtorque.errors import DeadlineExceeded, TransportError, WrongHostKey
@@ -205,6 +207,33 @@ def test_a_word_may_come_while_the_order_is_sent(session: SshSession, monkeypatc
 
     monkeypatch.setattr(paramiko.Channel, "_wait_for_send_window", interrupted)
     assert collect(session, "head -c 11", b"order\n") == (0, b"order\nTERM\n", b"")
+
+
+def test_a_terminals_new_size_waits_for_nothing_in_a_signal_handler(session: SshSession) -> None:
+    """Slurm's pty sends two SIGWINCH at once: the second handler finds the first one with paramiko's lock held."""
+    size, up, typed = [(80, 24)], threading.Event(), Queue[bytes]()
+
+    def shown(data: bytes) -> None:
+        if b"up" in data:
+            up.set()
+
+    terminal = Terminal(term="vt220", size=lambda: size[0], read=typed.get, write=shown)
+    statuses: list[int] = []
+    command = "echo up; until [ \"$(stty size)\" = '50 132' ]; do sleep 0.05; done; exit 7"
+    running = threading.Thread(
+        target=lambda: statuses.append(session.interact(command, terminal=terminal)), daemon=True
+    )
+    running.start()
+    assert up.wait(20)
+    with session._transport.clear_to_send_lock:
+        size[0] = (132, 50)
+        changing = threading.Thread(target=session.resize, daemon=True)
+        changing.start()
+        changing.join(20)
+        assert not changing.is_alive()
+    running.join(20)
+    typed.put(b"")
+    assert statuses == [7]
 
 
 def test_the_end_of_much_output_comes_over_a_slow_link(daemon: Daemon) -> None:

@@ -167,8 +167,9 @@ def test_an_interactive_job_is_a_terminal_in_the_guest(site: SlurmLab) -> None:
         user.until(sees)
     user.until(_PROMPT)
     user.resize(columns=77, rows=22)
-    user.types("stty size\r")
-    user.until(r"22 77\s")
+    # A size and what is typed take different ways, and either may be there first.
+    user.types("until [ \"$(stty size)\" = '22 77' ]; do sleep 0.1; done; echo re''sized\r")
+    user.until(r"resized\s")
     user.until(_PROMPT)
     # A program in the foreground: before that Ctrl-C would be the shell's own.
     user.types("sh -c 'echo sleep''ing; exec sleep 1000'\r")

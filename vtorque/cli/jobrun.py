@@ -133,7 +133,7 @@ class _Bridge:
         if not about.interactive:
             return _run(session, text, display=shown)
         with _raw_terminal() as terminal:
-            signal.signal(signal.SIGWINCH, lambda number, frame: session.resize(*_size()))
+            signal.signal(signal.SIGWINCH, lambda number, frame: session.resize())
             deadline = Deadline(self._site.timeout)
             return run.on_terminal(session, text, terminal=terminal, display=shown, deadline=deadline)
 
@@ -220,11 +220,9 @@ def _raw_terminal() -> Iterator[Terminal]:
     if before is not None:
         # What was typed while the guest was booting stays: the shell is going to read it.
         tty.setraw(0, termios.TCSADRAIN)
-    columns, rows = _size()
     try:
         yield Terminal(
-            term=os.environ.get("TERM", "dumb"), columns=columns, rows=rows,
-            read=lambda: os.read(0, 1 << 16), write=_writer(1),
+            term=os.environ.get("TERM", "dumb"), size=_size, read=lambda: os.read(0, 1 << 16), write=_writer(1),
         )
     finally:
         if before is not None:

@@ -13,11 +13,10 @@ Sink = Callable[[bytes], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Terminal:
-    """The terminal that a command in a guest gets: its type and size, and where its other end is here."""
+    """The terminal that a command in a guest gets: its type, its columns and rows, and where its other end is here."""
 
     term: str
-    columns: int
-    rows: int
+    size: Callable[[], tuple[int, int]]
     read: Callable[[], bytes]
     write: Sink
 
@@ -64,8 +63,8 @@ class Session(Protocol):
         """Run a command on a terminal of its own, to its end; its exit status, or TransportError."""
         ...
 
-    def resize(self, columns: int, rows: int) -> None:
-        """Tell the command that its terminal has another size; may be called from a signal handler."""
+    def resize(self) -> None:
+        """The terminal may have another size now: tell its command; may be called from a signal handler."""
         ...
 
     def send(self, data: bytes) -> None:

@@ -62,9 +62,7 @@ class Ssh:
     def __init__(self, port: int = _PORT) -> None:
         self._port = port
 
-    def open(
-        self, address: str, *, user: str, key: str, host_key: str, deadline: Deadline
-    ) -> "SshSession":
+    def open(self, address: str, *, user: str, key: str, host_key: str, deadline: Deadline) -> "SshSession":
         """Log in; NotListening, WrongHostKey, LoginRefused or another TransportError."""
         transport = self._transport(address, deadline)
         try:
@@ -121,18 +119,16 @@ class SshSession:
     def __init__(self, transport: paramiko.Transport, address: str) -> None:
         self._transport = transport
         self._address = address
-        self._channel: paramiko.Channel | None = None
         # For the command that runs, which has nothing as its end; and for the next one.
         self._words: queue.SimpleQueue[bytes] | None = None
         self._early: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+        self._resized: queue.SimpleQueue[bool] = queue.SimpleQueue()
 
     def run(
         self,
         command: str,
         *,
-        stdin: bytes,
-        stdout: Sink,
-        stderr: Sink,
+        stdin: bytes, stdout: Sink, stderr: Sink,
         deadline: Deadline | None,
         display: XServer | None = None,
     ) -> int:
@@ -157,17 +153,20 @@ class SshSession:
         """Run a command on a terminal; what is typed goes there until the command ends."""
         with self._losing():
             channel = self._open(display)
-            channel.get_pty(terminal.term, terminal.columns, terminal.rows)
+            channel.get_pty(terminal.term, *terminal.size())
             channel.exec_command(command)
             readers = [Reader(channel.recv, terminal.write, waiting=channel.recv_ready)]
             threading.Thread(target=_type, args=(terminal.read, channel), daemon=True).start()
-        return self._end(channel, readers)
+            threading.Thread(target=_fit, args=(self._resized.get, terminal, channel), daemon=True).start()
+        try:
+            return self._end(channel, readers)
+        finally:
+            self._resized.put(False)
 
-    def resize(self, columns: int, rows: int) -> None:
-        """Another size for the terminal of the running command."""
-        if self._channel is not None:
-            with contextlib.suppress(paramiko.SSHException, OSError):
-                self._channel.resize_pty(columns, rows)
+    def resize(self) -> None:
+        """Another size for the terminal of the running command, or of the next one."""
+        # Two signals may follow one another so closely that the second handler interrupts the first one.
+        self._resized.put(True)
 
     def send(self, data: bytes) -> None:
         """More input for the running command, or for the next one; lost when it has just ended."""
@@ -219,7 +218,6 @@ class SshSession:
 
     def _open(self, display: XServer | None) -> paramiko.Channel:
         channel = self._transport.open_session()
-        self._channel = channel
         channel.update_environment(_NO_OUTERMOST_SHELL)
         if display is not None:
             channel.request_x11(
@@ -255,6 +253,13 @@ def _type(read: Callable[[], bytes], channel: paramiko.Channel) -> None:
         while data := read():
             channel.sendall(data)
         channel.shutdown_write()
+
+
+def _fit(resized: Callable[[], bool], terminal: Terminal, channel: paramiko.Channel) -> None:
+    """Pass on the terminal's size whenever it changes."""
+    with contextlib.suppress(paramiko.SSHException, OSError, EOFError):
+        while resized():
+            channel.resize_pty(*terminal.size())
 
 
 def _show(window: paramiko.Channel, display: XServer) -> None:
