@@ -86,6 +86,26 @@ def test_a_lab_that_is_killed_under_its_job_is_taken_down_without_a_trace(the_la
         the_lab.watch()
 
 
+def test_control_groups_of_dead_guests_go_and_those_of_running_ones_stay() -> None:
+    """Also of Slurm's, whose names say nothing of the lab."""
+    hierarchy = Path("/sys/fs/cgroup/blkio")
+    machine = (hierarchy if hierarchy.exists() else hierarchy.parent) / "machine"
+    machine.mkdir(exist_ok=True)
+    dead, alive = machine / "qemu-9-91of1.libvirt-qemu", machine / "qemu-8-81of1.libvirt-qemu"
+    for group in (dead, dead / "emulator", alive, alive / "emulator", alive / "vcpu0"):
+        group.mkdir()
+    with subprocess.Popen(["/usr/bin/sleep", "1000"]) as process:
+        try:
+            (alive / "emulator/cgroup.procs").write_text(str(process.pid))
+            nodes.remove_groups()
+            assert (dead.exists(), (alive / "vcpu0").exists()) == (False, True)
+        finally:
+            process.kill()
+            process.wait()
+            nodes.remove_groups()
+    assert not alive.exists()
+
+
 def test_whatever_is_left_on_the_machine_is_told(the_lab: Lab) -> None:
     assert untold(the_lab, parts.ROOT / "log") == set()
 

@@ -68,6 +68,17 @@ def command(host: str, argv: Sequence[str], *, cwd: Path = Path("/")) -> list[st
     return list(place(host).start(Start(argv=argv, cwd=cwd, identity=_ROOT_USER)).argv)
 
 
+def remove_groups(root: Path = Path("/sys/fs/cgroup")) -> None:
+    """All nodes have one tree of control groups: remove those of dead guests, which a killed libvirt leaves."""
+    guests = "machine/qemu-*.libvirt-qemu"
+    for group in (*root.glob(guests), *root.glob(f"*/{guests}")):
+        # A guest that runs, the lab's or another's, has processes there.
+        with contextlib.suppress(OSError):
+            if not any(each.read_text() for each in group.rglob("cgroup.procs")):
+                for place in (*group.glob("*/"), group):
+                    place.rmdir()
+
+
 class Cluster(Part):
     """What all simulated nodes have in common: each other's names, and settings of libvirt."""
 
@@ -89,13 +100,7 @@ class Cluster(Part):
         # Not when a node is still there: `down` says so.
         with contextlib.suppress(OSError):
             DIRECTORY.rmdir()
-        # All nodes have one tree of control groups, and of a libvirt that was killed guests' own remain.
-        guests = "machine/qemu-*.lab*.libvirt-qemu"
-        for group in (*Path("/sys/fs/cgroup").glob(guests), *Path("/sys/fs/cgroup").glob(f"*/{guests}")):
-            # Those that have processes refuse.
-            with contextlib.suppress(OSError):
-                for place in (*group.glob("*/"), group):
-                    place.rmdir()
+        remove_groups()
 
     def is_up(self) -> bool:
         return all((ROOT / name).exists() for name in self._files)
