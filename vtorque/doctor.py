@@ -74,6 +74,7 @@ def _of_nodes(site: SiteConfig, prefix: Path, within: Deadline) -> list[tuple[st
         ("commands", partial(doctor_site.commands, doctor_site.QEMU_IMG, doctor_site.KEYGEN)),
         ("commands", partial(doctor_site.own_disks, site)),
         ("bridge", partial(checks.bridge, site.bridge)),
+        ("bridge", partial(doctor_network.own_address, site)),
         ("filter", partial(doctor_network.network_filter, site, deadline=within)),
         ("iptables", partial(doctor_network.host_rules, site)),
         ("nfs", partial(shares, site, deadline=within)),

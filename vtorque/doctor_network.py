@@ -12,6 +12,9 @@ from vtorque.errors import CommandError, ConfigError
 
 _SYSCTL = Path("/proc/sys/net/bridge")
 _FAMILIES = ("iptables", "ip6tables")
+_NET = Path("/sys/class/net")
+# linux/netdevice.h, NET_ADDR_SET: somebody has chosen it.
+_CHOSEN = "3"
 # Whatever the rules of a guest are made of; a kernel that lacks one of it says so.
 _TRIAL = """\
 table bridge vtorque-doctor {
@@ -36,7 +39,7 @@ chain forward { type filter hook forward priority -300; policy accept; }
 
 
 def network_filter(
-    site: SiteConfig, *, deadline: Deadline, program: Path = PROGRAM, net: Path = Path("/sys/class/net")
+    site: SiteConfig, *, deadline: Deadline, program: Path = PROGRAM, net: Path = _NET
 ) -> Iterator[Finding]:
     """nft is there, and the kernel takes rules of every kind that guests get; none is left.
 
@@ -62,7 +65,19 @@ def network_filter(
             yield ok(name, "guests' network is filtered: nft and the kernel take the rules")
 
 
-def host_rules(site: SiteConfig, *, sysctl: Path = _SYSCTL, net: Path = Path("/sys/class/net")) -> Iterator[Finding]:
+def own_address(site: SiteConfig, *, net: Path = _NET) -> Iterator[Finding]:
+    """The bridge has a MAC address that stays: nobody's choice is that of a port (br_stp_recalculate_bridge_id)."""
+    bridge = net / site.bridge
+    kind = bridge / "addr_assign_type"
+    if not kind.is_file() or kind.read_text().strip() == _CHOSEN:
+        return
+    if all((net / port.name / "tun_flags").exists() for port in (bridge / "brif").glob("*")):
+        text = f"bridge {site.bridge} takes the MAC address of a guest, and changes it under others that are running"
+        hint = f"ip link set {site.bridge} address {(bridge / 'address').read_text().strip()}, for good"
+        yield warning("bridge", text, hint)
+
+
+def host_rules(site: SiteConfig, *, sysctl: Path = _SYSCTL, net: Path = _NET) -> Iterator[Finding]:
     """The host's iptables leave frames alone that only cross the bridge (br_nf_pre_routing, br_netfilter_hooks.c)."""
     own = net / site.bridge / "bridge"
     for name in _FAMILIES:

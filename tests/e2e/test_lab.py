@@ -55,6 +55,17 @@ def test_up_repairs_what_died(the_lab: Lab) -> None:
     assert all(lab.status(PREFIX).values())
 
 
+def test_guests_that_come_and_go_do_not_change_the_labs_own_mac(the_lab: Lab) -> None:
+    mac = Path("/sys/class/net", parts.BRIDGE, "address")
+    before = mac.read_text()
+    parts.do("ip", "link", "add", "vtlab-low", "address", "02:00:00:00:00:01", "type", "dummy")
+    try:
+        parts.do("ip", "link", "set", "vtlab-low", "master", parts.BRIDGE)
+        assert mac.read_text() == before
+    finally:
+        parts.do("ip", "link", "delete", "vtlab-low")
+
+
 def test_what_has_the_labs_names_and_is_not_the_labs_is_refused(the_lab: Lab) -> None:
     with pytest.raises(StateError, match="that is not the lab's"):
         parts.refuse_foreign(recorded=False)

@@ -122,6 +122,19 @@ def test_a_bridge_has_to_be_one_and_to_be_up(tmp_path: Path, name: str, level: L
     assert (found.level, found.text) == (level, text)
 
 
+@pytest.mark.parametrize(("chosen", "nic", "told"), [("1", False, True), ("3", False, False), ("1", True, False)])
+def test_a_bridge_needs_a_mac_address_that_stays(tmp_path: Path, chosen: str, nic: bool, told: bool) -> None:
+    assert list(doctor_network.own_address(a_site(bridge="br0"), net=tmp_path)) == []
+    for port in ("br0/brif/vtg1", "vtg1", *(["br0/brif/eno1", "eno1"] if nic else [])):
+        (tmp_path / port).mkdir(parents=True)
+    for name, text in (("br0/addr_assign_type", chosen), ("br0/address", "02:00:00:00:00:07"), ("vtg1/tun_flags", "")):
+        (tmp_path / name).write_text(f"{text}\n")
+    found = list(doctor_network.own_address(a_site(bridge="br0"), net=tmp_path))
+    assert [(each.level, each.hint) for each in found] == (
+        [(Level.WARNING, "ip link set br0 address 02:00:00:00:00:07, for good")] if told else []
+    )
+
+
 @pytest.mark.parametrize(("free", "level"), [
     (GIB - 1, Level.ERROR), (GIB, Level.WARNING), (10 * GIB - 1, Level.WARNING), (10 * GIB, Level.OK),
 ])

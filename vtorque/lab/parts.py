@@ -22,6 +22,7 @@ USER = "vtlab"
 GROUPS = ("vtlab-blue", "vtlab-green")
 BRIDGE = "vtlab0"
 ADDRESS = "10.99.0.1"
+_MAC = "02:00:0a:63:00:01"
 
 _TREE = ("vtorque", "scripts", "templates", "templates-vm", "contrib", "examples")
 _SECONDS = 60.0
@@ -151,7 +152,9 @@ class Network(Part):
 
     def up(self) -> None:
         if not self._has_bridge():
-            do("ip", "link", "add", BRIDGE, "type", "bridge", "forward_delay", "0", "no_linklocal_learn", "1")
+            # Without a MAC of its own it has that of one of its ports, another one whenever a guest comes or goes.
+            do("ip", "link", "add", BRIDGE, "address", _MAC, "type", "bridge", "forward_delay", "0",
+               "no_linklocal_learn", "1")
             do("ip", "address", "add", f"{ADDRESS}/24", "dev", BRIDGE)
         do("ip", "link", "set", BRIDGE, "up")
         self._dnsmasq.start()
