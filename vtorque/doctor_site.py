@@ -132,6 +132,15 @@ def _scripts(site: SiteConfig) -> Iterator[Finding]:
 
 
 def _places(site: SiteConfig) -> Iterator[Finding]:
+    for name, path, meaning in (
+        ("DISK_DIR", site.disk_dir, "no job gets guests"),
+        ("RAMDISK_DIR", site.ramdisk_dir, "no job gets fs_type=ramdisk"),
+        ("IMAGE_CACHE_DIR", site.image_cache_dir, "no job gets an image by URL"),
+    ):
+        try:
+            files.require_private(Path(path))
+        except ConfigError as trouble:
+            yield error("site", f"{name}: {trouble.brief}, so {meaning}", trouble.hint)
     if site.filesystem_type_default == "ramdisk" and not Path(site.ramdisk_dir).is_dir():
         text = f"FILESYSTEM_TYPE_DEFAULT: ramdisk, but there is no RAMDISK_DIR {site.ramdisk_dir}"
         yield error("site", text, "mount a tmpfs there, or FILESYSTEM_TYPE_DEFAULT: sharedfs")

@@ -291,6 +291,18 @@ class TestWhatTheConfigurationNames:
         (found,) = self.look(tmp_path, **named)
         assert found.level is Level.OK
 
+    @pytest.mark.parametrize(("key", "meaning"), [
+        ("disk_dir", "no job gets guests"), ("ramdisk_dir", "no job gets fs_type=ramdisk"),
+        ("image_cache_dir", "no job gets an image by URL"),
+    ])
+    def test_where_disks_are_made_others_write_nothing(self, tmp_path: Path, key: str, meaning: str) -> None:
+        place = tmp_path / "open" / "vtorque"
+        assert self.look(tmp_path, **{key: str(place)})[0].level is Level.OK
+        place.parent.mkdir()
+        place.parent.chmod(0o777)
+        said = self.error(tmp_path, **{key: str(place)})
+        assert said == f"{key.upper()}: {place.parent} is writable by others, so {meaning}"
+
     def test_a_ramdisk_for_every_job_is_there(self, tmp_path: Path) -> None:
         assert "no RAMDISK_DIR" in self.error(tmp_path, filesystem_type_default="ramdisk")
         (tmp_path / "ramdisk").mkdir()
