@@ -261,6 +261,16 @@ class TestTheCommand:
             file.write(b"x")
         assert "differs from its digest" in site.run("image", "verify", fails=1).stderr
 
+    def test_a_catalogue_that_is_only_to_be_read_can_be_verified(self, site: Site) -> None:
+        self.put(site)
+        digest = images.find(site.pool, "debian-12.img").sha256
+        subprocess.run(["/usr/bin/mount", "--bind", "-o", "ro", site.pool, site.pool], check=True)
+        try:
+            assert site.run("image", "verify").stdout == "debian-12.img@1: raw, 8 MiB, intact, Tiny Linux 1\n"
+        finally:
+            subprocess.run(["/usr/bin/umount", site.pool], check=True)
+        assert not images.is_sealed(site.pool, digest)
+
     def test_whoever_can_become_root_is_named_and_the_image_is_not_remembered(self, site: Site) -> None:
         self.put(site, appending("etc/sudoers", "ALL ALL=NOPASSWD: ALL\n"))
         digest = images.find(site.pool, "debian-12.img").sha256

@@ -2,6 +2,7 @@
 """Which packages an image is built with, and when it is built at all; a stand-in installs them."""
 
 import re
+import shutil
 import subprocess
 from collections.abc import Iterable
 from pathlib import Path
@@ -151,6 +152,17 @@ def test_boot_code_finds_its_core_and_the_core_its_rest(tmp_path: Path, layout: 
 def test_what_is_no_package_is_refused(builder: Builder, word: str) -> None:
     with pytest.raises(RequestError, match="is not the name of a Debian package"):
         builder.build("openmpi-bin", word)
+
+
+def test_all_that_is_missing_is_said_at_once(builder: Builder, monkeypatch: pytest.MonkeyPatch) -> None:
+    present = shutil.which
+    monkeypatch.setattr(shutil, "which", lambda tool: None if tool in ("cpio", "zstd") else present(tool))
+    monkeypatch.setattr(disk, "BOOT_CODE", builder.pool / "boot.img")
+    with pytest.raises(ImageError) as refusal:
+        builder.build()
+    assert refusal.value.one_line() == (
+        f"missing: cpio, zstd, {builder.pool}/boot.img (apt-get install cpio zstd grub-pc-bin)"
+    )
 
 
 @pytest.mark.parametrize("name", ["../a.qcow2", "a.qcow2@2", "a", "a.img"])

@@ -54,9 +54,11 @@ def build(
     if found and found.entry.get("packages") == " ".join(more) and (found.image.kernel is None) == as_stock:
         progress(f"{name} is there")
         return found.image
-    for tool, package in _TOOLS.items():
-        if shutil.which(tool) is None:
-            raise ImageError(f"{tool} is missing", hint=f"apt-get install {package}")
+    missing = {tool: package for tool, package in _TOOLS.items() if shutil.which(tool) is None}
+    if not disk.BOOT_CODE.is_file():
+        missing[str(disk.BOOT_CODE)] = "grub-pc-bin"
+    if missing:
+        raise ImageError(f"missing: {', '.join(missing)}", hint=f"apt-get install {' '.join(missing.values())}")
     directory.mkdir(mode=0o755, parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".build-", dir=directory) as scratch:
         try:
