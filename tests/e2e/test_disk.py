@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.conftest import TINY, Lab
+from tests.e2e.conftest import SCRIPTS, TINY, Lab
 from vtorque import diskserver, plan
 from vtorque.lab import parts
 
@@ -41,16 +41,16 @@ def test_a_disk_is_made_once_and_keeps_what_jobs_write(the_lab: Lab, disk: Path)
 
 def test_a_second_job_is_told_who_has_the_disk(the_lab: Lab, disk: Path) -> None:
     vm = f"{TINY},disk={disk.name}:64M"
-    first = the_lab.submit(
-        the_lab.write("first.sh", "#!/bin/sh\nuntil [ -e ~/go-on ]; do sleep 0.2; done; rm ~/go-on\n"), vm=vm)
+    first = the_lab.submit(the_lab.write("first.sh", "#!/bin/sh\nsleep 1000\n"), vm=vm)
     the_lab.until(first, "running")
     noted = the_lab.as_user("vsub", "--dry-run", "-vm", vm, "first.sh")
     assert f"in use by job {first} on node".encode() in noted.stderr
     second = the_lab.run("#!/bin/sh\necho never\n", vm=vm)
     assert (second.exit_status, second.out) == (65, b"")
     assert f"-vm disk={disk}: is in use by job {first} on node ".encode() in second.err
-    the_lab.write("go-on", "")
-    assert the_lab.ended(first).exit_status == 0
+    the_lab.as_user("qdel", first)
+    the_lab.ended(first)
+    assert diskserver.holder(disk) == ""
 
 
 def test_a_blank_disk_is_left_alone_unless_its_user_asks(the_lab: Lab, disk: Path) -> None:
@@ -111,5 +111,6 @@ def test_a_guest_that_hangs_at_its_end_is_destroyed_and_its_disk_given_back(
     assert ended.exit_status == 0, ended.err
     assert "not shut down cleanly" in (parts.ROOT / "log/vtorque.log").read_text()
     assert the_lab.leftovers() == [] and diskserver.holder(disk) == ""
+    (SCRIPTS / "prologue").unlink()
     again = the_lab.run("#!/bin/sh\ncat /data/file\n", vm=vm)
     assert again.out == b"kept\n", again.err
