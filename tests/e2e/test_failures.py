@@ -92,7 +92,7 @@ def test_a_guest_with_another_host_key_is_not_believed(the_lab: Lab, script: str
     original = (parts.PROGRAM / "templates-vm/guest-setup.sh").read_text()
     swap = f"printf '%s' '{keys.make().private}' >/etc/ssh/ssh_host_ed25519_key\n"
     (templates / "guest-setup.sh").write_text(original.replace("set -u\n", f"set -u\n{swap}"))
-    setting(TEMPLATE_DIR=templates, TIMEOUT=25)
+    setting(TEMPLATE_DIR=templates, TIMEOUT=40)
     ended = the_lab.ended(the_lab.submit(script))
     shutil.rmtree(templates)
     assert ended.exit_status == NO_GUEST
@@ -127,12 +127,12 @@ def test_a_guest_that_dies_under_its_job(the_lab: Lab) -> None:
 def test_a_guest_that_panics_ends_its_job_with_its_rank_and_node(
     the_lab: Lab, setting: Change, scripts: Change
 ) -> None:
-    crash = "until [ -e /home/$2/panic ]; do sleep 0.2; done; echo c >/proc/sysrq-trigger"
+    crash = "until [ -e /tmp/panic ]; do sleep 0.2; done; echo c >/proc/sysrq-trigger"
     scripts(**{"prologue.parallel": f"({crash}) >/dev/null 2>&1 &"})
     # It is not its silence that tells.
     setting(VM_SCRIPTS_DIR=SCRIPTS, GUEST_TIMEOUT=600)
-    ended = the_lab.run("#!/bin/sh\ntouch ~/panic; sleep 1000\n", vm=f"{TINY},vms_per_node=2")
-    (the_lab.home / "panic").unlink()
+    script = "#!/bin/sh\nssh -n $(tail -n 1 $PBS_NODEFILE) touch /tmp/panic; sleep 1000\n"
+    ended = the_lab.run(script, vm=f"{TINY},vms_per_node=2")
     assert ended.exit_status == 76
     assert "of rank 1 on node " in ended.err.decode() and "it has stopped" in ended.err.decode()
 

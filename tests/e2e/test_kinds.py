@@ -91,6 +91,7 @@ def test_an_interactive_job_is_a_terminal_in_the_guest(the_lab: Lab) -> None:
     user.types("sh -c 'echo sleep''ing; exec sleep 1000'\r")
     user.until("sleeping\\s")
     user.types("\x03")
+    user.until(r"[$] $")
     user.types("echo inter''rupted $?\r")
     user.until("interrupted 130")
     user.types("exit 7\r")
