@@ -66,7 +66,7 @@ def network_filter(
 
 
 def own_address(site: SiteConfig, *, net: Path = _NET) -> Iterator[Finding]:
-    """The bridge has a MAC address that stays: nobody's choice is that of a port (br_stp_recalculate_bridge_id)."""
+    """The bridge has a MAC address that stays: without its own it takes a port's (br_stp_recalculate_bridge_id)."""
     bridge = net / site.bridge
     kind = bridge / "addr_assign_type"
     if not kind.is_file() or kind.read_text().strip() == _CHOSEN:

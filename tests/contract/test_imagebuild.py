@@ -157,7 +157,7 @@ def test_what_is_no_package_is_refused(builder: Builder, word: str) -> None:
 def test_all_that_is_missing_is_said_at_once(builder: Builder, monkeypatch: pytest.MonkeyPatch) -> None:
     present = shutil.which
     monkeypatch.setattr(shutil, "which", lambda tool: None if tool in ("cpio", "zstd") else present(tool))
-    monkeypatch.setattr(disk, "BOOT_CODE", builder.pool / "boot.img")
+    monkeypatch.setattr(disk, "BOOT_IMAGE", builder.pool / "boot.img")
     with pytest.raises(ImageError) as refusal:
         builder.build()
     assert refusal.value.one_line() == (

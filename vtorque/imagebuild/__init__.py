@@ -55,8 +55,8 @@ def build(
         progress(f"{name} is there")
         return found.image
     missing = {tool: package for tool, package in _TOOLS.items() if shutil.which(tool) is None}
-    if not disk.BOOT_CODE.is_file():
-        missing[str(disk.BOOT_CODE)] = "grub-pc-bin"
+    if not disk.BOOT_IMAGE.is_file():
+        missing[str(disk.BOOT_IMAGE)] = "grub-pc-bin"
     if missing:
         raise ImageError(f"missing: {', '.join(missing)}", hint=f"apt-get install {' '.join(missing.values())}")
     directory.mkdir(mode=0o755, parents=True, exist_ok=True)

@@ -12,7 +12,7 @@ _FIRST_SECTOR = 2048
 # On a disk with GPT a partition holds GRUB's core, and the root begins behind it.
 _ROOT_SECTOR = 8192
 _SIZE_MIB, _ROOM_MIB = 2048, 768
-BOOT_CODE = Path("/usr/lib/grub/i386-pc/boot.img")
+BOOT_IMAGE = Path("/usr/lib/grub/i386-pc/boot.img")
 """What a PC's firmware starts."""
 
 _BOOT_CODE = 440
@@ -87,7 +87,7 @@ def _core(image: Path, device: str, *modules: str) -> bytes:
 
 def _install_grub(raw: Path, core: bytes, *, sector: int) -> None:
     """Boot code into the first sector, GRUB's core from `sector` on, before the root."""
-    boot, rest = bytearray(BOOT_CODE.read_bytes()[:_BOOT_CODE]), bytearray(core)
+    boot, rest = bytearray(BOOT_IMAGE.read_bytes()[:_BOOT_CODE]), bytearray(core)
     struct.pack_into("<Q", boot, _NEXT, sector)
     struct.pack_into("<Q", rest, _REST, sector + 1)
     with raw.open("r+b") as file:
