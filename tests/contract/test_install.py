@@ -296,6 +296,24 @@ def test_slurm_gets_links_and_the_lines_for_slurm_conf_which_stays_as_it_is(tmp_
     assert not node.mom_priv.joinpath("prologue").is_symlink()
 
 
+@pytest.mark.parametrize("name", ["Prolog", "Epilog"])
+def test_nothing_that_slurm_conf_names_is_removed(tmp_path: Path, name: str) -> None:
+    node = a_node(tmp_path / "node", "slurm")
+    node.put("etc/slurm/slurm.conf", f"ClusterName=x\n{name}=/usr/local/sbin/prolog\n")
+    node.install()
+    ours = f"{name}=/etc/slurm/vtorque/{name.lower()}"
+    node.put("etc/slurm/slurm.conf", f"ClusterName=x\n{ours}\n")
+    done = node.uninstall()
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(
+        f"vmgr: slurm.conf has {ours}, which would be gone, and slurmd would drain this node (first have your own line"
+    )
+    assert node.path(f"etc/slurm/vtorque/{name.lower()}").is_symlink()
+    node.put("etc/slurm/slurm.conf", f"ClusterName=x\n{name}=/usr/local/sbin/prolog\n")
+    assert node.uninstall().returncode == 0
+    assert not node.path("etc/slurm/vtorque").exists()
+
+
 def test_slurms_own_directory_of_prologs_is_used_when_its_pattern_finds_ours(tmp_path: Path) -> None:
     node = a_node(tmp_path / "node", "slurm")
     node.put("etc/slurm/slurm.conf", "Prolog=/etc/slurm/pro/*.sh\nEpilog=/etc/slurm/epi/[0-9]*\n")

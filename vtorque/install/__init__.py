@@ -116,12 +116,14 @@ def to_install(setup: Setup, root: Path, *, force: bool, qmgr: str | None) -> Pl
 def to_uninstall(root: Path, *, force: bool, qmgr: str | None) -> Plan | None:
     """What makes everything be as it was before the first installation; nothing when there was none.
 
-    Raises StateError while jobs have guests on this node, unless `force`.
+    Raises StateError while jobs have guests on this node, or slurm.conf names what would be gone, unless `force`.
     """
     before = earlier(root)
     if before is None:
         return None
-    _require_idle(before.prefix, root, force=force)
+    if not force:
+        _require_idle(before.prefix, root)
+        slurm.require_unnamed(before, _site_now(before.prefix, root), root)
     seen = tree.look(root, [*steps.paths((), before.made), *before.directories])
     changes = steps.to_uninstall(before.made, before.directories, seen, force=force)
     held = tree.held(root, steps.paths((), before.made) | {each.path for each in before.mended})
@@ -165,12 +167,16 @@ def perform(plan: Plan) -> None:
         os.umask(umask)
 
 
-def _require_idle(prefix: Path, root: Path, *, force: bool) -> None:
+def _site_now(prefix: Path, root: Path) -> SiteConfig:
+    """The site's settings, or the defaults when nobody can read them any more."""
     try:
-        site = site_of(prefix, root)
+        return site_of(prefix, root)
     except ConfigError:
-        site = SiteConfig()
-    if not force and (jobs := state.jobs(tree.inside(root, Path(site.state_dir)))):
+        return SiteConfig()
+
+
+def _require_idle(prefix: Path, root: Path) -> None:
+    if jobs := state.jobs(tree.inside(root, Path(_site_now(prefix, root).state_dir))):
         more = f" and {len(jobs) - 1} others" if len(jobs) > 1 else ""
         raise StateError(
             f"job {jobs[0]}{more} may have guests on this node", hint="wait, or vmgr sweep; --force does not wait"

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from vtorque import doctor_slurm, slurmconf
 from vtorque.config import SiteConfig
-from vtorque.errors import ConfigError
+from vtorque.errors import ConfigError, StateError
+from vtorque.install.manifest import Manifest
 from vtorque.install.parts import LINKED_BY_HAND, slurm_place
 from vtorque.install.tree import inside, leads_to_a_hook
 
@@ -28,6 +29,23 @@ def settings(site: SiteConfig, root: Path) -> dict[str, str]:
         if setting and leads_to_a_hook(root, Path(setting)) and slurm_place(conf, name)[1]:
             conf[name.lower()] = LINKED_BY_HAND
     return conf
+
+
+def require_unnamed(installed: Manifest, site: SiteConfig, root: Path) -> None:
+    """Raise StateError when slurm.conf names a hook that an uninstallation removes: slurmd drains its node for that."""
+    if installed.system != "slurm" or installed.front_end:
+        return
+    try:
+        conf = settings(site, root)
+    except ConfigError:
+        return
+    ours = {str(each.path) for each in installed.made}
+    if named := [f"{name}={conf[name.lower()]}" for name in _HOOKS if conf.get(name.lower()) in ours]:
+        raise StateError(
+            f"slurm.conf has {' and '.join(named)}, which would be gone, and slurmd would drain this node",
+            hint="first have your own line there again, or none, on all nodes, then scontrol reconfigure; "
+                 "--force does not wait",
+        )
 
 
 def missing_lines(site: SiteConfig, conf: Mapping[str, str]) -> list[str]:
