@@ -214,8 +214,8 @@ def test_the_console_is_printed_or_followed_until_the_job_is_gone_or_someone_int
         child = scene.start(*(("console", "12") if end == "gone" else ("logs", "12", "--what", "console", "-f")))
         assert child.stdout is not None and child.stdout.readline().startswith(b"booting")
         with scene.console.open("ab") as file:
-            file.write(b"more\n")
-        while child.stdout.readline() != b"more\n":
+            file.write(f"{end}\n".encode())
+        while child.stdout.readline() != f"{end}\n".encode():
             pass
         if end == "interrupted":
             child.send_signal(signal.SIGINT)

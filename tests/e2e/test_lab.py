@@ -58,7 +58,7 @@ def test_up_repairs_what_died(the_lab: Lab) -> None:
 def test_guests_that_come_and_go_do_not_change_the_labs_own_mac(the_lab: Lab) -> None:
     mac = Path("/sys/class/net", parts.BRIDGE, "address")
     before = mac.read_text()
-    parts.do("ip", "link", "add", "vtlab-low", "address", "02:00:00:00:00:01", "type", "dummy")
+    parts.do("ip", "link", "add", "vtlab-low", "address", "02:00:00:00:00:01", "type", "veth", "peer", "vtlab-low2")
     try:
         parts.do("ip", "link", "set", "vtlab-low", "master", parts.BRIDGE)
         assert mac.read_text() == before
