@@ -334,4 +334,4 @@ class TestWhatTheConfigurationNames:
 def test_an_examination_without_time_still_ends() -> None:
     started = time.monotonic()
     found = doctor.examine(a_site(), prefix=Path("/nowhere"), deadline=Deadline(0))
-    assert time.monotonic() - started < 5 and doctor.exit_status(found) == 2
+    assert time.monotonic() - started < 60 and doctor.exit_status(found) == 2

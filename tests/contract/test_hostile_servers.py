@@ -64,7 +64,7 @@ def finishes(act: Callable[[], object], *, release: Callable[[], object]) -> boo
     """Whether it does so in a few seconds; `release` is what lets it otherwise."""
     thread = threading.Thread(target=act)
     thread.start()
-    thread.join(8)
+    thread.join(15)
     held = thread.is_alive()
     release()
     thread.join(20)

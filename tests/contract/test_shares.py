@@ -290,7 +290,7 @@ def test_a_stranger_who_calls_himself_a_server_is_all_that_is_killed(root: Path)
         while not marked(share.path):
             time.sleep(0.01)
         share.end()
-        assert same.wait(5) == -signal.SIGKILL
+        assert same.wait(60) == -signal.SIGKILL
         assert other.poll() is None
     finally:
         other.kill()
