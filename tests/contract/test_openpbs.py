@@ -53,7 +53,9 @@ with socket.socket(socket.AF_UNIX) as line:
             break
         sys.stdout.buffer.write(data)
 """
-SAY = """print('{"verdict": "accept", "message": ""}')\n"""
+# A command that has ended before it was told anything would be another case.
+HEAR = "import sys\nsys.stdin.read()\n"
+SAY = HEAR + """print('{"verdict": "accept", "message": ""}')\n"""
 Answer = Callable[[dict[str, Any]], bytes]
 
 make, site = sisters.make, hooks.site
@@ -187,7 +189,7 @@ class TestTheHookFile:
 
     def test_the_command_is_outside_moms_process_group_and_inherits_nothing_of_her_environment(self, rig: Rig) -> None:
         (rig.prefix / "scripts/pbs-hook").write_text(
-            "import json, os\n"
+            f"{HEAR}import json, os\n"
             "found = [os.getsid(0) == os.getpid(), sorted(os.environ), os.getcwd(),\n"
             "         sorted(map(int, os.listdir('/proc/self/fd')))]\n"
             "print(json.dumps({'verdict': 'accept', 'message': json.dumps(found)}))\n"

@@ -314,9 +314,14 @@ def test_nonsense_that_a_user_publishes_drains_no_node(make: Callable[..., Clust
 
 
 def test_a_guest_that_stops_is_reported_to_the_wrapper(make: Callable[..., Cluster]) -> None:
+    class Stopping(FakeHypervisor):
+        def is_running(self, name: str, *, deadline: Deadline) -> bool:
+            return not ready.exists() and super().is_running(name, deadline=deadline)
+
     cluster = make()
     mother, sister = cluster.sisters
-    sister.hypervisor.stops_after = 3
+    ready = mother.record.path / state.READY
+    sister.node = replace(sister.node, hypervisor=Stopping())
     cluster.start()
     eventually(lambda: (cluster.directory / published.lost_name(1)).exists())
     said = (cluster.directory / published.lost_name(1)).read_text()
