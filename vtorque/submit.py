@@ -89,7 +89,13 @@ class JobDirectory(NamedTuple):
     def submitted(self, job: str) -> None:
         """Make the directory known by the job's id as well, and note that the job is queued."""
         with contextlib.suppress(OSError):
-            self.path.with_name(job).symlink_to(self.path.name)
+            link = self.path.with_name(job)
+            try:
+                link.symlink_to(self.path.name)
+            except FileExistsError:
+                # Of a job of the same number, before the server was set up anew.
+                link.unlink()
+                link.symlink_to(self.path.name)
             # The job may have begun already.
             with self.phases.open("a") as file:
                 file.write(json.dumps({"time": round(time.time(), 3), "phase": "queued"}) + "\n")

@@ -5,6 +5,7 @@ import json
 import os
 import pwd
 import re
+import secrets
 import shutil
 import signal
 import socket
@@ -31,7 +32,7 @@ CROWD, AT_ONCE = 1000, 100
 # Gives every call an id of its own, and keeps its words.
 MANY = """\
 #!/bin/sh
-id=$$.srv
+id=$$.{server}
 printf '%s\\0' "$@" >{root}/submitted.$id
 echo $id
 """
@@ -495,8 +496,21 @@ class TestNothingLeft:
         assert vsub.wait() == 128 + signal.SIGINT
         assert set(JOBS.glob("*")) == before
 
+    def test_a_job_whose_id_another_one_has_had_is_found_by_it(self, front: Front) -> None:
+        """A server that was set up anew counts from 1 again."""
+        job = f"7.srv{secrets.token_hex(4)}"
+        front.qsub(prints=f"{job}\\n")
+        for target in ("gone", "."):
+            JOBS.mkdir(exist_ok=True)
+            (JOBS / job).unlink(missing_ok=True)
+            (JOBS / job).symlink_to(target)
+            assert front.run("-vm", "vcpus=1", front.script(b"echo\n")).returncode == 0
+            assert (JOBS / job).resolve() == made(front)
+            assert json.loads((JOBS / job / "phases").read_text())["phase"] == "queued"
+
     def test_many_at_once_lose_nothing_and_mix_nothing_up(self, front: Front) -> None:
-        (front.root / "qsub").write_text(MANY.format(root=front.root))
+        # What an earlier run has left in the home must not have the id of one of these.
+        (front.root / "qsub").write_text(MANY.format(root=front.root, server=f"srv{secrets.token_hex(4)}"))
         # All at once is more than this machine has memory for; a hundred at a time are enough to collide.
         scripts = [front.script(b"#!/bin/sh\necho %d\n" % n, f"job{n}.sh") for n in range(CROWD)]
         children: list[tuple[int, subprocess.Popen[bytes]]] = []
