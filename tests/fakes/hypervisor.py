@@ -27,14 +27,12 @@ class _Domain:
 class FakeHypervisor:
     """Domains that exist only here. `fail_at` is the number of the call that fails, from 1.
 
-    A guest takes `obeys` presses of its power button to stop. After
-    `stops_after` looks at them guests have stopped by themselves.
+    A guest takes `obeys` presses of its power button to stop.
     """
 
     def __init__(self, *, fail_at: int = 0) -> None:
         self._domains: MutableMapping[str, _Domain] = {}
         self.fail_at = fail_at
-        self.stops_after = 1 << 30
         self.obeys = 1
         self.calls: list[str] = []
         self._bells: list[Bell] = []
@@ -85,8 +83,6 @@ class FakeHypervisor:
 
     def is_running(self, name: str, *, deadline: Deadline) -> bool:
         self._called("is_running", deadline)
-        if self.calls.count("is_running") > self.stops_after:
-            return False
         return name in self._domains
 
     @contextlib.contextmanager

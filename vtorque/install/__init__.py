@@ -122,8 +122,9 @@ def to_uninstall(root: Path, *, force: bool, qmgr: str | None) -> Plan | None:
     if before is None:
         return None
     if not force:
-        _require_idle(before.prefix, root)
-        slurm.require_unnamed(before, _site_now(before.prefix, root), root)
+        site = _site_now(before.prefix, root)
+        _require_idle(site, root)
+        slurm.require_unnamed(before, site, root)
     seen = tree.look(root, [*steps.paths((), before.made), *before.directories])
     changes = steps.to_uninstall(before.made, before.directories, seen, force=force)
     held = tree.held(root, steps.paths((), before.made) | {each.path for each in before.mended})
@@ -175,8 +176,8 @@ def _site_now(prefix: Path, root: Path) -> SiteConfig:
         return SiteConfig()
 
 
-def _require_idle(prefix: Path, root: Path) -> None:
-    if jobs := state.jobs(tree.inside(root, Path(_site_now(prefix, root).state_dir))):
+def _require_idle(site: SiteConfig, root: Path) -> None:
+    if jobs := state.jobs(tree.inside(root, Path(site.state_dir))):
         more = f" and {len(jobs) - 1} others" if len(jobs) > 1 else ""
         raise StateError(
             f"job {jobs[0]}{more} may have guests on this node", hint="wait, or vmgr sweep; --force does not wait"
