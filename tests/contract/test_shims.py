@@ -123,6 +123,18 @@ def test_a_tree_that_cannot_be_loaded_is_no_verdict_on_the_job(place: Site, hook
 
 
 @pytest.mark.parametrize("hook", ROOTS)
+def test_a_shim_that_does_not_find_the_tree_says_so_and_is_no_verdict_on_the_job(place: Site, hook: str) -> None:
+    killed = place.root / "readlink"
+    killed.write_text("#!/bin/sh\nkill -9 $$\n")
+    killed.chmod(0o755)
+    hidden = f'mount --bind {killed} /usr/bin/readlink; exec "$@"'
+    before = ("/usr/bin/unshare", "--mount", "--propagation", "private", "/bin/sh", "-euc", hidden, "sh")
+    status, lines = call(place, hook, guests=True, before=before)
+    path = place.home.mom_priv / hook
+    assert (status, lines[-1]) == (3, f"vtorque: readlink cannot tell where {path} leads to")
+
+
+@pytest.mark.parametrize("hook", ROOTS)
 def test_a_chain_of_links_is_followed_to_the_tree_and_the_sites_own_hook_is_beside_the_first(
     place: Site, hook: str
 ) -> None:

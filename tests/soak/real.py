@@ -106,7 +106,8 @@ class _Scene:
             yield "nothing happened to it, and it has no guests"
         if not killed and ended.status not in (0, _RETRY):
             yield f"it ended with {ended.status}: {ended.said}"
-        if ended.status == _RETRY and (ready or not ended.said.startswith("vtorque: ")):
+        # The shell may have said before whom it lost.
+        if ended.status == _RETRY and (ready or "vtorque: " not in ended.said):
             yield f"it is tried again, and says {ended.said!r}"
 
     def _left(self) -> list[str]:
