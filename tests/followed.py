@@ -18,7 +18,7 @@ def follow(settings: str) -> None:
     """Note from here on, as the file `settings` says, until this process ends or becomes another program."""
     sys.path.append("/usr/lib/python3/dist-packages")
     try:
-        import coverage  # type: ignore[import-untyped, unused-ignore]
+        import coverage  # type: ignore[import-untyped, import-not-found, unused-ignore]
     except (ImportError, FileNotFoundError):
         # It asks where it is at once: a process whose directory is gone is not seen.
         return
