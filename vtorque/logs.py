@@ -4,6 +4,7 @@
 import contextlib
 import json
 import logging
+import sys
 import time
 from collections.abc import Iterator
 from contextvars import ContextVar
@@ -36,6 +37,14 @@ class JsonLines(logging.Formatter):
         return json.dumps({name: value for name, value in fields.items() if value != ""})
 
 
+class _File(logging.FileHandler):
+    """A log that takes no line any more is no reason to print tracebacks on the job's stderr."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
+
+
 def setup(path: Path | None, *, verbose: bool = False) -> None:
     """Send this process's log to `path`; nowhere when it is None or cannot be opened.
 
@@ -49,7 +58,7 @@ def setup(path: Path | None, *, verbose: bool = False) -> None:
     handler: logging.Handler = logging.NullHandler()
     if path is not None:
         with contextlib.suppress(OSError):
-            handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
+            handler = _File(path, encoding="utf-8", errors="backslashreplace")
     handler.setFormatter(JsonLines())
     root.addHandler(handler)
 
