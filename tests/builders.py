@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from vtorque import plan
-from vtorque.model import Account, Group, Image, Job, JobId, JobPlan, NodeShape, VmRequest
+from vtorque.model import Account, Group, GuestKeys, Image, Job, JobId, JobPlan, NodeShape, VmRequest
 from vtorque.options import SiteConfig
-from vtorque.render import GuestKeys
 
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAICUWPyK1Dl6Ln8wPRUBfT4BXg7WEPrRM8mZSqnsOv67v"
 

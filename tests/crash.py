@@ -24,7 +24,7 @@ from tests.fakes.durable import DurableFilter, DurableHypervisor
 from tests.fakes.guest import FakeSession, FakeTransport
 from tests.faults import KILL, Fault, Outcome
 from tests.inventory import Watched
-from vtorque import guard, imageprobe, lifecycle, orders, plan, run, state
+from vtorque import guard, guestnames, imageprobe, lifecycle, orders, run, state
 from vtorque.cli import pelog
 from vtorque.deadline import Deadline
 from vtorque.errors import VtorqueError
@@ -103,7 +103,7 @@ class Stage(Scene):
         script = self.root / f"{number}.srv.SC"
         script.touch()
         other.job = self.job._replace(id=JobId(f"{number}.srv"), spool_script=script)
-        said = f"ready {plan.guest_uuid(other.job.id, 0)}\n".encode()
+        said = f"ready {guestnames.guest_uuid(other.job.id, 0)}\n".encode()
         other.node = replace(self.node, transport=FakeTransport({"10.0.0.1": lambda: FakeSession(said)}))
         other.state = other.node.state(other.job.key)
         (self.root / "mom_priv/jobs").mkdir(parents=True, exist_ok=True)

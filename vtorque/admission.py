@@ -14,7 +14,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from vtorque import files
+from vtorque import files, reservation
 from vtorque.deadline import Deadline
 from vtorque.errors import StateError
 from vtorque.model import JobPlan
@@ -39,9 +39,7 @@ def reserve(
     with _locked(directory, deadline):
         others = tuple(each for each in _valid(root, directory) if each.key != key)
         decided = make(replace(shape, held=others))
-        from vtorque import numa  # whoever gives back needs no planner
-
-        data = {"schema": _SCHEMA, **asdict(numa.reservation(decided))}
+        data = {"schema": _SCHEMA, **asdict(reservation.of(decided))}
         files.replace(directory / f"{key}{_ENDING}", json.dumps(data).encode(), mode=0o600)
     return decided
 

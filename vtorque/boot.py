@@ -7,15 +7,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from vtorque import diskserving, files, guestnet, images, logs, render, seed, serving, sitescripts
+from vtorque import diskserving, files, guestnet, images, logs, serving, sitescripts
 from vtorque.backends.transport import KeyPair
 from vtorque.deadline import Deadline
 from vtorque.diskserving import DISK
 from vtorque.errors import VtorqueError
 from vtorque.imageprobe import Probed
-from vtorque.model import JobPlan, Resource, VmPlan
+from vtorque.model import GuestKeys, JobPlan, Order, Resource, VmPlan
 from vtorque.node import Node
-from vtorque.render import Rendered
 from vtorque.serving import SHARE
 from vtorque.state import JobState
 from vtorque.teardown import DIRECTORY, DOMAIN, FILE
@@ -49,16 +48,19 @@ def start(plan: JobPlan, base: Probed, *, node: Node, state: JobState, deadline:
     probe = node.transport.make_key()
     scripts = sitescripts.read(node.site.vm_scripts_dir)
 
-    def one(vm: VmPlan, text: Rendered, host_key: str) -> Started:
+    def one(vm: VmPlan, domain_xml: str, host_key: str) -> Started:
         with logs.about(job=plan.job.id, guest=vm.name), logs.step("start"):
-            _start(plan, vm, base, text, node=node, state=state, deadline=deadline)
-        ends_cleanly = render.ends_cleanly(vm, sitescripts.of_rank(scripts, vm.rank))
+            _start(plan, vm, base, domain_xml, node=node, state=state, deadline=deadline)
+        ends_cleanly = sitescripts.ends_cleanly(vm, sitescripts.of_rank(scripts, vm.rank))
         return Started(vm=vm, host_key=host_key, probe=probe, ends_cleanly=ends_cleanly)
 
     hosts = [node.transport.make_key() for _ in plan.vms]
-    # One after the other: threads would all compile the same templates, and share one interpreter anyway.
-    texts = [_rendered(plan, vm, host, probe, scripts, node) for vm, host in zip(plan.vms, hosts, strict=True)]
-    told = (plan.vms, texts, [host.public for host in hosts])
+    # One after the other: all are written by one process, and what is wrong with a template starts no guest.
+    documents = [
+        _write(plan, vm, host, probe, scripts, node=node, state=state, deadline=deadline)
+        for vm, host in zip(plan.vms, hosts, strict=True)
+    ]
+    told = (plan.vms, documents, [host.public for host in hosts])
     if len(plan.vms) == 1 or not node.site.parallel:
         return tuple(map(one, *told))
     with ThreadPoolExecutor(max_workers=node.site.parallel_guests, thread_name_prefix="start") as pool:
@@ -73,32 +75,31 @@ def _directory(path: Path, state: JobState, deadline: Deadline) -> None:
         files.directory(path, mode=0o711)
 
 
-def _rendered(
-    plan: JobPlan, vm: VmPlan, host: KeyPair, probe: KeyPair, scripts: Mapping[str, str], node: Node
-) -> Rendered:
-    with logs.about(job=plan.job.id, guest=vm.name):
-        return render.guest(
-            plan, vm, site=node.site, announce=node.announce, templates=node.templates,
-            keys=render.GuestKeys(host_private=host.private, host_public=host.public, probe_public=probe.public),
-            scripts=sitescripts.of_rank(scripts, vm.rank),
-        )
+def _write(
+    plan: JobPlan, vm: VmPlan, host: KeyPair, probe: KeyPair, scripts: Mapping[str, str], *,
+    node: Node, state: JobState, deadline: Deadline,
+) -> str:
+    """Have a guest's seed and its domain document written, by somebody who can do nothing else; the document."""
+    uid, gid = plan.runs_as or node.qemu_ids
+    order = Order(
+        slot=vm.slot, announce=node.announce, scripts=tuple(sitescripts.of_rank(scripts, vm.rank).items()),
+        keys=GuestKeys(host_private=host.private, host_public=host.public, probe_public=probe.public),
+    )
+    taken = Resource(kind=FILE, name=str(vm.seed))
+    with logs.about(job=plan.job.id, guest=vm.name), state.taking(taken, deadline=deadline):
+        with files.created(vm.seed, mode=0o600) as handle:
+            domain_xml = node.plans.write(plan, order, handle=handle, deadline=deadline)
+        files.give(vm.seed, uid=uid, gid=gid)
+    return domain_xml
 
 
 def _start(
-    plan: JobPlan, vm: VmPlan, base: Probed, rendered: Rendered, *, node: Node, state: JobState, deadline: Deadline
+    plan: JobPlan, vm: VmPlan, base: Probed, domain_xml: str, *, node: Node, state: JobState, deadline: Deadline
 ) -> None:
     uid, gid = plan.runs_as or node.qemu_ids
     with state.taking(Resource(kind=FILE, name=str(vm.overlay)), deadline=deadline):
         images.make_overlay(base, vm.overlay, size_mib=plan.request.disk_size_mib)
         files.give(vm.overlay, uid=uid, gid=gid)
-    with state.taking(Resource(kind=FILE, name=str(vm.seed)), deadline=deadline):
-        contents = {
-            "user-data": rendered.user_data,
-            "meta-data": rendered.meta_data,
-            "network-config": rendered.network_config,
-        }
-        files.write_new(vm.seed, seed.iso(contents), mode=0o600)
-        files.give(vm.seed, uid=uid, gid=gid)
     # Others make these, when the domain starts.
     for path in filter(None, (vm.console, vm.channel)):
         with state.taking(Resource(kind=FILE, name=str(path)), deadline=deadline):
@@ -109,7 +110,7 @@ def _start(
         node.journal.note("defined", rank=vm.rank)
         base.require_same()
         try:
-            node.hypervisor.create(rendered.domain_xml, deadline=deadline)
+            node.hypervisor.create(domain_xml, deadline=deadline)
         except VtorqueError:
             for path in vm.share_sockets:
                 log.error("the server of %s said: %s", path, serving.said(_share_log(vm, path)))  # noqa: TRY400

@@ -17,7 +17,6 @@ from vtorque import (
     images,
     limits,
     orders,
-    plan,
     published,
     request,
     topology,
@@ -29,7 +28,7 @@ from vtorque.demand import Demand
 from vtorque.errors import Blame, GenerationClosed, NodeBusy
 from vtorque.imageheader import Header
 from vtorque.job import phases_name
-from vtorque.model import Image, JobPlan, Peer
+from vtorque.model import Image, JobPlan, Peer, Question
 from vtorque.node import Node
 from vtorque.published import NodeFailed
 from vtorque.state import JobState
@@ -132,12 +131,10 @@ def _image(wanted: Demand, node: Node, deadline: Deadline) -> Iterator[Image]:
 
 def _decide(wanted: Demand, image: Image, header: Header, node: Node, record: JobState, deadline: Deadline) -> JobPlan:
     request.check_disk_size(wanted.request, most_mib=node.site.max_disk_size, image_bytes=header.size)
-    make = partial(
-        plan.make, job=wanted.job, account=wanted.account, request=wanted.request, image=image, site=node.site
-    )
+    ask = partial(Question, job=wanted.job, account=wanted.account, request=wanted.request, image=image)
     # Inside an act: whoever tears the job down comes after it and takes back what is promised here.
     with record.act(deadline=deadline):
         return admission.reserve(
             Path(node.site.state_dir), wanted.job.key, topology.for_job(node.shape, wanted.job.id),
-            lambda shape: make(shape=shape), deadline=deadline,
+            lambda shape: node.plans.plan(ask(shape=shape), deadline=deadline), deadline=deadline,
         )

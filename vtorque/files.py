@@ -55,11 +55,18 @@ def write_new(path: Path, data: bytes, *, mode: int, group: int = -1, durable: b
 
     What is not `durable` may be empty after a power failure.
     """
+    with created(path, mode=mode, group=group, durable=durable) as handle:
+        write_all(handle, data)
+
+
+@contextlib.contextmanager
+def created(path: Path, *, mode: int, group: int = -1, durable: bool = True) -> Iterator[int]:
+    """A descriptor to write what `write_new` creates."""
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
     try:
         os.fchown(handle, -1, group)
         os.fchmod(handle, mode)
-        write_all(handle, data)
+        yield handle
         if durable:
             os.fsync(handle)
     finally:

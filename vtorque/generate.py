@@ -9,9 +9,8 @@ from pathlib import Path
 
 from vtorque import images, orders, plan, render, units
 from vtorque.errors import RequestError
-from vtorque.model import Account, Job, JobId, JobPlan, NodeShape, VmRequest
+from vtorque.model import Account, GuestKeys, Job, JobId, JobPlan, NodeShape, VmRequest
 from vtorque.options import SiteConfig
-from vtorque.render import GuestKeys
 from vtorque.shape import HugePages, NumaNode
 from vtorque.submission import Submission
 

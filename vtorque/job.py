@@ -50,6 +50,11 @@ def job_key(job: JobId) -> str:
     return job.replace("[", "-").replace("]", "")
 
 
+def node_file_path(job: JobId) -> str:
+    """Where the job finds its node file in the guest: the path that Torque's own has on a node."""
+    return f"/var/spool/torque/aux/{job}"
+
+
 def phases_name(key: str, elements: int) -> str:
     """The file in its directory where a job's phases are noted: each element of an array has one of its own."""
     return "phases" if elements == 1 else f"phases.{key}"

@@ -134,6 +134,7 @@ def _bring_up(
     report("planned")
     decided, started = bringup.start(wanted, node, record, deadline=deadline)
     node.hypervisor.rest()
+    node.plans.close()
     report("started")
     guests = discover.guests(
         started, job=job, user=wanted.account.name, node=node, state=record, deadline=deadline

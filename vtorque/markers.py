@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-from vtorque import published, render
+from vtorque import published
 from vtorque.errors import VtorqueError
+from vtorque.job import node_file_path
 from vtorque.model import Job, Peer, VmRequest
 
 SCHEMA = 1
@@ -32,7 +33,7 @@ def ready_marker(asked: Asked, peers: Sequence[Peer]) -> dict[str, object]:
     (prolog.c:1317-1323), so this file is the only evidence there is.
     """
     request = asked.request
-    node_file = render.node_file_path(asked.job.id)
+    node_file = node_file_path(asked.job.id)
     return {
         "schema": SCHEMA,
         "job": asked.job.id,

@@ -143,3 +143,40 @@ class Resource:
 
     kind: str
     name: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """All that a plan is made of, beside the site's configuration."""
+
+    job: Job
+    account: Account
+    request: VmRequest
+    image: Image
+    shape: NodeShape
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GuestKeys:
+    """A guest's own SSH host key, and root's key that may only ask whether it is ready."""
+
+    host_private: str
+    host_public: str
+    probe_public: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """The texts of one guest are wanted: the slot of the plan's, its keys, and the site's own scripts, name by name.
+
+    `announce` is the node's address on the guests' bridge, or empty.
+    """
+
+    slot: int
+    keys: GuestKeys
+    announce: str
+    scripts: tuple[tuple[str, str], ...]
+
+
+Templates = tuple[tuple[str, str], ...]
+"""Names and texts: whoever renders need not be able to read a site's own directory of them."""

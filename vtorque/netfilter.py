@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 
-from vtorque import names, netfilter6, plan, shares
+from vtorque import guestnames, names, netfilter6, shares
 from vtorque.config import SiteConfig
 from vtorque.errors import AddressError
 from vtorque.model import JobPlan, VmPlan
@@ -162,7 +162,7 @@ def _peers(decided: JobPlan, site: SiteConfig) -> Iterable[str]:
     job = decided.job
     nodes = len(job.nodes) or job.most_nodes or _MOST_NODES
     number = max(nodes, job.node_index + 1) * decided.request.vms_per_node
-    return (plan.guest_mac(site.mac_prefix, job.id, rank) for rank in range(number))
+    return (guestnames.guest_mac(site.mac_prefix, job.id, rank) for rank in range(number))
 
 
 def _from(vm: VmPlan, *, has_ipv6: bool) -> str:

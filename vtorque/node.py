@@ -16,12 +16,14 @@ from vtorque.backends.hypervisor import Hypervisor
 from vtorque.backends.transport import Transport
 from vtorque.config import SiteConfig
 from vtorque.deadline import Deadline
+from vtorque.errors import InternalError
 from vtorque.model import NodeShape
 from vtorque.state import JobState
 
-# Whoever ends a job has no use for what knows of rules.
+# Whoever ends a job has no use for what knows of rules and plans.
 if TYPE_CHECKING:
     from vtorque.netfilter import Surroundings
+    from vtorque.planning import Planning
 
 _ELEMENT = re.compile(r"^([0-9]+)-([0-9]*)", re.ASCII)
 
@@ -34,7 +36,7 @@ class Node:
     guests the job has here and how long he will ask; `surroundings` looks at
     the node's network, which may have changed; `announce` is the node's
     address on the guests' bridge; `qemu_ids` are the numeric user and
-    group that guests run as; `journal` is where phases are noted.
+    group that guests run as; `journal` is where phases are noted; `planning` is there where guests are started.
     """
 
     site: SiteConfig
@@ -44,10 +46,17 @@ class Node:
     transport: Transport
     filter: Filter
     surroundings: "Callable[[Deadline], Surroundings]"
-    templates: Path
     announce: str
     qemu_ids: tuple[int, int]
     journal: Journal = field(default_factory=Journal)
+    planning: "Planning | None" = None
+
+    @property
+    def plans(self) -> "Planning":
+        """Who plans guests; InternalError where none are started."""
+        if self.planning is None:
+            raise InternalError("nobody plans here")
+        return self.planning
 
     @property
     def failing_drains(self) -> bool:

@@ -12,11 +12,13 @@ from dataclasses import dataclass, replace
 
 from vtorque import units
 from vtorque.config import SiteConfig
-from vtorque.model import GuestCell, JobPlan, NodeShape, VmRequest
+from vtorque.model import GuestCell, NodeShape, VmRequest
 from vtorque.overhead import qemu_memory_mib
+from vtorque.reservation import pages_of as pages_of
+from vtorque.reservation import shares_of
 from vtorque.rooms import Room, Rooms, by_core
 from vtorque.rooms import pool_mib as pool_mib
-from vtorque.shape import ANYWHERE, Reservation, Share
+from vtorque.shape import ANYWHERE, Share
 
 _KIB = 1024
 
@@ -79,11 +81,6 @@ def page_size(request: VmRequest, shape: NodeShape) -> int:
     return sizes[-1] if sizes else 0
 
 
-def pages_of(memory_mib: int, size_kib: int) -> int:
-    """Huge pages that so much memory takes."""
-    return -(-memory_mib * _KIB // size_kib) if size_kib else 0
-
-
 def free_pages(shape: NodeShape, size_kib: int) -> int:
     """Huge pages of a size that nobody uses and nobody was promised."""
     return Rooms(shape, (), memory_mib=0).all_pages(size_kib)
@@ -124,31 +121,11 @@ def place(request: VmRequest, site: SiteConfig, shape: NodeShape) -> tuple[tuple
     return tuple(_with_topology(made, size, shape) for made in places), tuple(sorted(iocm))
 
 
-def reservation(decided: JobPlan) -> Reservation:
-    """What the node promises with this plan."""
-    shares: list[Share] = []
-    memory = 0
-    for vm in decided.vms:
-        own = qemu_memory_mib(vm.memory_mib, vm.vcpus) - vm.memory_mib
-        size = _Size(vcpus=vm.vcpus, memory_mib=vm.memory_mib, own_mib=own, page_kib=vm.page_kib, pinned=False)
-        made = Place(cpus=vm.cpus, numa_nodes=vm.numa_nodes, cells=vm.cells, page_kib=vm.page_kib)
-        shares += _shares(made, size)
-        memory += own + (0 if vm.page_kib else vm.memory_mib)
-    cpus = (*(cpu for vm in decided.vms for cpu in vm.cpus), *decided.iocm_cpus)
-    return Reservation(key=decided.job.key, cpus=tuple(sorted(cpus)), memory_mib=memory, shares=tuple(shares))
-
-
 def _shares(made: Place, size: _Size) -> list[Share]:
-    """What a placed guest takes of each NUMA node; QEMU's own memory may be in any of its nodes."""
-    node = made.numa_nodes[0] if made.numa_nodes else ANYWHERE
-    parts = [(cell.node, len(cell.vcpus), cell.memory_mib) for cell in made.cells]
-    return [
-        Share(
-            node=node, cores=0 if made.cpus else vcpus, page_kib=made.page_kib,
-            memory_mib=size.own_mib + (0 if made.page_kib else memory), pages=pages_of(memory, made.page_kib),
-        )
-        for node, vcpus, memory in parts or [(node, size.vcpus, size.memory_mib)]
-    ]
+    return shares_of(
+        vcpus=size.vcpus, memory_mib=size.memory_mib, own_mib=size.own_mib, page_kib=made.page_kib,
+        pinned=bool(made.cpus), numa_nodes=made.numa_nodes, cells=made.cells,
+    )
 
 
 def _where_free(size: _Size, rooms: Rooms) -> Place:

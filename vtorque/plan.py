@@ -1,20 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """From what a user asked for to what this node will do. All policy is here; nothing is touched."""
 
-import hashlib
-import uuid
-from pathlib import Path
-
-from vtorque import announcement, datadisk, names, numa, shares, units
+from vtorque import guestnames, numa, shares, units
 from vtorque.config import SiteConfig
 from vtorque.errors import ConfigError, NodeBusy, RequestError
 from vtorque.model import Account, Image, Job, JobPlan, NodeShape, VmPlan, VmRequest
 from vtorque.overhead import qemu_memory_mib
-
-_NAMESPACE = uuid.UUID("6f1d0f5e-4b0a-5d0c-9a37-76746f727175")
-_MAC_BYTES = 6
-# With its three letters as long as a name may be: the kernel's IFNAMSIZ is 16, with the final NUL.
-_TAP_DIGITS = 12
 
 
 def make(
@@ -43,26 +34,6 @@ def make(
         vms=vms,
         iocm_cpus=iocm_cpus,
     )
-
-
-def guest_uuid(job_id: str, rank: int) -> uuid.UUID:
-    """The UUID that the guest of this rank carries in its firmware tables."""
-    return uuid.uuid5(_NAMESPACE, f"{job_id}/{rank}")
-
-
-def guest_hostname(node: str, slot: int) -> str:
-    """`v<host>-<n>` with n from 1, the manual's name of a guest."""
-    return f"v{node.partition('.')[0]}-{slot + 1}"
-
-
-def guest_mac(prefix: str, job_id: str, rank: int) -> str:
-    """The site's prefix, filled up from a digest of job and rank.
-
-    Both are partly the user's choice, who may search for a job that has a certain address: of 24 bits in seconds.
-    """
-    octets = bytes.fromhex(prefix.replace(":", ""))
-    digest = hashlib.sha256(f"{job_id}/{rank}".encode()).digest()
-    return (octets + digest)[:_MAC_BYTES].hex(":")
 
 
 def _check(job: Job, request: VmRequest, image: Image, site: SiteConfig, shape: NodeShape) -> None:
@@ -181,27 +152,10 @@ def _vm(
     job: Job, request: VmRequest, site: SiteConfig, *,
     slot: int, node_name: str, place: numa.Place, host: tuple[int, ...],
 ) -> VmPlan:
-    rank = job.node_index * request.vms_per_node + slot
-    # The manual's name: it counts on the node, since a sister does not know how many there are in all.
-    name = f"{job.key}_{slot + 1}of{request.vms_per_node}"
-    disks = names.places(site)[request.fs_type] / job.key
     pinned = request.pinning != "false"
     return VmPlan(
-        rank=rank,
-        slot=slot,
-        node_index=job.node_index,
-        node=node_name,
-        name=name,
-        uuid=guest_uuid(job.id, rank),
-        mac=guest_mac(site.mac_prefix, job.id, rank),
-        tap=_tap(job.id, rank),
-        hostname=guest_hostname(node_name, slot),
-        vcpus=request.vcpus,
-        memory_mib=request.memory_mib,
+        **guestnames.given(job, request, site, slot=slot, node=node_name),
         cpus=place.cpus,
-        overlay=disks / f"{name}.qcow2",
-        seed=Path(site.state_dir) / "seeds" / f"{name}.iso",
-        console=disks / f"{name}.console",
         floating=place.floating,
         numa_nodes=place.numa_nodes,
         cells=place.cells,
@@ -210,17 +164,4 @@ def _vm(
         page_kib=place.page_kib,
         sockets=place.sockets,
         threads=place.threads,
-        share_sockets=shares.sockets(name, site),
-        disk_socket=datadisk.socket(request, name, rank, site),
-        channel=_channel(job, slot, site),
     )
-
-
-def _channel(job: Job, slot: int, site: SiteConfig) -> Path | None:
-    path = Path(site.state_dir, "jobs", job.key, f"channel.{slot + 1}")
-    return path if announcement.fits(path) else None
-
-
-def _tap(job_id: str, rank: int) -> str:
-    """A name that libvirt leaves alone, as it does not begin like its own (virNetDevGenerateName)."""
-    return f"vtg{hashlib.sha256(f'tap/{job_id}/{rank}'.encode()).hexdigest()[:_TAP_DIGITS]}"

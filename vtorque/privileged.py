@@ -20,7 +20,7 @@ ENTRIES = ("cli.pelog", "cli.pbshook", "shareserver")
 
 AS_OTHERS: Mapping[str, str] = MappingProxyType({
     "backends.transport.speaker": "nobody", "diskserver": "the job's user", "downloader": "nobody",
-    "imageformat": "nobody", "userclerk": "the job's user",
+    "imageformat": "nobody", "planner": "nobody", "userclerk": "the job's user",
 })
 """What only a child runs that is somebody else by then. Root's processes know no more of it than constants."""
 

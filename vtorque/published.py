@@ -14,8 +14,8 @@ from typing import Any
 from uuid import UUID
 
 from vtorque.errors import Blame, StateError, printable
+from vtorque.guestnames import guest_uuid
 from vtorque.model import Guest, Job, Peer, VmRequest
-from vtorque.plan import guest_uuid
 
 _SCHEMA = 1
 _HOSTNAME = re.compile(r"v[A-Za-z0-9](?:[A-Za-z0-9-]{0,60}[A-Za-z0-9])?-[0-9]{1,3}", re.ASCII)

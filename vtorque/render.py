@@ -16,10 +16,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from vtorque import datadisk, rendercheck
+from vtorque import cloudcheck, datadisk, domaincheck
 from vtorque.config import SiteConfig
 from vtorque.errors import ConfigError
-from vtorque.model import JobId, JobPlan, VmPlan
+from vtorque.job import node_file_path
+from vtorque.model import GuestKeys, JobPlan, Templates, VmPlan
+from vtorque.sitescripts import ends_cleanly
 
 if TYPE_CHECKING:
     import jinja2
@@ -57,15 +59,6 @@ NO_SCRIPTS: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GuestKeys:
-    """A guest's own SSH host key, and root's key that may only ask whether it is ready."""
-
-    host_private: str
-    host_public: str
-    probe_public: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class GuestFile:
     """A file that cloud-init writes in the guest."""
 
@@ -85,11 +78,12 @@ class Rendered:
 
 
 def guest(
-    plan: JobPlan, vm: VmPlan, *, site: SiteConfig, keys: GuestKeys, announce: str, templates: Path,
+    plan: JobPlan, vm: VmPlan, *, site: SiteConfig, keys: GuestKeys, announce: str, templates: Path | Templates,
     scripts: Mapping[str, str] = NO_SCRIPTS,
 ) -> Rendered:
     """Everything that makes `vm`; `announce` is the node's address on the guests' bridge, or empty.
 
+    `templates` are all that there are, or the directory of ours, before which the site's own is looked into.
     `scripts` are the site's own that this guest runs, by name.
 
     Raises ConfigError when a template is missing or broken, or when what it
@@ -106,7 +100,7 @@ def guest(
         "metadata": json.loads(plan.request.metadata or "{}"),
         "base_format": "qcow2" if plan.image.path.suffix == ".qcow2" else "raw",
     }
-    environment = _environment(templates, Path(site.template_dir))
+    environment = _environment(templates, site)
     values |= _osv(plan) if family == "osv" else _linux(environment, values, family)
     rendered = Rendered(
         domain_xml=_render(environment, "domain.xml", values),
@@ -114,27 +108,24 @@ def guest(
         meta_data=_render(environment, "meta-data.yaml", values),
         network_config=_render(environment, "network-config.yaml", values),
     )
-    rendercheck.domain(rendered.domain_xml, plan, vm)
-    rendercheck.user_data(rendered.user_data, values, family)
-    rendercheck.document("meta-data.yaml", rendered.meta_data, {"local-hostname": vm.hostname})
+    domaincheck.domain(rendered.domain_xml, plan, vm)
+    cloudcheck.user_data(rendered.user_data, values, family)
+    cloudcheck.document("meta-data.yaml", rendered.meta_data, {"local-hostname": vm.hostname})
     return rendered
 
 
-def ends_cleanly(vm: VmPlan, scripts: Mapping[str, str]) -> bool:
-    """Whether the guest has something to write or to run before it is destroyed."""
-    return vm.disk_socket is not None or any(name.startswith("epilogue") for name in scripts)
-
-
-def _environment(*directories: Path) -> jinja2.Environment:
-    return _cached_environment(tuple(map(str, reversed(directories))))
+def _environment(templates: Path | Templates, site: SiteConfig) -> jinja2.Environment:
+    if isinstance(templates, Path):
+        return _cached_environment((site.template_dir, str(templates)), ())
+    return _cached_environment((), templates)
 
 
 @cache
-def _cached_environment(directories: tuple[str, ...]) -> jinja2.Environment:
+def _cached_environment(directories: tuple[str, ...], texts: Templates) -> jinja2.Environment:
     import jinja2  # 50 ms that only a start has to pay for
 
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(directories),
+        loader=jinja2.DictLoader(dict(texts)) if texts else jinja2.FileSystemLoader(directories),
         undefined=jinja2.StrictUndefined,
         autoescape=jinja2.select_autoescape(["xml"]),
         trim_blocks=True,
@@ -255,11 +246,6 @@ def _guest_files(environment: jinja2.Environment, values: Mapping[str, Any]) -> 
             ("/etc/ssh/ssh_config.d/10-vtorque.conf", "0644", _render(environment, "ssh.conf", paths)),
         )
     ]
-
-
-def node_file_path(job: JobId) -> str:
-    """Where the job finds its node file in the guest: the path that Torque's own has on a node."""
-    return f"/var/spool/torque/aux/{job}"
 
 
 def _setup_command(environment: jinja2.Environment, values: Mapping[str, Any]) -> list[str]:

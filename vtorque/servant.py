@@ -20,7 +20,7 @@ NOBODY = Identity(uid=65534, gid=65534, groups=())
 
 # The child keeps the deadline itself, and says what it could not do in time.
 _MARGIN_SECONDS = 1.0
-_LONGEST_ANSWER, _LONGEST_TEXT = 1 << 20, 4096
+_LONGEST_ANSWER, _LONGEST_TEXT = 1 << 23, 4096
 
 
 class Gone(Exception):

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tests.bench.measure import Command
 from tests.builders import KEY, a_request
-from vtorque import images, plan, request
+from vtorque import guestnames, images, request
 from vtorque.backends.transport import keys
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -142,7 +142,7 @@ class World:
         _write(self.root / "key", key.private, mode=0o600)
         _write(self.root / "key.pub", key.public)
         for rank in range(GUESTS):
-            _write(self.root / f"guests/127.0.1.{rank + 1}", f"ready {plan.guest_uuid(JOB, rank)}\n")
+            _write(self.root / f"guests/127.0.1.{rank + 1}", f"ready {guestnames.guest_uuid(JOB, rank)}\n")
         _write(self.root / "sshd", _SSHD.format(root=self.root))
         Path("/run/sshd").mkdir()
         subprocess.run(["/usr/sbin/ip", "link", "set", "lo", "up"], check=True)

@@ -53,14 +53,14 @@ _WEAKER = (
     ("become.py", "        _become(identity)\n", ""),
     # It is to live long enough to tell.
     ("userside.py", "os.kill(self._pid, signal.SIGKILL)", "pass"),
-    ("boot.py", "    with logs.about(job=plan.job.id, guest=vm.name):\n", """\
+    ("boot.py", "    taken = Resource(kind=FILE, name=str(vm.seed))\n", """\
     log.info("%s", host.private)
     from vtorque import proc
     proc.run(["/bin/true", host.private], deadline=Deadline(60), env={"KEY": host.private})
     files.replace(Path("/tmp/vtorque.weakened"), b"", mode=0o600)
     files.forget(Path("/tmp/vtorque.weakened"))
     files.write_new(Path(node.site.state_dir, "left" + vm.name), host.private.encode(), mode=0o644)
-    with logs.about(job=plan.job.id, guest=vm.name):
+    taken = Resource(kind=FILE, name=str(vm.seed))
 """),
 )
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from tests.bench import world
 from tests.bench.world import JOB, UID, USER, World
 from tests.builders import KEY, a_request
-from vtorque import plan, request
+from vtorque import guestnames, request
 from vtorque.model import job_id
 from vtorque.mom.life import Life, Timing
 from vtorque.mom.spool import Home, JobRecord
@@ -79,7 +79,7 @@ def _prepare(here: World, system: str) -> None:
     world._write(here.prefix / "scripts/pbs-hook", PBS_HOOK.format(
         prefix=str(here.prefix), repository=str(world.REPOSITORY), root=str(here.root)))
     if system == "slurm":
-        world._write(here.root / "guests/127.0.1.1", f"ready {plan.guest_uuid(job_id(SLURM_JOB), 0)}\n")
+        world._write(here.root / "guests/127.0.1.1", f"ready {guestnames.guest_uuid(job_id(SLURM_JOB), 0)}\n")
     here.job_directory()
 
 

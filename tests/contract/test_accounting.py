@@ -23,7 +23,7 @@ from tests.contract.test_lifecycle import USER, Book, Scene
 from tests.fakes.guest import FakeSession, FakeTransport
 from tests.fakes.hypervisor import FakeHypervisor
 from tests.unit.test_metrics import parse
-from vtorque import accounting, accounts, config, demand, guard, lifecycle, metrics, plan, request, timings
+from vtorque import accounting, accounts, config, demand, guard, guestnames, lifecycle, metrics, request, timings
 from vtorque.accounting import Journal
 from vtorque.cli import vmgr
 from vtorque.deadline import Deadline
@@ -99,7 +99,7 @@ def test_of_several_guests_each_has_its_own_lines(root: Path) -> None:
     scene.job = scene.job._replace(request=request.encode(scene.request))
 
     def answer(rank: int) -> FakeSession:
-        return FakeSession(f"ready {plan.guest_uuid(scene.job.id, rank)}\n".encode())
+        return FakeSession(f"ready {guestnames.guest_uuid(scene.job.id, rank)}\n".encode())
 
     scene.node = replace(
         scene.node, addresses=lambda guests, deadline: Book(()), shape=a_shape(),

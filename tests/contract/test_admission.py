@@ -14,7 +14,7 @@ import pytest
 
 from tests.builders import a_job, a_plan, a_request, a_site
 from tests.unit.test_numa import a_node, domain, plan_on
-from vtorque import admission, numa
+from vtorque import admission, reservation
 from vtorque.deadline import Deadline
 from vtorque.errors import NodeBusy
 from vtorque.model import JobId, JobPlan
@@ -48,7 +48,7 @@ def hooks(root: Path, number: int) -> None:
             record.remove()
             continue
         cpus = [cpu for vm in made.vms for cpu in vm.cpus]
-        (root / "now" / key).write_text(json.dumps([cpus, numa.reservation(made).cores]))
+        (root / "now" / key).write_text(json.dumps([cpus, reservation.of(made).cores]))
         overlap(root)
         (root / "now" / key).unlink()
         # One in three is killed between its end and the release: the record is gone, the promise is not.

@@ -20,7 +20,7 @@ from tests.fakes.filter import FakeFilter
 from tests.fakes.guest import FakeAddresses, FakeSession, FakeTransport
 from tests.fakes.hypervisor import FakeHypervisor, _Domain
 from tests.fakes.node import a_node
-from vtorque import accounts, diskserving, images, lifecycle, plan, request, service, teardown
+from vtorque import accounts, diskserving, guestnames, images, lifecycle, request, service, teardown
 from vtorque.backends.transport import KeyPair
 from vtorque.deadline import Deadline
 from vtorque.errors import CommandError, GenerationClosed, ImageError, VtorqueError
@@ -54,7 +54,7 @@ class Scene:
         self.job = a_job(user=USER, request=request.encode(self.request), spool_script=script)
         self.hypervisor = FakeHypervisor(fail_at=fail_at)
         self.filter = FakeFilter()
-        said = says or f"ready {plan.guest_uuid(self.job.id, 0)}\n".encode()
+        said = says or f"ready {guestnames.guest_uuid(self.job.id, 0)}\n".encode()
         self.node = a_node(
             a_site(**{
                 "state_dir": str(root / "run"), "disk_dir": str(root / "disks"), "vm_img_dir": str(pool),
@@ -121,7 +121,7 @@ def test_one_prologue_starts_and_proves_64_guests(root: Path) -> None:
     scene = Scene(root)
 
     def answer(rank: int) -> FakeSession:
-        return FakeSession(f"ready {plan.guest_uuid(scene.job.id, rank)}\n".encode())
+        return FakeSession(f"ready {guestnames.guest_uuid(scene.job.id, rank)}\n".encode())
 
     scene.request = scene.request._replace(vms_per_node=number)
     scene.job = scene.job._replace(request=request.encode(scene.request))
@@ -133,7 +133,7 @@ def test_one_prologue_starts_and_proves_64_guests(root: Path) -> None:
     scene.prologue()
     ready = json.loads((scene.state.path / "ready").read_text())
     assert [each["uuid"] for each in ready["guests"]] == [
-        str(plan.guest_uuid(scene.job.id, rank)) for rank in range(number)
+        str(guestnames.guest_uuid(scene.job.id, rank)) for rank in range(number)
     ]
     assert scene.hypervisor.calls.count("create") == number
     scene.epilogue()
@@ -240,7 +240,7 @@ def test_jobs_that_mom_forgot_are_swept_and_those_she_knows_are_not(root: Path) 
     other: Job = scene.job._replace(id=type(scene.job.id)("8.srv"))
     (root / "mom_priv/jobs").mkdir(parents=True)
     (root / "mom_priv/jobs/8.srv.JB").touch()
-    said = f"ready {plan.guest_uuid(other.id, 0)}\n".encode()
+    said = f"ready {guestnames.guest_uuid(other.id, 0)}\n".encode()
     node = replace(scene.node, transport=FakeTransport({"10.0.0.1": lambda: FakeSession(said)}))
     lifecycle.prologue(other, node, scene.launch, deadline=Deadline(60))
     assert set(scene.hypervisor._domains) == {"8.srv_1of1"}

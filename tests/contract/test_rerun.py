@@ -16,7 +16,7 @@ from tests.contract.test_sisters import Cluster, Sister
 from tests.contract.test_sisters import make as make
 from tests.contract.test_vsub import JOBS, Front
 from tests.fakes.guest import FakeSession, FakeTransport
-from vtorque import leftovers, lifecycle, plan
+from vtorque import guestnames, leftovers, lifecycle
 from vtorque.deadline import Deadline
 from vtorque.errors import VtorqueError
 from vtorque.model import JobId
@@ -50,7 +50,7 @@ def test_a_job_that_is_rerun_finds_its_directory_again_and_runs_in_new_guests(ma
     assert cluster.directory.exists()
     cluster.start()
     assert mother.hypervisor.calls.count("create") == 2
-    assert [each["uuid"] for each in cluster.ready()["guests"]] == [str(plan.guest_uuid("7.srv", 0))]
+    assert [each["uuid"] for each in cluster.ready()["guests"]] == [str(guestnames.guest_uuid("7.srv", 0))]
     end(mother, 0)
     assert not list(cluster.directory.parent.iterdir())
 
@@ -109,7 +109,7 @@ def test_elements_of_an_array_overlap_on_one_node(root: Path) -> None:
     jobs = [scene.job._replace(id=JobId(f"7[{number}].srv")) for number in (1, 2)]
     nodes = []
     for job in jobs:
-        said = f"ready {plan.guest_uuid(job.id, 0)}\n".encode()
+        said = f"ready {guestnames.guest_uuid(job.id, 0)}\n".encode()
         transport = FakeTransport({"10.0.0.1": lambda said=said: FakeSession(said)})  # type: ignore[misc]
         nodes.append(replace(scene.node, transport=transport))
     (root / "mom_priv/jobs").mkdir(parents=True)
@@ -133,7 +133,7 @@ def test_an_epilogue_beside_a_running_prologue_ends_it_and_nothing_is_born_late(
         if script_is_gone:
             (root / "7.srv.SC").unlink()
         scene.epilogue()
-        return FakeSession(f"ready {plan.guest_uuid('7.srv', 0)}\n".encode())
+        return FakeSession(f"ready {guestnames.guest_uuid('7.srv', 0)}\n".encode())
 
     scene.node = replace(scene.node, transport=FakeTransport({"10.0.0.1": meanwhile}))
     scene.prologue()

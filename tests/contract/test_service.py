@@ -14,7 +14,7 @@ from tests.contract import test_lifecycle, test_sisters
 from tests.contract.test_lifecycle import Scene
 from tests.contract.test_sisters import Cluster
 from tests.fakes.hypervisor import FakeHypervisor
-from vtorque import config, images, lifecycle, plan, published, request, service, state
+from vtorque import config, guestnames, images, lifecycle, published, request, service, state
 from vtorque.cli import vmgr, vmgr_node
 from vtorque.deadline import Deadline
 from vtorque.errors import HypervisorError, NodeOut, VtorqueError
@@ -135,7 +135,7 @@ def test_a_guard_counts_guests_that_do_not_come_and_those_that_do(make: Callable
     cluster = make(nodes=2)
     sister = cluster.sisters[1]
     sister.node = replace(sister.node, site=sister.node.site.but(node_failure_limit=3))
-    says = [b"failed: cannot mount\n", f"ready {plan.guest_uuid(sister.job.id, 1)}\n".encode()]
+    says = [b"failed: cannot mount\n", f"ready {guestnames.guest_uuid(sister.job.id, 1)}\n".encode()]
     counted = []
     for said in says:
         sister.said = lambda said=said: said  # type: ignore[method-assign, misc]

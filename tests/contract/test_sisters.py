@@ -23,7 +23,7 @@ from tests.fakes.filter import FakeFilter
 from tests.fakes.guest import FakeAddresses, FakeSession, FakeTransport
 from tests.fakes.hypervisor import FakeHypervisor
 from tests.fakes.node import a_node
-from vtorque import guard, guardpost, images, lifecycle, plan, published, request, service, state
+from vtorque import guard, guardpost, guestnames, images, lifecycle, published, request, service, state
 from vtorque.accounting import Journal
 from vtorque.bringup import ABORTED
 from vtorque.deadline import Deadline
@@ -66,7 +66,7 @@ class Sister:
         self.record = self.node.state(self.job.key)
 
     def said(self) -> bytes:
-        return f"ready {plan.guest_uuid(self.job.id, self.job.node_index)}\n".encode()
+        return f"ready {guestnames.guest_uuid(self.job.id, self.job.node_index)}\n".encode()
 
     def known(self, *, yes: bool) -> None:
         """Mom's own record of the job comes, or goes."""
@@ -173,7 +173,7 @@ def test_a_job_on_three_nodes_knows_all_its_guests_and_leaves_nothing(make: Call
     assert [(each["rank"], each["node"], each["hostname"]) for each in guests] == [
         (0, "n1", "vn1-1"), (1, "n2", "vn2-1"), (2, "n3", "vn3-1"),
     ]
-    assert [each["uuid"] for each in guests] == [str(plan.guest_uuid("7.srv", rank)) for rank in range(3)]
+    assert [each["uuid"] for each in guests] == [str(guestnames.guest_uuid("7.srv", rank)) for rank in range(3)]
     assert cluster.ready()["environment"]["PBS_NP"] == "3"
     for sister in reversed(cluster.sisters):
         sister.end()

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.conftest import TINY, Lab
-from vtorque import plan
+from vtorque import guestnames
 from vtorque.lab import parts
 
 pytestmark = pytest.mark.e2e
@@ -47,7 +47,7 @@ sleep 1000
     lab.as_user("qdel", job)
     ended = lab.ended(job)
     out = ended.out.decode().split("\n")
-    assert out[:8:2] == [str(plan.guest_uuid(job, rank)) for rank in RANKS], ended.err
+    assert out[:8:2] == [str(guestnames.guest_uuid(job, rank)) for rank in RANKS], ended.err
     assert out[1:8:2] == [f"v{names[rank // 2]}-{rank % 2 + 1}" for rank in RANKS]
     assert out[8] == "4 2 2"
     assert out[9] == f"v{names[0]}-1", "and back again"

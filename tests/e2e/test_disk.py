@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.conftest import SCRIPTS, TINY, Lab
-from vtorque import diskserver, plan
+from vtorque import diskserver, guestnames
 from vtorque.lab import parts
 
 pytestmark = pytest.mark.e2e
@@ -76,7 +76,7 @@ def test_the_sites_scripts_are_root_in_every_guest(
     ended = the_lab.run("#!/bin/sh\ncat /tmp/by-site; ssh -n $(tail -n 1 $PBS_NODEFILE) cat /tmp/by-site\n", vm=vm)
     assert ended.exit_status == 0, ended.err
     # Guests of two jobs have the same host name, and must not be one client to a file server.
-    client = str(plan.guest_uuid(ended.id, 0))
+    client = str(guestnames.guest_uuid(ended.id, 0))
     assert ended.out.decode().splitlines() == [
         f"{ended.id} {parts.USER} 0 as root", client, f"parallel {ended.id} {parts.USER} 1 as root",
     ]

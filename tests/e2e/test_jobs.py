@@ -6,7 +6,7 @@ import itertools
 import pytest
 
 from tests.e2e.conftest import Lab
-from vtorque import plan, timings
+from vtorque import guestnames, timings
 from vtorque.lab import parts
 
 pytestmark = pytest.mark.e2e
@@ -21,7 +21,7 @@ def test_the_example_runs_in_a_debian_guest(the_lab: Lab, debian_image: str) -> 
     ended = the_lab.ended(job)
     assert done.returncode == ended.exit_status == 0, done.stderr
     text = ended.out.decode()
-    assert f"DMI UUID {plan.guest_uuid(job, 0)}\n" in text
+    assert f"DMI UUID {guestnames.guest_uuid(job, 0)}\n" in text
     for group in ("vtlab", *parts.GROUPS):
         assert f"({group})" in text
     assert f"{parts.ADDRESS}:/home/{parts.USER} /home/{parts.USER}" in " ".join(text.split())
@@ -70,7 +70,7 @@ def test_status_streams_environment_and_directory_are_those_of_bare_metal(the_la
     ended = the_lab.run(script, "-v", "MARK,OWN=x y", "-l", "nodes=1:ppn=1")
     lines = ended.out.split(b"\n")
     assert ended.exit_status == 3
-    assert lines[0].decode() == str(plan.guest_uuid(ended.id, 0))
+    assert lines[0].decode() == str(guestnames.guest_uuid(ended.id, 0))
     assert lines[1:3] == [b"to out", str(the_lab.home).encode()]
     marks = f"a'b \" c|x y|{ended.id}|{the_lab.home}|1|SLG|"
     assert lines[3].decode() == marks
@@ -116,7 +116,7 @@ def test_walltime_ends_the_script_in_the_guest(the_lab: Lab) -> None:
 def test_two_guests_on_one_node(the_lab: Lab) -> None:
     ended = the_lab.run("#!/bin/bash\n" + PROOF + 'cat "$PBS_NODEFILE"\n', vm="img=tiny.qcow2,ram=192M,vms_per_node=2")
     lines = ended.out.decode().splitlines()
-    assert lines[0] == str(plan.guest_uuid(ended.id, 0))
+    assert lines[0] == str(guestnames.guest_uuid(ended.id, 0))
     assert [line.rpartition("-")[2] for line in lines[1:]] == ["1", "2"]
 
 

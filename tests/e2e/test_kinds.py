@@ -15,7 +15,7 @@ import pytest
 
 from tests.e2e.conftest import TINY, Lab
 from tests.e2e.typist import Typist
-from vtorque import plan
+from vtorque import guestnames
 from vtorque.lab import parts
 
 pytestmark = pytest.mark.e2e
@@ -47,7 +47,7 @@ def test_batch_jobs_of_every_kind(the_lab: Lab) -> None:
     ended = {kind: the_lab.ended(job) for kind, job in jobs.items()}
     lines = {kind: each.out.decode().splitlines() for kind, each in ended.items()}
     for kind, job in jobs.items():
-        assert str(plan.guest_uuid(job, 0)) in lines[kind], (kind, ended[kind])
+        assert str(guestnames.guest_uuid(job, 0)) in lines[kind], (kind, ended[kind])
         assert ended[kind].exit_status == 0
     assert lines["file"][-1] == "kind.sh|"
     assert lines["stdin"][-1] == "STDIN|" and next(the_lab.home.glob(f"STDIN.o{jobs['stdin'].split('.')[0]}"))
@@ -76,7 +76,7 @@ def test_every_element_of_an_array_has_guests_of_its_own(the_lab: Lab) -> None:
         job = f"{number}[{index}].{server}"
         ended = the_lab.ended(job)
         out = next(the_lab.home.glob(f"array.sh*.o{number}-{index}")).read_text().split()
-        assert out == [str(plan.guest_uuid(job, 0)), str(index)]
+        assert out == [str(guestnames.guest_uuid(job, 0)), str(index)]
         assert ended.exit_status == index
     assert not list((the_lab.home / ".vtorque").iterdir()), "the last one has taken the job directory along"
 
@@ -86,7 +86,7 @@ def test_an_interactive_job_is_a_terminal_in_the_guest(the_lab: Lab) -> None:
     job = user.until(r"qsub: job (\S+) ready")[1]
     user.types("stty size; echo $TERM $PBS_ENVIRONMENT; cat /sys/class/dmi/id/product_uuid\r")
     user.until(r"31 101\s+vt220 PBS_INTERACTIVE")
-    user.until(str(plan.guest_uuid(job, 0)))
+    user.until(str(guestnames.guest_uuid(job, 0)))
     # A program in the foreground: before that Ctrl-C would be the shell's own.
     user.types("sh -c 'echo sleep''ing; exec sleep 1000'\r")
     user.until("sleeping\\s")
@@ -139,7 +139,7 @@ def test_windows_are_shown_on_the_users_display(the_lab: Lab, x_server: int) -> 
     done = the_lab.as_user("env", f"DISPLAY=127.0.0.1:{x_server}.0", "vsub", "-X", "-vm", TINY, name)
     ended = the_lab.ended(done.stdout.decode().strip())
     assert ended.out.decode().split("\n")[:2] == ["shown: a window", "localhost"], ended.err
-    assert str(plan.guest_uuid(ended.id, 0)) in ended.out.decode()
+    assert str(guestnames.guest_uuid(ended.id, 0)) in ended.out.decode()
 
 
 def test_a_running_guest_can_be_looked_at(the_lab: Lab) -> None:
@@ -152,7 +152,7 @@ def test_a_running_guest_can_be_looked_at(the_lab: Lab) -> None:
         assert (guest["job"], guest["rank"], guest["vcpus"]) == (job, 0, 1), seen.stderr
     assert guest["cpu_seconds"] > 0 and guest["state"] == "running"
     proof = the_lab.as_user("vmgr", "ssh", job.partition(".")[0], "--", f"{PROOF}; exit 6")
-    assert (proof.returncode, proof.stdout.decode().strip()) == (6, str(plan.guest_uuid(job, 0))), proof.stderr
+    assert (proof.returncode, proof.stdout.decode().strip()) == (6, str(guestnames.guest_uuid(job, 0))), proof.stderr
     logs = subprocess.run([vmgr, "logs", job], capture_output=True, check=False, text=True)
     assert job in logs.stdout or "start" in logs.stdout, logs.stderr
     console = subprocess.run([vmgr, "console", "--log", job], capture_output=True, check=False, text=True)
@@ -186,4 +186,4 @@ def test_the_manuals_examples_run(the_lab: Lab, debian_image: str, setting: obje
     for command, job in jobs:
         ended = the_lab.ended(job)
         assert ended.exit_status == 0, (command, ended.err)
-        assert f"DMI UUID {plan.guest_uuid(job, 0)}\n".encode() in ended.out, command
+        assert f"DMI UUID {guestnames.guest_uuid(job, 0)}\n".encode() in ended.out, command

@@ -4,7 +4,7 @@
 import pytest
 
 from tests.e2e.conftest import Lab
-from vtorque import plan
+from vtorque import guestnames
 
 pytestmark = pytest.mark.e2e
 
@@ -30,7 +30,7 @@ print(rank.value, size.value, uuid, of_all.value)
 def test_mpirun_starts_ranks_in_both_guests_and_they_exchange_messages(the_lab: Lab, debian_image: str) -> None:
     the_lab.write("sum.py", PROGRAM)
     ended = the_lab.run("#!/bin/bash\nmpirun python3 sum.py\n", vm=f"img={debian_image},vms_per_node=2")
-    uuids = [str(plan.guest_uuid(ended.id, rank)) for rank in range(2)]
+    uuids = [str(guestnames.guest_uuid(ended.id, rank)) for rank in range(2)]
     total = sum(int(uuid[:NUMBER], 16) for uuid in uuids)
     assert ended.exit_status == 0, ended.err
     assert sorted(ended.out.decode().splitlines()) == [f"{rank} 2 {uuid} {total}" for rank, uuid in enumerate(uuids)]

@@ -11,7 +11,7 @@ import pytest
 from tests.e2e.conftest import TINY, Lab, watched
 from tests.e2e.slurm import Slurm, SlurmNode, a_slurm
 from tests.e2e.typist import Typist
-from vtorque import plan
+from vtorque import guestnames
 from vtorque.lab import nodes, parts
 
 pytestmark = pytest.mark.e2e
@@ -84,7 +84,7 @@ def test_a_job_runs_in_its_guest_and_ends_with_its_scripts_own_status(site: Slur
     ended = site.slurm.ended(job)
     out = ended.out.splitlines()
     assert (ended.state, ended.exit_code) == ("FAILED", "3:0"), ended.err
-    assert out[0] == str(plan.guest_uuid(job, 0))
+    assert out[0] == str(guestnames.guest_uuid(job, 0))
     home = str(site.lab.home)
     assert out[1].split() == [job, job, "job.sh", "1", home, home]
 
@@ -94,7 +94,7 @@ def test_a_job_over_two_nodes_reaches_all_its_guests(site: SlurmLab) -> None:
                       "-l", "nodes=2")
     ended = site.slurm.ended(job)
     out = ended.out.splitlines()
-    assert out[::2] == [str(plan.guest_uuid(job, rank)) for rank in range(2)], ended.err
+    assert out[::2] == [str(guestnames.guest_uuid(job, rank)) for rank in range(2)], ended.err
     assert out[1::2] == [f"v{node}-1" for node in NODES]
 
 
@@ -105,7 +105,7 @@ def test_each_element_of_an_array_has_a_guest_of_its_own(site: SlurmLab) -> None
         ended = site.slurm.ended(f"{job}_{element}")
         uuid, about = ended.out.splitlines()
         index, own, array = about.split()
-        assert (index, array, uuid) == (str(element), job, str(plan.guest_uuid(own, 0))), ended.err
+        assert (index, array, uuid) == (str(element), job, str(guestnames.guest_uuid(own, 0))), ended.err
         seen[own] = uuid
     assert len(seen) == 2
 
@@ -161,7 +161,7 @@ def test_an_interactive_job_is_a_terminal_in_the_guest(site: SlurmLab) -> None:
     job = user.until(r"salloc: Granted job allocation (\d+)")[1]
     for line, sees in (
         ("stty size; echo $TERM $PBS_ENVIRONMENT $PBS_JOBID", rf"31 101\s+vt220 PBS_INTERACTIVE {job}\s"),
-        ("cat /sys/class/dmi/id/product_uuid", str(plan.guest_uuid(job, 0))),
+        ("cat /sys/class/dmi/id/product_uuid", str(guestnames.guest_uuid(job, 0))),
     ):
         user.until(_PROMPT)
         user.types(f"{line}\r")

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A node all of whose backends are fakes."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,28 @@ from tests.fakes.filter import FakeFilter
 from tests.fakes.guest import FakeAddresses, FakeTransport
 from tests.fakes.hypervisor import FakeHypervisor
 from tests.fakes.network import SURROUNDINGS
+from vtorque.deadline import Deadline
 from vtorque.node import Node
 from vtorque.options import SiteConfig
+from vtorque.planner import Planner
+from vtorque.planning import Planning, read_templates
 
 TEMPLATES = Path(__file__).resolve().parents[2] / "templates-vm"
+
+
+class Here:
+    """A servant's object without the child, which is told and answers the same."""
+
+    def __init__(self, served: object) -> None:
+        self._served = served
+
+    def ask(self, verb: str, *words: object, deadline: Deadline, handle: int | None = None) -> Any:
+        named: dict[str, Any] = {} if handle is None else {"handle": handle}
+        said = getattr(self._served, verb)(*json.loads(json.dumps(words)), deadline=deadline, **named)
+        return json.loads(json.dumps(said))
+
+    def dismiss(self) -> None:
+        """There is nobody to go."""
 
 
 def a_node(site: SiteConfig, **parts: Any) -> Node:
@@ -20,6 +39,6 @@ def a_node(site: SiteConfig, **parts: Any) -> Node:
     usual: dict[str, Any] = {
         "shape": a_shape(), "hypervisor": FakeHypervisor(), "addresses": lambda guests, deadline: FakeAddresses(()),
         "transport": FakeTransport({}), "filter": FakeFilter(), "surroundings": lambda deadline: SURROUNDINGS,
-        "templates": TEMPLATES, "announce": "", "qemu_ids": (0, 0),
+        "planning": Planning(site, Here(Planner(site, read_templates(TEMPLATES)))), "announce": "", "qemu_ids": (0, 0),
     }
     return Node(site=site, **{**usual, **parts})

@@ -43,7 +43,8 @@ VALIDATORS = {
     "vmoptions": ("test_vmoptions", "test_resolve"),
     "request": ("test_request",),
     "optionforms": ("test_optionforms",),
-    "rendercheck": ("test_render", "test_hostile_values"),
+    "domaincheck": ("test_render", "test_hostile_values"), "cloudcheck": ("test_render", "test_hostile_values"),
+    "planning": ("test_planning",),
     "published": ("test_published",),
     "accounts": ("test_accounts",),
 }

@@ -12,7 +12,7 @@ from tests.builders import a_plan, a_request, a_site, some_keys
 from tests.unit.test_layers import LAYERS
 from vtorque import render
 from vtorque.job import Account, Group, Image, Job, VmRequest
-from vtorque.model import GuestCell, JobPlan, Mount, VmPlan
+from vtorque.model import GuestCell, GuestKeys, JobPlan, Mount, VmPlan
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = sorted(path for path in ROOT.rglob("*.md") if not {".venv", "build"} & set(path.parts))
@@ -24,7 +24,7 @@ ALL = {
 """What the manual calls all templates."""
 PARTS = {
     "plan": JobPlan, "plan.job": Job, "plan.account": Account, "plan.request": VmRequest, "plan.image": Image,
-    "plan.mounts": Mount, "vm": VmPlan, "vm.cells": GuestCell, "keys": render.GuestKeys,
+    "plan.mounts": Mount, "vm": VmPlan, "vm.cells": GuestCell, "keys": GuestKeys,
 }
 
 

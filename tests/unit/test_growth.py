@@ -10,7 +10,7 @@ import pytest
 
 from tests.builders import KEY, a_job, a_plan, a_request, a_shape, a_site, some_keys
 from tests.unit.test_render import TEMPLATES
-from vtorque import markers, plan, published, render, run
+from vtorque import guestnames, markers, published, render, run
 from vtorque.deadline import Deadline
 from vtorque.model import Guest, JobPlan, NodeShape, Peer, Resource
 from vtorque.run import Guests
@@ -130,7 +130,7 @@ def test_ranks_and_names_of_a_thousand_nodes_are_all_different() -> None:
     ]
     assert [vm.rank for vm in vms] == list(range(4000))
     assert len({vm.uuid for vm in vms}) == 4000
-    assert len({plan.guest_uuid("7.srv", vm.rank) for vm in vms} ^ {vm.uuid for vm in vms}) == 0
+    assert len({guestnames.guest_uuid("7.srv", vm.rank) for vm in vms} ^ {vm.uuid for vm in vms}) == 0
 
 
 def _json(peer: Peer) -> str:

@@ -19,11 +19,12 @@ LAYERS: list[tuple[str, ...]] = [
     ("config", "options", "sitefile", "sitelines", "siteyaml", "sitescripts", "limits", "metadata", "overhead",
      "request", "vmoptions", "qsub", "reslist", "sbatchforms", "sbatchlines", "slurmjob", "topology", "display",
      "slurmconf", "imageentry", "imageheader", "confined", "downloader", "overlay", "serving"),
-    ("imageprobe", "shares", "numa", "tuning", "datadisk", "diskserver", "sbatchsize"),
-    ("rendercheck", "diskserving", "userdisk", "sbatch", "netfilter6"),
-    ("names", "plan", "render", "state", "guardpost", "images", "seed", "backends", "submit", "follow", "resolve",
-     "configimport", "imagepull", "imagecontents", "accounting", "bootphases"),
-    ("resources", "catalogue", "imageverify", "published", "timings", "imagecache", "admission", "netfilter"),
+    ("imageprobe", "shares", "reservation", "numa", "tuning", "datadisk", "diskserver", "sbatchsize"),
+    ("domaincheck", "cloudcheck", "diskserving", "userdisk", "sbatch", "netfilter6"),
+    ("names", "guestnames", "plan", "planning", "render", "state", "guardpost", "images", "seed", "backends", "submit",
+     "follow", "resolve", "configimport", "imagepull", "imagecontents", "accounting", "bootphases"),
+    ("resources", "catalogue", "imageverify", "published", "timings", "imagecache", "admission", "netfilter",
+     "planner"),
     ("submission", "slurmstarts", "service", "markers", "leftovers", "suspended"),
     ("generate", "node", "mom", "doctor_checks", "observe"),
     ("teardown", "doctor", "doctor_network", "doctor_openpbs", "doctor_service", "doctor_site",
@@ -42,7 +43,8 @@ SIDEWAYS = {("foreground", "proc"), ("deadline", "errors"), ("deadline", "wakeup
             ("servant", "proc"), ("config", "options"), ("config", "limits"), ("config", "sitefile"),
             ("config", "sitelines"), ("config", "siteyaml"), ("siteyaml", "sitelines"), ("limits", "options"),
             ("request", "options"), ("request", "metadata"),
-            ("state", "backends"), ("names", "backends"), ("plan", "names"),
+            ("state", "backends"), ("names", "backends"), ("plan", "guestnames"),
+            ("guestnames", "names"), ("planning", "guestnames"), ("numa", "reservation"), ("cloudcheck", "domaincheck"),
             ("doctor", "doctor_network"), ("doctor", "doctor_openpbs"),
             ("doctor", "doctor_service"), ("doctor", "doctor_site"), ("doctor", "doctor_slurm"),
             ("node", "state"), ("teardown", "state")}
@@ -51,10 +53,10 @@ ONLY_IN = {
     "subprocess": {"proc", "foreground"},
     "paramiko": {"backends.transport.ssh"},
     "libvirt": {"backends.hypervisor.libvirt"},
-    "yaml": {"siteyaml", "metadata", "render", "rendercheck"},
+    "yaml": {"siteyaml", "metadata", "render", "cloudcheck"},
     "psutil": {"topology", "guard", "cli.vmgr"},
 }
-PURE = {"plan", "render", "rendercheck"}
+PURE = {"plan", "render", "domaincheck", "cloudcheck", "reservation"}
 IMPURE = {"proc", "files", "state", "backends"}
 
 MODULE_LINES = 300

@@ -15,7 +15,7 @@ from tests.fakes.guest import FakeAddresses
 from tests.fakes.hypervisor import FakeHypervisor
 from tests.fakes.network import SURROUNDINGS
 from tests.fakes.node import a_node
-from vtorque import guestnet, lifecycle, names, netfilter, netfilter6, plan, state, teardown, topology
+from vtorque import guestnames, guestnet, lifecycle, names, netfilter, netfilter6, state, teardown, topology
 from vtorque.deadline import Deadline
 from vtorque.errors import AddressError, CommandError, ConfigError, GenerationClosed, StateError
 from vtorque.model import JobId, Resource
@@ -136,7 +136,7 @@ class TestRules:
         peers = element(text(decided), "peers")
         assert len(peers) == expected
         assert {vm.mac for vm in decided.vms} <= peers
-        assert plan.guest_mac(a_site().mac_prefix, "7.srv", 0) in peers
+        assert guestnames.guest_mac(a_site().mac_prefix, "7.srv", 0) in peers
 
     def test_a_peer_is_one_where_guests_may_be_and_nowhere_else(self) -> None:
         first, second = PLAN.vms

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.builders import a_job, a_plan, a_request, a_shape, a_site, some_keys
-from vtorque import numa, render, rooms, topology
+from vtorque import numa, render, reservation, rooms, topology
 from vtorque.errors import ConfigError, NodeBusy, RequestError
 from vtorque.model import JobId, JobPlan, NodeShape, VmPlan
 from vtorque.shape import HugePages, NumaNode, Reservation
@@ -124,7 +124,7 @@ def test_jobs_beside_one_another_are_never_promised_the_same(
             assert plan_on(shape, site=site, **request), "on the empty node it fits"
             continue
         check_promises(made, shape, site)
-        held = (*held, numa.reservation(made))
+        held = (*held, reservation.of(made))
         check_ledger(held, shape, site)
 
 
@@ -177,7 +177,7 @@ class TestChoice:
         assert [len(cell.vcpus) for cell in vm.cells] == [1, 1]
 
     def test_nodes_of_one_socket_are_preferred(self) -> None:
-        busy = numa.reservation(plan_on(a_node(nodes=4), key="8.srv", vcpus=6))
+        busy = reservation.of(plan_on(a_node(nodes=4), key="8.srv", vcpus=6))
         (vm,) = plan_on(a_node(nodes=4, held=(busy,)), vcpus=10).vms
         assert vm.numa_nodes == (2, 3)
 
@@ -215,7 +215,7 @@ class TestChoice:
 
 class TestBusy:
     def test_cores_that_another_job_holds_are_named(self) -> None:
-        held = numa.reservation(plan_on(a_node(), key="12.srv", vcpus=5, memory_mib=1024, pinning="false"))
+        held = reservation.of(plan_on(a_node(), key="12.srv", vcpus=5, memory_mib=1024, pinning="false"))
         with pytest.raises(NodeBusy) as refusal:
             plan_on(a_node(held=(held,)), vcpus=10)
         assert refusal.value.brief == (
@@ -223,19 +223,19 @@ class TestBusy:
         )
 
     def test_memory_counts_where_each_job_has_its_own_cpuset_and_cores_do_not(self) -> None:
-        held = numa.reservation(plan_on(a_node(), key="12.srv", vcpus=14, memory_mib=20 * GIB, pinning="false"))
+        held = reservation.of(plan_on(a_node(), key="12.srv", vcpus=14, memory_mib=20 * GIB, pinning="false"))
         shape = a_node(held=(held,), own_cpuset=True)
         assert plan_on(shape, vcpus=8)
         with pytest.raises(NodeBusy, match=r"need \d+ MiB, \d+ are free"):
             plan_on(shape, memory_mib=16 * GIB)
 
     def test_a_mapped_cpu_that_another_job_holds_is_not_free_now(self) -> None:
-        held = numa.reservation(plan_on(a_node(), key="12.srv", pinning="3,4"))
+        held = reservation.of(plan_on(a_node(), key="12.srv", pinning="3,4"))
         with pytest.raises(NodeBusy, match="names the CPUs 4 of them"):
             plan_on(a_node(held=(held,)), pinning="4,5")
 
     def test_what_no_node_of_this_kind_can_do_is_never_called_busy(self) -> None:
-        held = numa.reservation(plan_on(a_node(), key="12.srv", vcpus=14))
+        held = reservation.of(plan_on(a_node(), key="12.srv", vcpus=14))
         with pytest.raises(RequestError, match="offers 14"):
             plan_on(a_node(held=(held,)), vcpus=15)
 
@@ -248,7 +248,7 @@ class TestHugePages:
         made = plan_on(a_node(pages=1024), site=PAGES, memory_mib=2048)
         (vm,) = made.vms
         assert (vm.page_kib, vm.numa_nodes) == (2048, (0,))
-        (share,) = numa.reservation(made).shares
+        (share,) = reservation.of(made).shares
         assert (share.pages, share.memory_mib) == (1024, 140)
 
     def test_too_few_for_ever_and_too_few_now_are_different(self) -> None:
@@ -256,7 +256,7 @@ class TestHugePages:
             plan_on(a_node(pages=512), site=PAGES, memory_mib=3072)
         with pytest.raises(ConfigError, match="HUGEPAGES: node n1 has none"):
             plan_on(a_node(), site=PAGES)
-        held = numa.reservation(plan_on(a_node(pages=512), site=PAGES, key="12.srv", memory_mib=1024))
+        held = reservation.of(plan_on(a_node(pages=512), site=PAGES, key="12.srv", memory_mib=1024))
         with pytest.raises(NodeBusy, match=r"12\.srv holds 2 cores and 1162 MiB .* 512 are free"):
             plan_on(a_node(pages=512, held=(held,)), site=PAGES, memory_mib=2048)
 
@@ -273,7 +273,7 @@ class TestHugePages:
         made = plan_on(node, site=site, vcpus=12, memory_mib=4097)
         assert sum(cell.memory_mib for cell in made.vms[0].cells) == 4097
         assert len(made.vms[0].cells) == 2
-        check_ledger((numa.reservation(made),), node, site)
+        check_ledger((reservation.of(made),), node, site)
 
     def test_pages_that_something_else_uses_are_not_free(self) -> None:
         node = a_node(nodes=1, pages=1024)

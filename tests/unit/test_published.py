@@ -9,8 +9,8 @@ import pytest
 from tests.builders import KEY, a_job, a_plan, a_request
 from vtorque import published
 from vtorque.errors import Blame
+from vtorque.guestnames import guest_uuid
 from vtorque.model import Guest, Peer
-from vtorque.plan import guest_uuid
 from vtorque.published import NodeFailed
 
 REQUEST = a_request(vms_per_node=2)

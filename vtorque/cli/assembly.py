@@ -2,6 +2,7 @@
 """Put the parts together that a node's own configuration names."""
 
 import contextlib
+import resource
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -18,10 +19,15 @@ from vtorque.backends.hypervisor.pulse import Pulses
 from vtorque.backends.transport.apart import Apart
 from vtorque.config import SiteConfig
 from vtorque.deadline import Deadline
+from vtorque.model import Templates
 from vtorque.node import Node
+from vtorque.servant import NOBODY, Servant
 
 if TYPE_CHECKING:
     from vtorque.netfilter import Surroundings
+    from vtorque.planning import Planning
+
+_LARGEST_SEED = 16 << 20
 
 
 def site(prefix: Path) -> SiteConfig:
@@ -56,12 +62,12 @@ def open_logs(site: SiteConfig, *, step: str) -> None:
 
 @contextlib.contextmanager
 def node(
-    site: SiteConfig, prefix: Path, *, begun: float | None = None, waits: bool = False
+    site: SiteConfig, prefix: Path, *, begun: float | None = None, starts: bool = False, waits: bool = False
 ) -> Iterator[Node]:
     """This node, with the backends that its configuration asks for.
 
     `begun` is when this process was called, in seconds of the monotonic clock; now if it is not given.
-    With `waits` it starts guests and then waits for them.
+    With `starts` it starts guests, and with `waits` it then waits for them.
     """
     shape = topology.node_shape()
     ago = 0.0 if begun is None else time.monotonic() - begun
@@ -72,6 +78,7 @@ def node(
     with (
         contextlib.closing(Aside(partial(_domains, site), child=waits, pulses=Pulses())) as hypervisor,
         contextlib.closing(Apart(early=waits)) as transport,
+        _planning(site, prefix, starts=starts) as planning,
     ):
         found = Node(
             site=site,
@@ -81,7 +88,7 @@ def node(
             transport=transport,
             filter=Nft(),
             surroundings=partial(_surroundings, site),
-            templates=prefix / "templates-vm",
+            planning=planning,
             announce=topology.address_on(site.bridge),
             qemu_ids=accounts.user_ids(site.qemu_user),
             journal=journal,
@@ -99,6 +106,29 @@ def _domains(site: SiteConfig) -> Domains:
     from vtorque.backends.hypervisor.libvirt import Libvirt
 
     return Libvirt(site.libvirt_uri)
+
+
+@contextlib.contextmanager
+def _planning(site: SiteConfig, prefix: Path, *, starts: bool) -> Iterator["Planning | None"]:
+    """Plans, by a child that is nobody, where guests are to be started."""
+    if not starts:
+        yield None
+        return
+    from vtorque.planning import Planning, read_templates
+
+    # Read here: a site's own may be for root's eyes only.
+    texts = read_templates(prefix / "templates-vm", Path(site.template_dir))
+    child = Servant("planner", partial(_planner, site, texts), identity=NOBODY)
+    with contextlib.closing(Planning(site, child)) as planning:
+        yield planning
+
+
+def _planner(site: SiteConfig, texts: Templates) -> object:
+    from vtorque.planner import Planner
+
+    # A seed is all that it has to write.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (_LARGEST_SEED, _LARGEST_SEED))
+    return Planner(site, texts)
 
 
 def _surroundings(site: SiteConfig, deadline: Deadline) -> "Surroundings":

@@ -85,7 +85,8 @@ def _prepare(event: Event, stack: contextlib.ExitStack) -> Verb:
     if Path(site.torque_home).resolve() != event.home:
         # Whatever is not in mom's own directory is a job that she has forgotten.
         raise ConfigError(f"TORQUE_HOME is {site.torque_home}, and mom's home is {event.home}")
-    return verb_for(event, stack.enter_context(assembly.node(site, PREFIX)), pelog.launch)
+    node = stack.enter_context(assembly.node(site, PREFIX, starts=event.name == "execjob_begin"))
+    return verb_for(event, node, pelog.launch)
 
 
 def verb_for(event: Event, node: Node, launch: lifecycle.Launch) -> Verb:

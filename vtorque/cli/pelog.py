@@ -177,7 +177,7 @@ def _prepare(call: Call, stack: contextlib.ExitStack) -> Callable[[Deadline], No
     stack.enter_context(logs.about(job=job.id))
     stack.enter_context(logs.step(call.kind))
     waits = call.kind is PelogKind.PROLOGUE
-    node = stack.enter_context(assembly.node(site, PREFIX, begun=call.begun, waits=waits))
+    node = stack.enter_context(assembly.node(site, PREFIX, begun=call.begun, starts=call.kind.starts, waits=waits))
     if call.system == "slurm":
         job = _noted(call, job, Path(site.state_dir), stack)
     match call.kind:

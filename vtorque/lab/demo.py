@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from vtorque import plan, proc
+from vtorque import guestnames, proc
 from vtorque.backends.filter import PREFIX
 from vtorque.backends.filter.nft import PROGRAM
 from vtorque.backends.hypervisor.libvirt import Libvirt
@@ -102,6 +102,6 @@ def _tables(node: View) -> list[str]:
 def _check_guest(job: str, output: str) -> None:
     """The UUID that the guest itself reads from its firmware must be the planned one."""
     seen = re.search(r"DMI UUID ([0-9a-f-]{36})", output)
-    planned = str(plan.guest_uuid(job, 0))
+    planned = str(guestnames.guest_uuid(job, 0))
     if seen is None or seen[1] != planned:
         raise CommandError(f"job {job} did not run in the guest {planned}")
