@@ -6,34 +6,31 @@ decided on. Raises ConfigError that names the template.
 """
 
 import json
+import re
 from typing import Any
 from xml.etree import ElementTree
 
 from vtorque import datadisk, shares, tuning
+from vtorque.config import SiteConfig
+from vtorque.domainshape import Shape
 from vtorque.errors import ConfigError
-from vtorque.model import JobPlan, VmPlan
+from vtorque.model import JobPlan, Templates, VmPlan
+
+_MARK = "metadata/{https://vtorque.org/xmlns/domain/1}vtorque"
+_OTHERWISE = re.compile(r"""<\?xml[^>]*encoding\s*=\s*['"](?!utf-8['"])""", re.IGNORECASE)
 
 
-def domain(text: str, plan: JobPlan, vm: VmPlan) -> None:
-    """Everything that opens, names or limits something must be what was planned, no more."""
-    try:
-        root = ElementTree.fromstring(text)
-    except (ElementTree.ParseError, UnicodeError) as error:
-        raise ConfigError(f"template domain.xml: not XML: {error}") from error
+def domain(text: str, plan: JobPlan, vm: VmPlan, *, site: SiteConfig, templates: Templates) -> None:
+    """Everything must stand in a template, and what opens, names or limits something be what was planned, no more."""
+    root, shape = _read(text), Shape.of(templates)
+    shape.require(root)
     image = plan.image
-    opened = {
-        element.text or "" for tag in ("kernel", "initrd", "loader", "nvram", "emulator")
-        for element in root.iter(tag)
-    }
-    opened |= {
-        value for source in root.iter("source") for name, value in source.items()
-        if name in ("file", "dev", "dir", "path", "socket", "name")
-    }
     allowed = {image.path, vm.overlay, vm.seed, vm.console, vm.channel, image.kernel, image.initrd}
     allowed |= shares.paths(plan, vm)
     found = {
         "name": root.findtext("name"),
         "uuid": root.findtext("uuid"),
+        "job": [each.get("job") for each in root.iterfind(_MARK)],
         "memory": root.findtext("memory"),
         "vcpu": root.findtext("vcpu"),
         "mac": [mac.get("address") for mac in root.iter("mac")],
@@ -41,18 +38,56 @@ def domain(text: str, plan: JobPlan, vm: VmPlan) -> None:
             (each.get("type"), [target.get("dev") for target in each.findall("target")])
             for each in root.iter("interface")
         ],
-        "files": sorted(opened - {str(path) for path in allowed if path}),
+        "bridges": [each for each in _bridges(root) if each != site.bridge and not shape.says("source", each)],
+        "files": sorted(_opened(root) - {str(path) for path in allowed if path}),
         "kept": [tag for tag in ("on_poweroff", "on_reboot", "on_crash") if root.findtext(tag) == "preserve"],
         "foreign": [e.tag for e in root.iter() if e.tag.startswith("{") and "vtorque.org" not in e.tag],
     }
     planned: dict[str, object] = {
-        "name": vm.name, "uuid": str(vm.uuid), "memory": str(vm.memory_mib), "vcpu": str(vm.vcpus),
-        "mac": [vm.mac], "interfaces": [("bridge", [vm.tap])], "files": [], "kept": [], "foreign": [],
+        "name": vm.name, "uuid": str(vm.uuid), "job": [plan.job.key], "memory": str(vm.memory_mib),
+        "vcpu": str(vm.vcpus), "mac": [vm.mac], "interfaces": [("bridge", [vm.tap])], "bridges": [], "files": [],
+        "kept": [], "foreign": [],
     }
     found |= tuning.found(root) | shares.found(root, plan) | datadisk.found(root) | {"formats": _formats(root)}
     planned |= tuning.planned(vm) | shares.planned(plan, vm) | datadisk.planned(vm)
     planned |= {"formats": _planned_formats(plan, vm)}
+    if plan.runs_as is None:
+        # A site's own label is that of its template.
+        own = f"{site.qemu_user}:{site.qemu_user}"
+        found["users"] = [each for each in _labels(root) if each != own and not shape.says("label", each)]
+        planned["users"] = []
     compare("domain.xml", found, planned)
+
+
+def _read(text: str) -> ElementTree.Element:
+    # libvirt is to understand the same as we, by another parser.
+    if "<!DOCTYPE" in text or _OTHERWISE.search(text):
+        raise ConfigError("template domain.xml: a DOCTYPE, or an encoding that is not UTF-8")
+    try:
+        return ElementTree.fromstring(text)
+    except (ElementTree.ParseError, UnicodeError) as error:
+        raise ConfigError(f"template domain.xml: not XML: {error}") from error
+
+
+def _opened(root: ElementTree.Element) -> set[str]:
+    """Whatever is named to be opened."""
+    found = {
+        element.text or "" for tag in ("kernel", "initrd", "loader", "nvram", "emulator")
+        for element in root.iter(tag)
+    }
+    return found | {
+        value for source in root.iter("source") for name, value in source.items()
+        if name in ("file", "dev", "dir", "path", "socket", "name")
+    }
+
+
+def _bridges(root: ElementTree.Element) -> list[str]:
+    return [bridge for source in root.iter("source") if (bridge := source.get("bridge")) is not None]
+
+
+def _labels(root: ElementTree.Element) -> list[str]:
+    """Who QEMU is said to be."""
+    return [label.text or "" for label in root.iter("label")]
 
 
 def _formats(root: ElementTree.Element) -> list[list[tuple[str | None, str | None]]]:

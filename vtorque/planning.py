@@ -7,6 +7,7 @@ they get has to be what the request, the site and the job make of them, and each
 name and limit just that.
 """
 
+import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,8 +15,10 @@ from typing import Any, Protocol
 from vtorque import domaincheck, guestnames, orders, servant, shares
 from vtorque.config import SiteConfig
 from vtorque.deadline import Deadline
-from vtorque.errors import ConfigError, InternalError, StateError
+from vtorque.errors import InternalError, StateError
 from vtorque.model import JobPlan, Order, Question, Templates
+
+_LARGEST = 1 << 20
 
 
 class Asked(Protocol):
@@ -27,23 +30,25 @@ class Asked(Protocol):
 
 
 def read_templates(*directories: Path) -> Templates:
-    """All templates below `directories`, of one name that of the last; ConfigError for one that is not text."""
+    """All templates below `directories`, of one name that of the last; what is no text is none.
+
+    A site may have other things there, and an editor's.
+    """
     found = {}
     for directory in directories:
-        for path in (each for each in sorted(directory.rglob("*")) if each.is_file()):
-            name = str(path.relative_to(directory))
-            try:
-                found[name] = path.read_text(encoding="utf-8")
-            except UnicodeError as error:
-                raise ConfigError(f"template {name}: {error}") from error
+        for path in sorted(directory.rglob("*")):
+            with contextlib.suppress(FileNotFoundError, UnicodeError):
+                if path.is_file() and path.stat().st_size <= _LARGEST:
+                    found[str(path.relative_to(directory))] = path.read_text(encoding="utf-8")
     return tuple(found.items())
 
 
 class Planning:
     """Plans of this site and the texts of their guests, asked for and looked through."""
 
-    def __init__(self, site: SiteConfig, planner: Asked) -> None:
+    def __init__(self, site: SiteConfig, planner: Asked, *, templates: Templates) -> None:
         self._site = site
+        self._templates = templates
         self._planner = planner
 
     def plan(self, question: Question, *, deadline: Deadline) -> JobPlan:
@@ -62,7 +67,8 @@ class Planning:
         Raises ConfigError when a template is broken, or what it makes differs from the plan.
         """
         domain_xml = self._ask("write", order, deadline=deadline, handle=handle)
-        domaincheck.domain(domain_xml, decided, decided.vms[order.slot])
+        vm = decided.vms[order.slot]
+        domaincheck.domain(domain_xml, decided, vm, site=self._site, templates=self._templates)
         return domain_xml
 
     def close(self) -> None:

@@ -8,6 +8,7 @@ the one that was decided on.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -108,7 +109,7 @@ def guest(
         meta_data=_render(environment, "meta-data.yaml", values),
         network_config=_render(environment, "network-config.yaml", values),
     )
-    domaincheck.domain(rendered.domain_xml, plan, vm)
+    domaincheck.domain(rendered.domain_xml, plan, vm, site=site, templates=_texts(environment))
     cloudcheck.user_data(rendered.user_data, values, family)
     cloudcheck.document("meta-data.yaml", rendered.meta_data, {"local-hostname": vm.hostname})
     return rendered
@@ -135,6 +136,16 @@ def _cached_environment(directories: tuple[str, ...], texts: Templates) -> jinja
     # JSON strings are YAML strings as long as no surrogate pairs are written.
     environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False}
     return environment
+
+
+@cache
+def _texts(environment: jinja2.Environment) -> Templates:
+    """All templates that are text."""
+    found = {}
+    for name in environment.list_templates():
+        with contextlib.suppress(UnicodeError):
+            found[name] = _source(environment, name)
+    return tuple(found.items())
 
 
 def _render(environment: jinja2.Environment, name: str, values: Mapping[str, object]) -> str:

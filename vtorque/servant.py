@@ -52,11 +52,13 @@ class Servant:
     def dismiss(self) -> None:
         """Let the child go, whatever it is doing."""
         self._orders.close()
+        # Its number may be another child's the next time.
+        pid, self._pid = self._pid, 0
         # Where SIGCHLD is ignored nobody waits for it, and its number may be somebody else's.
         with contextlib.suppress(ChildProcessError, ProcessLookupError):
-            if os.waitpid(self._pid, os.WNOHANG)[0] == 0:
-                os.kill(self._pid, signal.SIGKILL)
-                os.waitpid(self._pid, 0)
+            if pid and os.waitpid(pid, os.WNOHANG)[0] == 0:
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
 
     def _exchange(self, order: dict[str, object], handle: int | None, seconds: float) -> bytes:
         """One order has one connection, so that none waits for another."""

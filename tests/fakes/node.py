@@ -17,6 +17,7 @@ from vtorque.planner import Planner
 from vtorque.planning import Planning, read_templates
 
 TEMPLATES = Path(__file__).resolve().parents[2] / "templates-vm"
+TEXTS = read_templates(TEMPLATES)
 
 
 class Here:
@@ -39,6 +40,6 @@ def a_node(site: SiteConfig, **parts: Any) -> Node:
     usual: dict[str, Any] = {
         "shape": a_shape(), "hypervisor": FakeHypervisor(), "addresses": lambda guests, deadline: FakeAddresses(()),
         "transport": FakeTransport({}), "filter": FakeFilter(), "surroundings": lambda deadline: SURROUNDINGS,
-        "planning": Planning(site, Here(Planner(site, read_templates(TEMPLATES)))), "announce": "", "qemu_ids": (0, 0),
+        "planning": Planning(site, Here(Planner(site, TEXTS)), templates=TEXTS), "announce": "", "qemu_ids": (0, 0),
     }
     return Node(site=site, **{**usual, **parts})

@@ -103,7 +103,8 @@ def test_a_template_that_does_not_quote_is_caught(
     assert was in text
     (tmp_path / template).write_text(text.replace(was, becomes))
     xml = template == "domain.xml"
-    hostile = "x</cmdline><initarg>y</initarg><cmdline>" if xml else "x\npower_state: {mode: reboot}"
+    # Of elements that a template has: another would be refused for that.
+    hostile = "x</cmdline><cmdline>y" if xml else "x\npower_state: {mode: reboot}"
     assert escapes(field, hostile, tmp_path) and not escapes(field, hostile)
 
 

@@ -19,7 +19,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("config", "options", "sitefile", "sitelines", "siteyaml", "sitescripts", "limits", "metadata", "overhead",
      "request", "vmoptions", "qsub", "reslist", "sbatchforms", "sbatchlines", "slurmjob", "topology", "display",
      "slurmconf", "imageentry", "imageheader", "confined", "downloader", "overlay", "serving"),
-    ("imageprobe", "shares", "reservation", "numa", "tuning", "datadisk", "diskserver", "sbatchsize"),
+    ("imageprobe", "domainshape", "shares", "reservation", "numa", "tuning", "datadisk", "diskserver", "sbatchsize"),
     ("domaincheck", "cloudcheck", "diskserving", "userdisk", "sbatch", "netfilter6"),
     ("names", "guestnames", "plan", "planning", "render", "state", "guardpost", "images", "seed", "backends", "submit",
      "follow", "resolve", "configimport", "imagepull", "imagecontents", "accounting", "bootphases"),
@@ -56,7 +56,7 @@ ONLY_IN = {
     "yaml": {"siteyaml", "metadata", "render", "cloudcheck"},
     "psutil": {"topology", "guard", "cli.vmgr"},
 }
-PURE = {"plan", "render", "domaincheck", "cloudcheck", "reservation"}
+PURE = {"plan", "render", "domainshape", "domaincheck", "cloudcheck", "reservation"}
 IMPURE = {"proc", "files", "state", "backends"}
 
 MODULE_LINES = 300

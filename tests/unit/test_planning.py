@@ -3,6 +3,7 @@
 
 import contextlib
 import json
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from uuid import UUID
 import pytest
 
 from tests.builders import a_job, a_request, a_shape, a_site, an_account, an_image, some_keys
-from tests.fakes.node import TEMPLATES, Here, a_node
+from tests.fakes.node import TEMPLATES, TEXTS, Here, a_node
 from vtorque import orders, servant
 from vtorque.deadline import Deadline
 from vtorque.errors import ConfigError, InternalError, NodeBusy, RequestError, StateError
@@ -26,7 +27,6 @@ QUESTION = Question(
     job=a_job(), account=an_account(), request=a_request(vms_per_node=2), image=an_image(), shape=a_shape(outside=(8,))
 )
 ORDER = Order(slot=1, keys=some_keys(), announce="10.0.0.254", scripts=())
-TEXTS = read_templates(TEMPLATES)
 
 
 def soon() -> Deadline:
@@ -52,7 +52,7 @@ class Turned(Planner):
 
 
 def planning(**turned: Any) -> Planning:
-    return Planning(SITE, Here(Turned(**turned)))
+    return Planning(SITE, Here(Turned(**turned)), templates=TEXTS)
 
 
 def write(ours: Planning, decided: JobPlan, seed: Path = Path("/dev/null")) -> str:
@@ -174,7 +174,7 @@ def test_without_a_planner_nothing_is_planned() -> None:
 
     dismissed: list[Ended] = []
     ended = Ended()
-    with contextlib.closing(Planning(SITE, ended)) as ours:
+    with contextlib.closing(Planning(SITE, ended, templates=TEXTS)) as ours:
         with pytest.raises(StateError, match="what plans guests has ended"):
             ours.plan(QUESTION, deadline=soon())
         assert not dismissed
@@ -183,18 +183,20 @@ def test_without_a_planner_nothing_is_planned() -> None:
         _ = a_node(SITE, planning=None).plans
 
 
-def test_a_template_that_is_no_text_is_named(tmp_path: Path) -> None:
-    (tmp_path / "parts").mkdir()
-    (tmp_path / "parts" / "x.yaml").write_bytes(b"\xff")
-    with pytest.raises(ConfigError, match=r"template parts/x\.yaml: .*utf-8"):
-        read_templates(TEMPLATES, tmp_path)
+def test_what_else_lies_beside_templates_is_none(tmp_path: Path) -> None:
+    (tmp_path / ".domain.xml.swp").write_bytes(b"b0VIM\xff")
+    (tmp_path / "image").write_bytes(b" " * ((1 << 20) + 1))
+    (tmp_path / "gone").symlink_to("nowhere")
+    os.mkfifo(tmp_path / "pipe")
+    assert read_templates(TEMPLATES, tmp_path) == TEXTS
 
 
 def test_a_sites_own_template_comes_before_ours_and_may_lean_on_it(tmp_path: Path) -> None:
     (tmp_path / "meta-data.yaml").write_text("{% include 'parts/own.yaml' %}")
     (tmp_path / "parts").mkdir()
     (tmp_path / "parts" / "own.yaml").write_text("local-hostname: {{ vm.hostname }}\nof: the site\n")
-    ours = Planning(SITE, Here(Planner(SITE, read_templates(TEMPLATES, tmp_path, tmp_path / "missing"))))
+    texts = read_templates(TEMPLATES, tmp_path, tmp_path / "missing")
+    ours = Planning(SITE, Here(Planner(SITE, texts)), templates=texts)
     decided = ours.plan(QUESTION, deadline=soon())
     write(ours, decided, tmp_path / "seed")
     assert b"local-hostname: vn1-2\nof: the site\n" in (tmp_path / "seed").read_bytes()

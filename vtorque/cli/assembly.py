@@ -119,7 +119,7 @@ def _planning(site: SiteConfig, prefix: Path, *, starts: bool) -> Iterator["Plan
     # Read here: a site's own may be for root's eyes only.
     texts = read_templates(prefix / "templates-vm", Path(site.template_dir))
     child = Servant("planner", partial(_planner, site, texts), identity=NOBODY)
-    with contextlib.closing(Planning(site, child)) as planning:
+    with contextlib.closing(Planning(site, child, templates=texts)) as planning:
         yield planning
 
 
