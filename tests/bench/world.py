@@ -82,6 +82,8 @@ class World:
         self.home = root / "home"
         self.mom_priv = root / "torque/mom_priv"
         self.environ = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": str(self.home), "LC_ALL": "C.UTF-8"}
+        # Copies of a large one fill the queue of a slow disk, and prove no more.
+        self._image_mib = 2 if heavier else IMAGE_MIB
         self._install()
         self._account()
         self._spool()
@@ -103,7 +105,7 @@ class World:
         )
         source = self.root / "source.qcow2"
         raw = self.root / "source.raw"
-        raw.write_bytes(os.urandom(IMAGE_MIB << 20))
+        raw.write_bytes(os.urandom(self._image_mib << 20))
         subprocess.run(["/usr/bin/qemu-img", "convert", "-q", "-O", "qcow2", raw, source], check=True)
         raw.unlink()
         about = {"name": "a.qcow2", "distro": "debian", "arch": "x86_64", "description": ""}
