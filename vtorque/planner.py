@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What root's child does that plans and writes, and is nobody. What root makes of its answers: see `planning`."""
 
-
 from vtorque import files, orders, plan, render, seed
 from vtorque.config import SiteConfig
 from vtorque.deadline import Deadline
