@@ -83,8 +83,10 @@ def _is_ours(path: Path) -> bool:
 
 def _everything(node: Node) -> Iterator[Path]:
     """All files at the places where guests have theirs: a directory for each job, and one for all seeds."""
-    for place in names.directories(node.site, "").values():
-        yield from (path for path in place.glob("*/*") if path.name.startswith(f"{path.parent.name}_"))
+    for own in (own for place in names.directories(node.site, "").values() for own in place.glob("*")):
+        # A job that ends meanwhile takes its directory with it.
+        with contextlib.suppress(FileNotFoundError):
+            yield from list(own.glob(f"{glob.escape(own.name)}_*"))
     yield from _seeds(node).glob("*")
 
 
