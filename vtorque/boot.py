@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from vtorque import diskserving, files, guestnet, images, logs, serving, sitescripts
+from vtorque import diskserving, files, guestnet, imageprobe, logs, serving, sitescripts
 from vtorque.backends.transport import KeyPair
 from vtorque.deadline import Deadline
 from vtorque.diskserving import DISK
@@ -98,7 +98,7 @@ def _start(
 ) -> None:
     uid, gid = plan.runs_as or node.qemu_ids
     with state.taking(Resource(kind=FILE, name=str(vm.overlay)), deadline=deadline):
-        images.make_overlay(base, vm.overlay, size_mib=plan.request.disk_size_mib)
+        imageprobe.make_overlay(base, vm.overlay, size_mib=plan.request.disk_size_mib)
         files.give(vm.overlay, uid=uid, gid=gid)
     # Others make these, when the domain starts.
     for path in filter(None, (vm.console, vm.channel)):

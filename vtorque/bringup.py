@@ -13,8 +13,8 @@ from vtorque import (
     boot,
     demand,
     imagecache,
+    imageentry,
     imageprobe,
-    images,
     limits,
     orders,
     published,
@@ -119,12 +119,12 @@ def gather(
 @contextlib.contextmanager
 def _image(wanted: Demand, node: Node, deadline: Deadline) -> Iterator[Image]:
     """The image, on this node if it has to be, where it stays until there are overlays on it."""
-    image = images.find(Path(node.site.vm_img_dir), wanted.request.image)
+    image = imageentry.find(Path(node.site.vm_img_dir), wanted.request.image)
     limits.check(wanted.request, node.site, [group.name for group in wanted.account.groups])
     request.check_disk_size(wanted.request, most_mib=node.site.max_disk_size)
-    images.require_trusted(image)
+    imageentry.require_trusted(image)
     if node.site.vm_images_verified:
-        image = image._replace(verified=images.is_sealed(image.path.parent, image.sha256))
+        image = image._replace(verified=imageentry.is_sealed(image.path.parent, image.sha256))
     with imagecache.local(image, fs_type=wanted.request.fs_type, site=node.site, deadline=deadline) as local:
         yield local
 

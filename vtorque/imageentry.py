@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """An image's entry in the catalogue: what it may say, and what that means."""
 
+import contextlib
 import json
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +19,10 @@ LIMIT = 64 * 1024
 """How long an entry may be, in bytes."""
 DIGESTS = {"file": "sha256", "kernel": "kernel_sha256", "initrd": "initrd_sha256"}
 """The keys that name files beside the entry, each with the one that holds its digest."""
+SEALED = ".sealed"
+"""The directory in the catalogue with a file for each image, named by its digest, in which nobody becomes root."""
+RULES = b"1\n"
+"""Of the rules by which that was found; another number asks for another look."""
 
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+@-]{0,159}", re.ASCII)
 _REQUIRED = {"schema", "name", "distro", "arch", "sha256", "description"}
@@ -96,6 +102,24 @@ def read(directory: Path, name: str) -> Revision | None:
     except (ValueError, TypeError, KeyError) as error:
         raise ImageError(f"the catalogue entry of {name} is broken: {error}") from error
     return found
+
+
+def require_trusted(image: Image) -> None:
+    """Refuse an image when anybody but root could have put it, or a part of it, there (ConfigError)."""
+    entries = [image.path.with_name(f"{name}.json") for name in (image.name, image.name.partition("@")[0])]
+    there = [path for path in entries if os.path.lexists(path)]
+    for path in filter(None, (*there, None if image.url else image.path, image.kernel, image.initrd)):
+        try:
+            files.require_trusted(path)
+        except FileNotFoundError:
+            raise ImageError(f"image {image.name}: {path} is missing") from None
+
+
+def is_sealed(directory: Path, sha256: str) -> bool:
+    """Whether it was found that nobody can become root in the image of that digest, in a catalogue of root's own."""
+    with contextlib.suppress(FileNotFoundError, StateError):
+        return files.read(directory / SEALED / sha256, limit=len(RULES)) == RULES
+    return False
 
 
 def _not_there(directory: Path, name: str) -> RequestError:

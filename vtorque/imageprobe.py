@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from vtorque import confined, files, imageheader
+from vtorque import confined, files, imageheader, overlay
 from vtorque.deadline import Deadline
 from vtorque.errors import CommandError, ImageError
 from vtorque.imageformat import FORMATS, LARGEST, OTHERWISE
@@ -52,6 +52,11 @@ def probe(path: Path, *, name: str = "", deadline: Deadline, trusted: bool = Fal
         if _identity(os.fstat(handle)) != identity:
             raise ImageError(f"image {path} changed while it was inspected")
     return Probed(header=Header(format=declared, size=size), path=path, identity=identity)
+
+
+def make_overlay(base: Probed, path: Path, *, size_mib: int = 0) -> None:
+    """A disk that holds what differs from the image, of its size unless one is given; the image stays untouched."""
+    overlay.write(path, base=base.path, base_format=base.header.format, size=size_mib << 20 or base.header.size)
 
 
 @contextlib.contextmanager

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The catalogue of authorised images, their revisions, and overlays on them.
+"""The catalogue of authorised images, and their revisions.
 
 Beside the newest `NAME` lies its entry `NAME.json`, and the entry of revision N
 is also at `NAME@N.json`. Trust comes from the directory being root's own, not
@@ -14,25 +14,20 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from vtorque import files, imageentry, overlay
+from vtorque import files, imageentry
 from vtorque.errors import ImageError, RequestError, StateError
-from vtorque.imageentry import DIGESTS, Revision, find, revision
+from vtorque.imageentry import DIGESTS, RULES, SEALED, Revision, find, is_sealed, require_trusted, revision
 from vtorque.imageheader import Header, digest, inspect, opened
-from vtorque.imageprobe import Probed
 from vtorque.job import Image
 
 __all__ = [
-    "LOCK", "SEALED", "Header", "Revision", "digest", "find", "inspect", "is_sealed", "locked", "make_overlay", "names",
+    "LOCK", "SEALED", "Header", "Revision", "digest", "find", "inspect", "is_sealed", "locked", "names",
     "publish", "record", "references", "require_name", "require_trusted", "revision", "revisions", "seal",
 ]
 
 LOCK = ".lock"
 """The file in the catalogue that whoever changes it has locked."""
-SEALED = ".sealed"
-"""The directory in the catalogue with a file for each image, named by its digest, in which nobody becomes root."""
 
-# Of the rules by which that was found; another number asks for another look.
-_RULES = b"1\n"
 
 
 def revisions(directory: Path, name: str) -> list[Revision]:
@@ -128,37 +123,14 @@ def locked(directory: Path, *, wait: bool = True) -> Iterator[None]:
         os.close(handle)
 
 
-def require_trusted(image: Image) -> None:
-    """Refuse an image when anybody but root could have put it, or a part of it, there (ConfigError)."""
-    entries = [image.path.with_name(f"{name}.json") for name in (image.name, image.name.partition("@")[0])]
-    there = [path for path in entries if os.path.lexists(path)]
-    for path in filter(None, (*there, None if image.url else image.path, image.kernel, image.initrd)):
-        try:
-            files.require_trusted(path)
-        except FileNotFoundError:
-            raise ImageError(f"image {image.name}: {path} is missing") from None
-
-
 def seal(directory: Path, sha256: str, *, sealed: bool) -> None:
     """Remember whether it was found that nobody can become root in the image of that digest."""
     path = directory / SEALED / sha256
     if sealed:
         files.directory(path.parent, mode=0o755)
-        files.replace(path, _RULES, mode=0o644)
+        files.replace(path, RULES, mode=0o644)
     else:
         path.unlink(missing_ok=True)
-
-
-def is_sealed(directory: Path, sha256: str) -> bool:
-    """Whether that is remembered, in a catalogue of root's own."""
-    with contextlib.suppress(FileNotFoundError, StateError):
-        return files.read(directory / SEALED / sha256, limit=len(_RULES)) == _RULES
-    return False
-
-
-def make_overlay(base: Probed, path: Path, *, size_mib: int = 0) -> None:
-    """A disk that holds what differs from the image, of its size unless one is given; the image stays untouched."""
-    overlay.write(path, base=base.path, base_format=base.header.format, size=size_mib << 20 or base.header.size)
 
 
 def _last(directory: Path, name: str) -> tuple[int, Revision | None]:

@@ -2,7 +2,7 @@
 """What a site allows: to everybody, to a group of users, with an image. Checked by vsub and again by root."""
 
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 from vtorque import units
@@ -70,19 +70,6 @@ def check(request: VmRequest, site: SiteConfig, groups: Collection[str]) -> None
                     f"-vm img={request.image}: only for members of {', '.join(limit.groups)}"
                 )
             _require(request, limit.most, f"image {limit.name}")
-
-
-def described(site: SiteConfig) -> Iterator[str]:
-    """The site's limits in words, for its users."""
-    for name, most in (("vcpus", str(site.max_vcpus or "")), ("ram", site.max_ram and units.size(site.max_ram)),
-                       ("vms_per_node", str(site.max_vms_per_node or "")),
-                       ("disk_size", site.max_disk_size and units.size(site.max_disk_size))):
-        if most:
-            yield f"{name} at most {most}"
-    if not site.disk_allowed:
-        yield "no disk"
-    yield from (f"group {text}" for text in site.group_limits)
-    yield from (f"image {text}" for text in site.image_limits)
 
 
 def _most_generous(own: Sequence[Limit]) -> dict[str, int]:

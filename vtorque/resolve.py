@@ -229,9 +229,9 @@ class _Reader:
             return ""
         if not self._given["metadata"].value.endswith(".yaml"):
             raise self._wrong("metadata", self._given["metadata"].value, "must be the name of a .yaml file")
-        from vtorque import metadata
+        from vtorque import metadatafile
 
-        return metadata.read(self._file("metadata"))
+        return metadatafile.read(self._file("metadata"))
 
     def component(self, key: str, enabled: bool, default: bool) -> bool:
         """A component of the cluster, unless the cluster has it switched off."""

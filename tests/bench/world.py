@@ -161,7 +161,7 @@ class World:
         path.write_text(path.read_text().replace("import os\n", f"import os\n{wasted}", 1))
         path = self.prefix / "vtorque/leftovers.py"
         path.write_text(path.read_text().replace("_MOST_LOOKED_AT = 64", "_MOST_LOOKED_AT = 1 << 30"))
-        path = self.prefix / "vtorque/images.py"
+        path = self.prefix / "vtorque/imageprobe.py"
         before = "    overlay.write(path, "
         copies = "    for _ in range(9):\n        subprocess.run(['/bin/cp', base.path, path])\n"
         wasted = f"    import subprocess\n{copies}    path.unlink()\n"

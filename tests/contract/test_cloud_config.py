@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from tests.builders import a_plan, a_request, a_site, some_keys
-from vtorque import metadata, render
+from vtorque import metadatafile, render
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests/golden"
@@ -47,7 +47,7 @@ def test_cloud_init_finds_nothing_wrong(name: str, cloud_init: Path) -> None:
 
 
 def user_data(distro: str, **changes: Any) -> str:
-    text = metadata.read(b"timezone: Europe/Berlin\nlocale: de_DE.UTF-8\n")
+    text = metadatafile.read(b"timezone: Europe/Berlin\nlocale: de_DE.UTF-8\n")
     plan = a_plan(request=a_request(distro=distro, metadata=text))
     return render.guest(
         plan, plan.vms[0], site=a_site(**changes), keys=some_keys(), announce="10.0.0.1", templates=TEMPLATES

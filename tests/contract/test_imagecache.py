@@ -266,7 +266,7 @@ def test_the_image_used_longest_ago_makes_room_and_one_under_a_guest_does_not(tm
     job = tmp_path / "jobs" / "7.srv"
     job.mkdir(parents=True)
     with cache.holding(first, deadline=Deadline(5)) as path:
-        images.make_overlay(imageprobe.probe(path, deadline=Deadline(5)), job / "7.srv_1of1.qcow2")
+        imageprobe.make_overlay(imageprobe.probe(path, deadline=Deadline(5)), job / "7.srv_1of1.qcow2")
         used(path, 0)
     used(cache.directory / f"{second.sha256}.img", 500)
     got(cache, fourth)
@@ -308,7 +308,7 @@ def test_images_of_all_sizes_come_and_go_under_many_jobs(tmp_path: Path) -> None
 def test_an_overlay_is_as_large_as_asked_for_and_holds_nothing(tmp_path: Path) -> None:
     image = an_image_at(tmp_path / "a.img")
     overlay = tmp_path / "o.qcow2"
-    images.make_overlay(imageprobe.probe(image.path, deadline=Deadline(5)), overlay, size_mib=20 << 10)
+    imageprobe.make_overlay(imageprobe.probe(image.path, deadline=Deadline(5)), overlay, size_mib=20 << 10)
     told = subprocess.run(["qemu-img", "info", "--output=json", overlay], check=True, capture_output=True, text=True)
     assert f'"virtual-size": {20 << 30}' in told.stdout and f'"backing-filename": "{image.path}"' in told.stdout
     assert '"backing-filename-format": "raw"' in told.stdout and overlay.stat().st_blocks * 512 < MIB

@@ -9,6 +9,7 @@ import pytest
 
 from tests.builders import a_request
 from vtorque import config, limits
+from vtorque.cli import wording
 from vtorque.errors import ConfigError, RequestError
 from vtorque.model import VmRequest
 from vtorque.options import SiteConfig
@@ -90,8 +91,8 @@ def test_a_limit_that_cannot_be_read_is_an_error_of_the_configuration(text: str)
 
 
 def test_users_are_told() -> None:
-    assert list(limits.described(SITE))[:3] == ["vcpus at most 8", "ram at most 4G", "vms_per_node at most 2"]
-    assert "group staff max_vcpus=4 max_disk_size=20G" in list(limits.described(SITE))
+    assert list(wording.limits(SITE))[:3] == ["vcpus at most 8", "ram at most 4G", "vms_per_node at most 2"]
+    assert "group staff max_vcpus=4 max_disk_size=20G" in list(wording.limits(SITE))
 
 
 def test_a_site_that_has_no_disks_of_users_says_so() -> None:
@@ -99,7 +100,7 @@ def test_a_site_that_has_no_disks_of_users_says_so() -> None:
     with pytest.raises(RequestError, match="-vm disk=: this cluster allows no disks of users"):
         limits.check(a_request(disk="/home/ann/a.qcow2"), site, ())
     limits.check(a_request(), site, ())
-    assert "no disk" in limits.described(site) and "no disk" not in limits.described(SITE)
+    assert "no disk" in wording.limits(site) and "no disk" not in wording.limits(SITE)
 
 
 def test_a_disk_that_would_be_made_counts_like_a_larger_one() -> None:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from vtorque import metadata
+from vtorque import metadata, metadatafile
 from vtorque.errors import RequestError
 
 ALLOWED = "(there are: timezone, locale)"
@@ -15,7 +15,7 @@ ALLOWED = "(there are: timezone, locale)"
 
 def refusal(text: str | bytes) -> str:
     with pytest.raises(RequestError) as caught:
-        metadata.read(text.encode() if isinstance(text, str) else text)
+        metadatafile.read(text.encode() if isinstance(text, str) else text)
     return caught.value.one_line().removeprefix("-vm metadata=: ")
 
 
@@ -29,7 +29,7 @@ def refusal(text: str | bytes) -> str:
     ],
 )
 def test_what_is_allowed_is_carried_as_canonical_json(text: str, becomes: dict[str, str]) -> None:
-    made = metadata.read(text.encode())
+    made = metadatafile.read(text.encode())
     assert made == json.dumps(becomes, sort_keys=True, separators=(",", ":"))
     metadata.check(json.loads(made))
 
@@ -85,7 +85,7 @@ def test_values_are_of_a_length_that_real_ones_have() -> None:
 @example(b"? {a: b}\n: c")
 def test_no_file_gets_further_than_a_refusal(text: bytes) -> None:
     try:
-        made = json.loads(metadata.read(text))
+        made = json.loads(metadatafile.read(text))
     except RequestError:
         return
     metadata.check(made)

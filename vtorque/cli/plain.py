@@ -9,7 +9,7 @@ import os
 import stat
 import sys
 
-from vtorque import sitefile
+from vtorque import sitefile, siteglance
 from vtorque.cli import PREFIX
 from vtorque.errors import ConfigError
 
@@ -74,7 +74,7 @@ def _says_nothing(path: str) -> bool:
 def _real() -> str:
     """The real qsub, when the site's configuration names it in plain lines."""
     try:
-        found = sitefile.glance(sitefile.find(PREFIX), OPTIONS)
+        found = siteglance.glance(sitefile.find(PREFIX), OPTIONS)
     except ConfigError:
         return ""
     if found is None or {"REGEX_FE", "DISABLED_HOSTS_LIST"} & found.keys():

@@ -4,8 +4,8 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from vtorque import __version__, config, images, limits, units, vmoptions
-from vtorque.cli import vsub
+from vtorque import __version__, config, images, units, vmoptions
+from vtorque.cli import vsub, wording
 from vtorque.config import SiteConfig
 from vtorque.errors import VtorqueError
 
@@ -82,7 +82,7 @@ def _site(site: SiteConfig) -> Iterator[str]:
         f"\nthis site: img={site.img_default},vcpus={site.vcpus_default},ram={units.size(site.ram_default)},"
         f"vms_per_node={site.vms_per_node_default} if not given\n"
     )
-    yield from (f"  limit: {text}\n" for text in limits.described(site))
+    yield from (f"  limit: {text}\n" for text in wording.limits(site))
     directory = Path(site.vm_img_dir)
     every = images.names(directory)
     for name in every[:_SHOWN_IMAGES]:

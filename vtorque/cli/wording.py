@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """How options, keys and values are written: the words that manual, help and messages share."""
 
+from collections.abc import Iterator
+
+from vtorque import units
 from vtorque.optionforms import FORMS
-from vtorque.options import OPTIONS
+from vtorque.options import OPTIONS, SiteConfig
 
 KEY_EXAMPLES = {
     "img": "img=debian-12.qcow2", "ram": "ram=8G", "distro": "img=own.qcow2,distro=debian", "arch": "arch=x86_64",
@@ -73,3 +76,16 @@ def written(name: str) -> str:
 def example(name: str) -> str:
     """A line of the file that sets the option."""
     return f"{name}: {EXAMPLES.get(name, written(name))}"
+
+
+def limits(site: SiteConfig) -> Iterator[str]:
+    """The site's limits in words, for its users."""
+    for name, most in (("vcpus", str(site.max_vcpus or "")), ("ram", site.max_ram and units.size(site.max_ram)),
+                       ("vms_per_node", str(site.max_vms_per_node or "")),
+                       ("disk_size", site.max_disk_size and units.size(site.max_disk_size))):
+        if most:
+            yield f"{name} at most {most}"
+    if not site.disk_allowed:
+        yield "no disk"
+    yield from (f"group {text}" for text in site.group_limits)
+    yield from (f"image {text}" for text in site.image_limits)
