@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from vtorque import accounting, files, guestnet, logs, wakeups
+from vtorque import accounting, files, guestnet, keeping, logs, wakeups
 from vtorque.announcement import Announcement
 from vtorque.backends.transport import Proven, Prover
 from vtorque.boot import Started
@@ -22,7 +22,7 @@ from vtorque.errors import (
     WrongHostKey,
     printable,
 )
-from vtorque.model import Guest, Job, Resource, VmPlan
+from vtorque.model import Account, Guest, Job, Resource, VmPlan
 from vtorque.node import Node
 from vtorque.state import JobState
 from vtorque.teardown import SHUTDOWN
@@ -40,9 +40,9 @@ _TOLD = 3
 
 
 def guests(
-    started: Sequence[Started], *, job: Job, user: str, node: Node, state: JobState, deadline: Deadline
+    started: Sequence[Started], *, job: Job, account: Account, node: Node, state: JobState, deadline: Deadline
 ) -> tuple[Guest, ...]:
-    """Wait until every guest is proven and says that it is ready.
+    """Wait until every guest of `account` is proven and says that it is ready; a connection to rank 0 is kept for him.
 
     Raises, naming the guest: AddressError, TransportError, GuestError,
     HypervisorError when it stopped, RequestError when it refuses what the user
@@ -53,7 +53,7 @@ def guests(
     def one(guest: Started) -> Guest:
         with logs.about(job=job.id, guest=guest.vm.name), logs.step("wait for the guest"):
             return _await(
-                guest, changes, prover, user=user, node=node, guests=len(started), state=state, deadline=limit
+                guest, changes, prover, account=account, node=node, guests=len(started), state=state, deadline=limit
             )
 
     with (
@@ -156,7 +156,7 @@ class _Search:
 
 def _await(
     guest: Started, changes: Sequence[Wakeup], prover: Prover, *,
-    user: str, node: Node, guests: int, state: JobState, deadline: Deadline,
+    account: Account, node: Node, guests: int, state: JobState, deadline: Deadline,
 ) -> Guest:
     vm = guest.vm
     waited = deadline.remaining
@@ -164,7 +164,7 @@ def _await(
         contextlib.closing(node.addresses(guests, deadline)) as book,
         contextlib.closing(Announcement(vm.channel)) as word,
     ):
-        search = _Search(guest, word, prover, user=user, node=node, deadline=deadline)
+        search = _Search(guest, word, prover, user=account.name, node=node, deadline=deadline)
         try:
             while True:
                 deadline.require(f"waiting for guest {vm.hostname}")
@@ -176,6 +176,8 @@ def _await(
                     if guest.ends_cleanly:
                         with state.taking(Resource(kind=SHUTDOWN, name=vm.name), deadline=deadline):
                             pass
+                    if vm.rank == 0:
+                        keeping.keep(found, prover, uid=account.uid, state=state, deadline=deadline)
                     return found
                 book.wait(search.pause(), word, *changes)
         except DeadlineExceeded as error:

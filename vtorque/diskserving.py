@@ -36,7 +36,7 @@ def start(
         raise ConfigError(f"-vm disk= needs {QEMU_NBD} on the node", hint="apt-get install qemu-utils")
     gids = tuple(group.gid for group in account.groups)
     identity = proc.Identity(uid=account.uid, gid=account.group.gid, groups=gids)
-    with serving.listening(path, owner[0], account) as listener:
+    with serving.listening(path, owner[0], account.uid) as listener:
         # What it says it says into a pipe: a file of root's, open for it, its user could have from it (pidfd_getfd(2)).
         child = proc.spawn(
             [sys.executable, "-I", "-S", str(_SCRIPT)], stdin=proc.PIPE, stdout=proc.DEVNULL, stderr=proc.PIPE,

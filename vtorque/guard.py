@@ -87,7 +87,7 @@ def _publish(orders: Orders, node: Node, record: JobState, side: UserSide) -> bo
     deadline = Deadline(orders.start_seconds)
     try:
         guests = discover.guests(
-            orders.started, job=job, user=orders.demand.account.name, node=node, state=record,
+            orders.started, job=job, account=orders.demand.account, node=node, state=record,
             deadline=deadline,
         )
     except GenerationClosed:

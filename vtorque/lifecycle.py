@@ -137,7 +137,7 @@ def _bring_up(
     node.plans.close()
     report("started")
     guests = discover.guests(
-        started, job=job, user=wanted.account.name, node=node, state=record, deadline=deadline
+        started, job=job, account=wanted.account, node=node, state=record, deadline=deadline
     )
     peers = [published.peer(guest) for guest in guests]
     peers += bringup.gather(wanted, side, record, deadline=deadline.within(node.site.timeout))

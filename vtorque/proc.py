@@ -160,6 +160,15 @@ def session_members(leader: int) -> list[int]:
     return members
 
 
+def name(pid: int) -> str:
+    """What tells a process from all others that ever have its number, nothing when it has ended: with when it began."""
+    with contextlib.suppress(OSError):
+        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+        if fields[0] not in (b"Z", b"X"):
+            return f"{pid} {int(fields[19])}"
+    return ""
+
+
 def _failure(argv: Sequence[str], status: int, stderr: bytes) -> CommandError:
     text = stderr.decode(errors="backslashreplace").strip()
     how = f"killed by signal {-status}" if status < 0 else f"exit status {status}"

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from vtorque import become, errors
+from vtorque import become, errors, proc
 from vtorque.deadline import Deadline
 from vtorque.errors import DeadlineExceeded, InternalError, VtorqueError, known, printable
 from vtorque.proc import Identity
@@ -49,6 +49,18 @@ class Servant:
             raise Gone(str(error)) from error
         return _understood(line)
 
+    @property
+    def process(self) -> str:
+        """The child, by its `proc.name`, which is nobody's when it has died."""
+        return proc.name(self._pid) or f"{self._pid} died"
+
+    def leave(self) -> None:
+        """Ask no more: the child finishes what it has begun, and goes when it likes."""
+        self._orders.close()
+        # Whoever lives on meanwhile keeps no zombie.
+        threading.Thread(target=_reap, args=(self._pid,), daemon=True).start()
+        self._pid = 0
+
     def dismiss(self) -> None:
         """Let the child go, whatever it is doing."""
         self._orders.close()
@@ -58,7 +70,7 @@ class Servant:
         with contextlib.suppress(ChildProcessError, ProcessLookupError):
             if pid and os.waitpid(pid, os.WNOHANG)[0] == 0:
                 os.kill(pid, signal.SIGKILL)
-                os.waitpid(pid, 0)
+                _reap(pid)
 
     def _exchange(self, order: dict[str, object], handle: int | None, seconds: float) -> bytes:
         """One order has one connection, so that none waits for another."""
@@ -70,6 +82,11 @@ class Servant:
             ours.sendall(json.dumps(order).encode() + b"\n")
             with ours.makefile("rb") as answer:
                 return answer.readline(_LONGEST_ANSWER)
+
+
+def _reap(pid: int) -> None:
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(pid, 0)
 
 
 def _understood(line: bytes) -> Any:
@@ -91,6 +108,8 @@ def _serve(make: Callable[[], object], orders: socket.socket) -> None:
     served = make()
     while handles := socket.recv_fds(orders, 1, 2)[1]:
         threading.Thread(target=_obey, args=(served, *handles), daemon=True).start()
+    if finish := getattr(served, "finish", None):
+        finish()
 
 
 def _obey(served: object, asker: int, *handles: int) -> None:

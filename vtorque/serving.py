@@ -58,7 +58,7 @@ def start(
     """
     if not VIRTIOFSD.exists():
         raise ConfigError(f"SHARE: virtiofs needs {VIRTIOFSD}", hint="SHARE: nfs or 9p")
-    with listening(path, owner[0], account) as listener, log.open("xb") as said:
+    with listening(path, owner[0], account.uid) as listener, log.open("xb") as said:
         child = proc.spawn(
             [sys.executable, "-I", "-S", str(_SCRIPT)], stdin=proc.PIPE, stdout=proc.PIPE, stderr=said.fileno(),
             env=environment(path), cwd=Path("/"), pass_fds=[listener.fileno()],
@@ -74,14 +74,14 @@ def start(
 
 
 @contextlib.contextmanager
-def listening(path: Path, owner: int, account: Account) -> Iterator[socket.socket]:
-    """A socket at `path` for a server of `account` to inherit, to which only `owner` may connect; ConfigError."""
+def listening(path: Path, owner: int, server: int) -> Iterator[socket.socket]:
+    """A socket at `path` for a server to inherit who is `server`, to which only `owner` may connect; ConfigError."""
     if len(os.fsencode(path)) > _LONGEST_PATH:
         raise ConfigError(f"{path} is too long for a socket", hint="a shorter STATE_DIR")
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))
         # The mode gives the group nothing; it says whose the server is, until the socket is gone.
-        files.give(path, uid=owner, gid=account.uid, mode=0o600)
+        files.give(path, uid=owner, gid=server, mode=0o600)
         listener.listen(1)
         yield listener
 

@@ -26,6 +26,8 @@ SCHEMA = 1
 
 READY = "ready"
 FAILED = "failed"
+CONNECTION = "connection"
+"""The socket at which a job's wrapper gets the connection to its guest."""
 
 _LEDGER = "ledger"
 _LOCK = "lock"

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from vtorque import admission, audit, diskserving, logs, names, serving
+from vtorque import admission, audit, diskserving, keeping, logs, names, serving
 from vtorque.backends.filter import Filter
 from vtorque.backends.hypervisor import Hypervisor
 from vtorque.deadline import Deadline
@@ -143,6 +143,8 @@ def _give_back(resource: Resource, hypervisor: Hypervisor, rules: Filter, deadli
             serving.end(path, deadline=deadline)
         case diskserving.DISK:
             diskserving.end(path, deadline=deadline)
+        case keeping.KEEPER:
+            keeping.end(resource.name, deadline=deadline)
         case names.FILTER:
             rules.remove(resource.name, deadline=deadline)
         case "shutdown":

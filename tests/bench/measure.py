@@ -9,15 +9,21 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+_SETTLED_SECONDS = 0.1
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Command:
-    """Something to run: as the numeric `user`, after `before`, whose time does not count."""
+    """Something to run: as the numeric `user`, after `before`, whose time does not count.
+
+    `behind` is the CPU time, in seconds, of what it has left behind and goes on for it.
+    """
 
     argv: Sequence[str | Path]
     env: Mapping[str, str]
     user: int = 0
     before: Callable[[], object] = lambda: None
+    behind: Callable[[], float] = lambda: 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +75,17 @@ def memory_mib(pid: int) -> float:
     raise ProcessLookupError(pid)
 
 
+def settled_cpu(pid: int) -> float:
+    """CPU seconds that a process has taken, once it takes no more: proc_pid_stat(5)."""
+    seconds = -1.0
+    while True:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        before, seconds = seconds, (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        if seconds == before:
+            return seconds
+        time.sleep(_SETTLED_SECONDS)
+
+
 def _start(command: Command) -> int:
     """Not Popen: its object would have to be waited for by itself."""
     child = subprocess.Popen(
@@ -85,4 +102,5 @@ def _once(command: Command) -> tuple[float, float]:
     pid = _start(command)
     _, status, usage = os.wait4(pid, 0)
     assert status == 0, f"{command.argv} ended with {os.waitstatus_to_exitcode(status)}"
-    return time.monotonic() - begun, usage.ru_utime + usage.ru_stime
+    wall = time.monotonic() - begun
+    return wall, usage.ru_utime + usage.ru_stime + command.behind()

@@ -10,14 +10,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from functools import partial
 from types import MappingProxyType
 
 from tests.bench import standin, trace
-from tests.bench.measure import Command, Series, interleaved, memory_mib, per_second, ratio
+from tests.bench.measure import Command, Series, interleaved, memory_mib, per_second, ratio, settled_cpu
 from tests.bench.trace import Counts
 from tests.bench.world import GUESTS, JOB, World
 from tests.builders import KEY, a_job, a_plan, a_request, a_shape
-from vtorque import accounting, imageprobe, images, markers, published, run, seed, timings
+from vtorque import accounting, imageprobe, images, keeping, markers, published, run, seed, timings
 from vtorque.deadline import Deadline
 from vtorque.model import Guest, Peer
 
@@ -43,8 +45,9 @@ def counts(here: World) -> tuple[dict[str, float], dict[str, Counts]]:
     here.old_submissions(_OLD_JOBS)
     later = note(f"vsub -vm after {_OLD_JOBS} others", here.vm_vsub())
     here.job_directory()
-    start = note("prologue, 1 guest", here.hook("prologue"))
-    wrapper = note("wrapper", here.wrapper())
+    # What keeps the connection stays until the wrapper has it.
+    start = note("prologue, 1 guest", here.hook("prologue"), lambda: note("wrapper", _when_ready(here)))
+    wrapper = found["wrapper"]
     end = note("epilogue, 1 guest", here.hook("epilogue"))
     here.job_directory()
     # Several guests have a guard, who stays until their job is over.
@@ -83,9 +86,8 @@ def times(here: World, *, rounds: int) -> tuple[dict[str, float], dict[str, Seri
         f"{kind}, {guests} guest{'s' * (guests > 1)}": _afresh(here, kind, guests)
         for guests in (1, GUESTS) for kind in ("prologue", "epilogue")
     }, rounds=rounds)
-    here.job_directory()
-    _call(here, "prologue")
-    found |= interleaved({"ssh host true": here.ssh(), "wrapper": here.wrapper()}, rounds=rounds)
+    wrapper = replace(here.wrapper(), before=partial(_started, here))
+    found |= interleaved({"ssh host true": here.ssh(), "wrapper": wrapper}, rounds=rounds)
     _call(here, "epilogue")
     shell, bare = found["sh -c :"], found["python3 -I -c pass"]
     beyond = Series(cpu=[a - b for a, b in zip(found["vsub -vm"].cpu, found["qsub"].cpu, strict=True)])
@@ -126,7 +128,27 @@ def phases(here: World, *, guests: int) -> list[tuple[str, float, float]]:
 
 def _afresh(here: World, kind: str, guests: int) -> Command:
     command = here.hook(kind, guests=guests)
-    return Command(argv=command.argv, env=command.env, before=here.job_directory)
+    behind = partial(_keeper_cpu, here) if kind == "prologue" else command.behind
+    return replace(command, before=here.job_directory, behind=behind)
+
+
+def _keeper_cpu(here: World) -> float:
+    """What the child has taken that keeps the connection for the job."""
+    ledger = (here.root / "run/jobs" / JOB / "ledger").read_text().splitlines()
+    name = next(name for verb, kind, name in map(json.loads, ledger) if (verb, kind) == ("take", keeping.KEEPER))
+    return settled_cpu(int(name.split()[0]))
+
+
+def _when_ready(here: World) -> Command:
+    """The wrapper, as soon as mom would start it."""
+    _await((here.root / "run/jobs" / JOB / "ready").exists)
+    return here.wrapper()
+
+
+def _started(here: World) -> None:
+    _call(here, "epilogue")
+    here.job_directory()
+    _call(here, "prologue")
 
 
 def _end_when_ready(here: World) -> None:
@@ -142,7 +164,7 @@ def _disk_ms(here: World, rounds: int) -> float:
     for _ in range(rounds + 1):
         overlay = here.root / "overlay"
         begun = time.monotonic()
-        images.make_overlay(base, overlay)
+        imageprobe.make_overlay(base, overlay)
         seed.iso(contents)
         seconds.append(time.monotonic() - begun)
         overlay.unlink()

@@ -21,6 +21,7 @@ from vtorque.deadline import Deadline
 
 NAMESPACES = ("/usr/bin/unshare", "--mount", "--net", "--pid", "--fork", "--kill-child", "--mount-proc")
 _SECONDS = 60.0
+_SSH = f"{22:04X}"
 # What takes a path, and what does something to a file behind a descriptor that strace names.
 _CALLS = "%file,fchmod,fchown,fstat,ftruncate,getdents64,setresuid,setuid,fork,vfork,clone,clone3"
 _BECOMES = re.compile(r"set(?:res)?uid\((?P<uid>[0-9]+)", re.ASCII)
@@ -75,6 +76,9 @@ def main(out: Path, *, weakened: bool) -> None:
 
 def _prepare(here: World, *, weakened: bool) -> None:
     """The job's own key is not that of its guests here, so that each can be told from the other."""
+    guest = here.root / "guest"
+    told = f'*run-job*) echo "$SSH_CONNECTION" >>{here.home}/connections\n'
+    guest.write_text(guest.read_text().replace("*run-job*)", told))
     hook = here.prefix / "scripts/hook"
     tracer = _TRACER.format(prefix=str(here.prefix), root=str(here.root))
     hook.write_text(hook.read_text().replace(_BEFORE, tracer + _BEFORE))
@@ -97,7 +101,7 @@ def _life(here: World) -> dict[str, object]:
     for _ in Deadline(_SECONDS).ticks(doing="waiting for the ready marker"):
         if prologue.poll() is not None or (here.root / "run/jobs" / JOB / "ready").exists():
             break
-    held = _holding(here, secret)
+    held, ports = _holding(here, secret), _connected()
     wrapper = _start(here.wrapper(), logs[1]).wait(_SECONDS)
     epilogue = _start(here.hook("epilogue"), logs[2]).wait(_SECONDS)
     # strace ends with the last of what it follows: the guard.
@@ -112,11 +116,21 @@ def _life(here: World) -> dict[str, object]:
         "programs": sorted({path for log, user in zip(logs, users, strict=True) for path in _programs(log, user)}),
         "in_public": [line for log in logs for _, line in _calls(log) if "O_CREAT" in line and _MADE.search(line)],
         "calls": sum(len(log.read_text().splitlines()) for log in logs),
+        "before": ports, "jobs": [line.split() for line in (here.home / "connections").read_text().splitlines()],
         "held": held, "left": _holding(here, secret),
         "ran": sorted({(str(Path(file).relative_to(here.prefix / "vtorque")), name) for file, name in ran}),
         "audit": (here.root / "log/audit.log").read_text().splitlines(),
         "guests": here.domains(),
     }
+
+
+def _connected() -> list[str]:
+    """Our ends of the connections to guests, by the tables of the kernel: proc_pid_net(5)."""
+    for _ in Deadline(_SECONDS).ticks(doing="waiting for the connection that is kept"):
+        lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+        if ports := [str(int(own[-4:], 16)) for _, own, to, state, *_ in lines if (to[-4:], state) == (_SSH, "01")]:
+            break
+    return ports
 
 
 def _start(command: Command, log: Path) -> "subprocess.Popen[bytes]":

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.builders import KEY, a_job, a_plan, a_site
+from tests.builders import KEY, a_job, a_plan, a_site, an_account
 from tests.fakes.filter import FakeFilter
 from tests.fakes.guest import FakeAddresses, FakeSession, FakeTransport
 from tests.fakes.hypervisor import FakeHypervisor
@@ -112,7 +112,7 @@ class Scene:
     def find(self, seconds: float) -> Guest:
         started = Started(vm=self.vm, host_key=KEY, probe=KeyPair(private="p", public="q"))
         (guest,) = discover.guests(
-            [started], job=a_job(), user="ann", node=self.node, state=self.state, deadline=Deadline(seconds)
+            [started], job=a_job(), account=an_account(), node=self.node, state=self.state, deadline=Deadline(seconds)
         )
         return guest
 

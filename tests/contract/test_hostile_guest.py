@@ -16,7 +16,8 @@ with warnings.catch_warnings():
     import paramiko
 
 from vtorque.backends.transport import keys, reader
-from vtorque.backends.transport.ssh import Ssh, SshSession
+from vtorque.backends.transport.ssh import Ssh
+from vtorque.backends.transport.sshsession import SshSession
 from vtorque.deadline import Deadline
 from vtorque.errors import DeadlineExceeded, VtorqueError, WrongHostKey
 

@@ -198,7 +198,7 @@ def test_processes_without_end_that_say_they_are_a_server_keep_no_job_here(
     if weakened:
         monkeypatch.setattr(serving, "_serves", by_the_mark_alone)
         monkeypatch.setattr(serving, "_DYING_SECONDS", 1000)
-    with serving.listening(path, QEMU, test_shares.ANN):
+    with serving.listening(path, QEMU, test_shares.ANN.uid):
         if weakened:
             assert any(keeps(crowd, uid, path) for _ in range(5))
         else:
@@ -213,7 +213,7 @@ def test_what_a_kill_does_not_end_is_left_to_its_user(
 ) -> None:
     """Such as waits for a file system of his own, in the kernel."""
     share = Share(root)
-    with serving.listening(share.path, QEMU, test_shares.ANN):
+    with serving.listening(share.path, QEMU, test_shares.ANN.uid):
         stuck = subprocess.Popen(["/usr/bin/sleep", "60"], env={"VTORQUE_SHARE": str(share.path)}, user=UID)
         while not serving.serving(share.path):
             time.sleep(0.01)
@@ -229,7 +229,7 @@ def test_what_a_kill_does_not_end_is_left_to_its_user(
 
 def test_a_name_that_is_no_text_hides_nobody_and_stops_nobody(root: Path) -> None:
     share = Share(root)
-    with serving.listening(share.path, QEMU, test_shares.ANN):
+    with serving.listening(share.path, QEMU, test_shares.ANN.uid):
         program = "import ctypes, time; ctypes.CDLL(None).prctl(15, b'\\xff\\nUid:\\t0', 0, 0, 0); time.sleep(60)"
         stranger = subprocess.Popen(
             [sys.executable, "-ISc", program], env={"VTORQUE_SHARE": str(share.path)}, user=STRANGER, group=STRANGER,

@@ -282,7 +282,7 @@ def test_what_qemu_opens_is_the_users_when_it_runs_as_him(root: Path) -> None:
 
 def test_a_stranger_who_calls_himself_a_server_is_all_that_is_killed(root: Path) -> None:
     share = Share(root)
-    with serving.listening(share.path, QEMU, ANN):
+    with serving.listening(share.path, QEMU, ANN.uid):
         env = {"VTORQUE_SHARE": f"{share.path}"}
     same = subprocess.Popen(["/bin/sleep", "60"], env=env)
     other = subprocess.Popen(["/bin/sleep", "60"], env={"VTORQUE_SHARE": f"{share.path}2"})

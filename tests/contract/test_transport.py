@@ -20,9 +20,10 @@ import paramiko
 import pytest
 
 from tests import ports
-from vtorque.backends.transport import KeyPair, keys, reach, reader, ssh
+from vtorque.backends.transport import KeyPair, keys, reach, reader, sshsession
 from vtorque.backends.transport.session import Terminal
-from vtorque.backends.transport.ssh import LoginRefused, NotListening, OutputLost, Ssh, SshSession
+from vtorque.backends.transport.ssh import LoginRefused, NotListening, Ssh
+from vtorque.backends.transport.sshsession import OutputLost, SshSession
 from vtorque.deadline import Deadline
 from vtorque.errors import DeadlineExceeded, TransportError, WrongHostKey
 
@@ -184,13 +185,13 @@ def test_the_end_of_one_command_is_not_taken_for_that_of_the_next(
     session: SshSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whoever passes on what is sent to the first may still be about to."""
-    real, waits = ssh._type, [1.0, 0.0]
+    real, waits = sshsession._type, [1.0, 0.0]
 
     def late(*words: object) -> None:
         time.sleep(waits.pop(0))
         real(*words)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(ssh, "_type", late)
+    monkeypatch.setattr(sshsession, "_type", late)
     assert collect(session, "true") == (0, b"", b"")
     threading.Timer(0.5, session.send, (b"word\n",)).start()
     assert collect(session, "read -r said; echo got $said") == (0, b"got word\n", b"")

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.e2e
 
 KILLER = """\
 #!/bin/sh
-exec /usr/bin/strace -f -qqq -o /dev/null -e trace=fsync -e inject=fsync:{moment}:when={number} \\
+exec /usr/bin/strace -D -f -qqq -o /dev/null -e trace=fsync -e inject=fsync:{moment}:when={number} \\
     {scripts}/prologue "$@"
 """
 FEWEST_EFFECTS = 12

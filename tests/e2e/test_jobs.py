@@ -2,6 +2,11 @@
 """Jobs in real guests: what a script sees and says is what it would on bare metal."""
 
 import itertools
+import pwd
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +16,7 @@ from vtorque.lab import parts
 
 pytestmark = pytest.mark.e2e
 
+SSH = f"{22:04X}"
 PROOF = "cat /sys/class/dmi/id/product_uuid\n"
 
 
@@ -46,6 +52,39 @@ def test_the_debian_guest_lets_nobody_else_in(the_lab: Lab, debian_image: str) -
     assert [line for line in text.splitlines() if line.startswith("-rw")] == [
         line for line in text.splitlines() if line.endswith("/etc/ssh/ssh_host_ed25519_key") and "root root" in line
     ]
+
+
+def test_a_job_runs_over_the_connection_by_which_its_guest_was_proven(the_lab: Lab) -> None:
+    """The guest sees whom it talks to, and here the kernel tells who has made that end: root's child, not the user."""
+    over = threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        seen = pool.submit(makers, over)
+        try:
+            ended = the_lab.run("#!/bin/sh\ncat /proc/net/tcp\n")
+        finally:
+            over.set()
+    assert ended.exit_status == 0
+    (port,) = {
+        peer[-4:] for own, peer, state, _ in connections(ended.out.decode()) if (own[-4:], state) == (SSH, "01")
+    }
+    assert seen.result()[port] == {str(pwd.getpwnam("nobody").pw_uid)}
+
+
+def makers(over: threading.Event) -> dict[str, set[str]]:
+    """Our ports of connections to SSH, and the numeric users who have made each, until it is over."""
+    found: dict[str, set[str]] = {}
+    while not over.wait(0.05):
+        for own, peer, state, uid in connections(Path("/proc/net/tcp").read_text()):
+            if (peer[-4:], state) == (SSH, "01"):
+                found.setdefault(own[-4:], set()).add(uid)
+    return found
+
+
+def connections(table: str) -> Iterator[tuple[str, str, str, str]]:
+    """Our address, the other side's, the state and the owner, of proc_net_tcp(5)."""
+    for line in table.splitlines()[1:]:
+        _, own, peer, state, _, _, _, uid, *_ = line.split()
+        yield own, peer, state, uid
 
 
 def test_root_accounts_for_every_phase_of_a_job(the_lab: Lab) -> None:

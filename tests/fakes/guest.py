@@ -10,6 +10,8 @@ from vtorque.errors import DeadlineExceeded, TransportError
 from vtorque.model import VmPlan
 from vtorque.wakeups import Wakeup
 
+# proc_sys_kernel(5): pid_max is at most this.
+_NO_PROCESS = 1 << 22
 HOST_KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGRlZmdoaWprbG1ub3BxcnN0dXZ3eHl6e3x9fn+AgYKD"
 
 
@@ -51,6 +53,7 @@ class FakeTransport:
     def __init__(self, machines: dict[str, Callable[[], FakeSession]]) -> None:
         self._machines = machines
         self.tried: list[str] = []
+        self.kept: list[str] = []
         self.silent: set[str] = set()
 
     def make_key(self) -> KeyPair:
@@ -59,6 +62,13 @@ class FakeTransport:
     @contextlib.contextmanager
     def prover(self) -> Iterator["FakeTransport"]:
         yield self
+
+    @property
+    def process(self) -> str:
+        return f"{_NO_PROCESS} 1"
+
+    def keep(self, address: str, *, host_key: str, listener: int, deadline: Deadline) -> None:
+        self.kept.append(address)
 
     def answering(self, addresses: Collection[str], *, seconds: float) -> set[str]:
         return set(addresses) & set(self._machines) - self.silent

@@ -60,7 +60,8 @@ class _Scene:
         """Run a hook; `inject` is strace's word for what it meets."""
         command = self.here.wrapper() if hook == "wrapper" else self.here.hook(hook)
         trace = self.here.root / "trace"
-        words = ["/usr/bin/strace", "-f", "-qqq", "-o", str(trace), "-e", f"trace={inject.split(':')[0]}",
+        # -D: who outlives the hook is still being traced, and must not keep us waiting.
+        words = ["/usr/bin/strace", "-D", "-f", "-qqq", "-o", str(trace), "-e", f"trace={inject.split(':')[0]}",
                  "-e", f"inject={inject}"] if inject else []
         status, said = _run(command, words)
         injected = bool(inject) and trace.exists() and any(

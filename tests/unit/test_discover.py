@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.builders import KEY, a_job, a_plan, a_request, a_site
+from tests.builders import KEY, a_job, a_plan, a_request, a_site, an_account
 from tests.fakes.filter import FakeFilter
 from tests.fakes.guest import FakeAddresses, FakeSession, FakeTransport
 from tests.fakes.hypervisor import FakeHypervisor
@@ -98,7 +98,7 @@ class Scene:
         deadline = Deadline(seconds, clock=lambda: clock.now, sleep=clock.sleep) if clock else Deadline(seconds)
         started = Started(vm=VM, host_key=KEY, probe=KeyPair(private="p", public="q"))
         (guest,) = discover.guests(
-            [started], job=a_job(), user="ann", node=self.node, state=self.state, deadline=deadline
+            [started], job=a_job(), account=an_account(), node=self.node, state=self.state, deadline=deadline
         )
         return guest
 
@@ -275,7 +275,7 @@ def test_a_guest_that_has_something_to_do_at_its_end_is_noted_once_it_is_proven(
     started = Started(vm=VM, host_key=KEY, probe=KeyPair(private="p", public="q"), ends_cleanly=ends_cleanly)
     assert scene.state.held() == []
     discover.guests(
-        [started], job=a_job(), user="ann", node=scene.node, state=scene.state, deadline=Deadline(60)
+        [started], job=a_job(), account=an_account(), node=scene.node, state=scene.state, deadline=Deadline(60)
     )
     noted = [Resource(kind=SHUTDOWN, name=VM.name)]
     assert [each for each in scene.state.held() if each.kind == SHUTDOWN] == (noted if ends_cleanly else [])
@@ -299,6 +299,6 @@ def test_a_book_is_told_how_many_guests_there_are(tmp_path: Path) -> None:
     node = replace(scene.node, addresses=book)
     started = Started(vm=VM, host_key=KEY, probe=KeyPair(private="p", public="q"))
     discover.guests(
-        [started] * 3, job=a_job(), user="ann", node=node, state=scene.state, deadline=Deadline(600)
+        [started] * 3, job=a_job(), account=an_account(), node=node, state=scene.state, deadline=Deadline(600)
     )
     assert told == [(3, True)] * 3

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from vtorque import run
-from vtorque.backends.transport.ssh import OutputLost
+from vtorque.backends.transport.sshsession import OutputLost
 from vtorque.cli import jobrun
 from vtorque.model import JobId
 

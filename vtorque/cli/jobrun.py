@@ -13,22 +13,26 @@ import time
 import tty
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from vtorque import config, display, files, published, run, wakeups
 from vtorque.backends import batch
+from vtorque.backends.transport.kept import Kept, take
 from vtorque.backends.transport.session import Session, Terminal
-from vtorque.backends.transport.ssh import OutputLost, Ssh
+from vtorque.backends.transport.ssh import Ssh
+from vtorque.backends.transport.sshsession import OutputLost
 from vtorque.cli import PREFIX
 from vtorque.config import SiteConfig
 from vtorque.deadline import Deadline, growing
 from vtorque.display import Display
-from vtorque.errors import RequestError, TransportError, VtorqueError
+from vtorque.errors import DeadlineExceeded, RequestError, TransportError, VtorqueError
 from vtorque.job import phases_name
 from vtorque.model import Peer, job_id, job_key
 from vtorque.run import ExitStatus, Guests, NotStarted
+from vtorque.state import CONNECTION
 from vtorque.submit import JobFile
 from vtorque.wakeups import Changes
 
@@ -73,7 +77,8 @@ class _Bridge:
         self._site: SiteConfig = config.load(config.find(PREFIX), trusted_owner=0)
         self._batch = batch.by_name(self._site.batch_system).job_environment(os.environ)
         self._job = job_id(self._batch.get("PBS_JOBID", ""))
-        self._guests: Guests = run.proven(Path(self._site.state_dir) / "jobs" / job_key(self._job), self._job)
+        self._state = Path(self._site.state_dir) / "jobs" / job_key(self._job)
+        self._guests: Guests = run.proven(self._state, self._job)
         try:
             self._about = JobFile.parse(files.read(self._directory / "job.json", limit=_JOB_FILE_LIMIT))
             self._key = files.read(self._directory / "key", limit=_JOB_FILE_LIMIT, owner=os.getuid()).decode()
@@ -85,7 +90,7 @@ class _Bridge:
         """The script between the user's own prologue and epilogue; its exit status."""
         shown = display.find(os.environ) if self._about.x11 else None
         self._furnish()
-        with self._connected(self._guests.peers[0]) as session:
+        with self._connected(self._guests.peers[0], take(self._state / CONNECTION)) as session:
             _pass_signals_on(session)
             threading.Thread(target=self._watch, args=(session,), daemon=True).start()
             try:
@@ -163,11 +168,15 @@ class _Bridge:
         )
 
     @contextlib.contextmanager
-    def _connected(self, peer: Peer) -> Iterator[Session]:
-        session = Ssh().open(
-            peer.address, user=pwd.getpwuid(os.getuid()).pw_name, key=self._key, host_key=peer.host_key,
-            deadline=Deadline(self._site.timeout),
-        )
+    def _connected(self, peer: Peer, kept: Kept | None = None) -> Iterator[Session]:
+        """Logged in there, over the connection that root's hook has had proven and kept if it is still good."""
+        user, deadline = pwd.getpwuid(os.getuid()).pw_name, Deadline(self._site.timeout)
+        login = partial(Ssh().open, peer.address, user=user, key=self._key, host_key=peer.host_key)
+        session = None
+        if kept is not None:
+            with contextlib.suppress(TransportError, DeadlineExceeded):
+                session = login(kept=kept, deadline=deadline.within(self._site.ssh_timeout))
+        session = session or login(deadline=deadline)
         try:
             yield session
         finally:

@@ -45,6 +45,18 @@ class Prover(Protocol):
         """
         ...
 
+    @property
+    def process(self) -> str:
+        """The process that talks, by its `proc.name`: it may outlive this one when it has something to keep."""
+        ...
+
+    def keep(self, address: str, *, host_key: str, listener: int, deadline: Deadline) -> None:
+        """Connect to a guest that proves `host_key`, for whoever comes to the socket `listener` to go on with.
+
+        Only begun here, and kept for some time when this process has gone. Raises TransportError, DeadlineExceeded.
+        """
+        ...
+
 
 class Transport(Protocol):
     """What root has to do with guests."""

@@ -43,9 +43,13 @@ class Apart:
         """A child that is there as long as the `with` lasts."""
         if self._child is None:
             self._child = self._fork()
+        prover = _Prover(self._child)
         try:
-            yield _Prover(self._child)
+            yield prover
         finally:
+            if prover.keeps:
+                self._child.leave()
+                self._child = None
             self.close()
 
     def close(self) -> None:
@@ -73,6 +77,13 @@ class _Prover:
 
     def __init__(self, child: Servant) -> None:
         self._child = child
+        self.process = child.process
+        self.keeps = False
+
+    def keep(self, address: str, *, host_key: str, listener: int, deadline: Deadline) -> None:
+        """Begin to keep a connection for who comes to the socket."""
+        _asked(self._child, "keep", address, host_key, deadline=deadline, handle=listener)
+        self.keeps = True
 
     def open(self, address: str, *, user: str, key: str, host_key: str, deadline: Deadline) -> "_Proven":
         """Log in there; WrongHostKey or another TransportError."""
@@ -100,9 +111,9 @@ class _Proven:
             _asked(self._child, "close", self._number, deadline=Deadline(_CLOSE_SECONDS))
 
 
-def _asked(child: Servant, verb: str, *words: object, deadline: Deadline) -> Any:
+def _asked(child: Servant, verb: str, *words: object, deadline: Deadline, handle: int | None = None) -> Any:
     try:
-        return child.ask(verb, *words, deadline=deadline)
+        return child.ask(verb, *words, deadline=deadline, handle=handle)
     except (TransportError, DeadlineExceeded):
         raise
     except servant.Gone as error:
