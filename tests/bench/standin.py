@@ -8,7 +8,6 @@ bench: what is left is our own cost, the SSH handshake of each guest included.
 import importlib
 import json
 import os
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -25,7 +24,7 @@ PHASES = (
     ("sweep", "vtorque.lifecycle", "sweep"),
     ("find and inspect the image", "vtorque.imageentry", "find"),
     ("plan", "vtorque.planning", "Planning.plan"),
-    ("make keys", "vtorque.backends.transport.keys", "make"),
+    ("make keys", "vtorque.backends.transport.apart", "Apart.make_key"),
     ("write seed and domain document", "vtorque.planning", "Planning.write"),
     ("overlay", "vtorque.imageprobe", "make_overlay"),
     ("start the guest", "vtorque.backends.hypervisor.aside", "Aside.create"),
@@ -103,7 +102,8 @@ def _stand_in(root: Path) -> None:
 
 def _time_phases(spans: list[tuple[str, float, float]]) -> None:
     for label, module, name in PHASES:
-        owner: Any = sys.modules[module]
+        # Some are loaded by those who need them only.
+        owner: Any = importlib.import_module(module)
         *outer, last = name.split(".")
         for part in outer:
             owner = getattr(owner, part)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.bench import standin
 from tests.bench.budgets import BUDGETS, failures
 
 pytestmark = [
@@ -25,7 +26,7 @@ UNBURDENED = {"start1.home_files", "epilogue16.alive", "cluster.growth"}
 
 def measured(out: Path, *options: str) -> tuple[int, dict[str, Any]]:
     done = subprocess.run(
-        [sys.executable, "-m", "tests.bench", "--counts", "--out", out, *options], cwd=ROOT, check=False,
+        [sys.executable, "-m", "tests.bench", "--out", out, *options], cwd=ROOT, check=False,
         stdout=subprocess.DEVNULL, timeout=300,
     )
     found: dict[str, Any] = json.loads((out / "bench.json").read_text())
@@ -34,12 +35,13 @@ def measured(out: Path, *options: str) -> tuple[int, dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def ours(tmp_path_factory: pytest.TempPathFactory) -> tuple[int, dict[str, Any]]:
-    return measured(tmp_path_factory.mktemp("bench"))
+    """The whole of `make bench`, with a round of each time."""
+    return measured(tmp_path_factory.mktemp("bench"), "--rounds", "1")
 
 
 @pytest.fixture(scope="module")
 def heavier(tmp_path_factory: pytest.TempPathFactory) -> tuple[int, dict[str, Any]]:
-    return measured(tmp_path_factory.mktemp("heavier"), "--heavier")
+    return measured(tmp_path_factory.mktemp("heavier"), "--counts", "--heavier")
 
 
 @pytest.mark.parametrize("key", COUNTED)
@@ -63,6 +65,15 @@ def test_exceeding_a_count_fails_the_bench(
     ours: tuple[int, dict[str, Any]], heavier: tuple[int, dict[str, Any]]
 ) -> None:
     assert (ours[0], heavier[0]) == (0, 1)
+
+
+def test_every_budget_is_measured_and_where_a_start_goes_is_told(ours: tuple[int, dict[str, Any]]) -> None:
+    found = ours[1]
+    assert found["values"].keys() == {budget.key for budget in BUDGETS} - {"boot.ratio"}
+    told = {name: {label for label, _, _ in spans} for name, spans in found["phases"].items()}
+    assert told.keys() == {"start of 1 guest", "start of 16 guests"}
+    for labels in told.values():
+        assert ({label for label, _, _ in standin.PHASES} | {"phase: planned", "phase: ssh"}) - labels == set()
 
 
 def test_a_time_fails_a_strict_bench_only() -> None:
