@@ -71,18 +71,21 @@ class _Search:
     """One guest's candidates, tried one after the other: what each cost, and why it is not the guest's."""
 
     def __init__(
-        self, guest: Started, word: Announcement, prover: Prover, *, user: str, node: Node, deadline: Deadline
+        self, guest: Started, word: Announcement, prover: Prover, *,
+        account: Account, node: Node, state: JobState, deadline: Deadline,
     ) -> None:
         self._guest = guest
         self._word = word
         self._prover = prover
-        self._user = user
+        self._account = account
         self._node = node
+        self._state = state
         self._deadline = deadline
         self._spent: dict[str, float] = {}
         self._troubles: dict[str, TransportError] = {}
         self._pauses = growing(longest=_LONGEST_PAUSE_SECONDS)
         self._noted: set[str] = set()
+        self._kept = False
 
     def attempt(self, candidates: Sequence[str]) -> Guest | None:
         """Try what is new, or else what got the least time so far: an address that hangs delays no other for long."""
@@ -140,18 +143,23 @@ class _Search:
     def _prove(self, address: str) -> Guest:
         guest = self._prover.open(
             address,
-            user=self._user,
+            user=self._account.name,
             key=self._guest.probe.private,
             host_key=self._guest.host_key,
             deadline=self._deadline.within(self._node.site.ssh_timeout),
         )
         vm, journal = self._guest.vm, self._node.journal
+        found = Guest(vm=vm, address=address, host_key=self._guest.host_key)
         with contextlib.closing(guest):
             self._hear()
             journal.note("ssh", rank=vm.rank)
+            if vm.rank == 0 and not self._kept:
+                # Now, because the guest has time for it while it is being set up.
+                self._kept = True
+                keeping.keep(found, self._prover, uid=self._account.uid, state=self._state, deadline=self._deadline)
             _await_setup(vm, guest, self._deadline)
             journal.note("cloud-init", rank=vm.rank, word=accounting.GUEST)
-        return Guest(vm=vm, address=address, host_key=self._guest.host_key)
+        return found
 
 
 def _await(
@@ -164,7 +172,7 @@ def _await(
         contextlib.closing(node.addresses(guests, deadline)) as book,
         contextlib.closing(Announcement(vm.channel)) as word,
     ):
-        search = _Search(guest, word, prover, user=account.name, node=node, deadline=deadline)
+        search = _Search(guest, word, prover, account=account, node=node, state=state, deadline=deadline)
         try:
             while True:
                 deadline.require(f"waiting for guest {vm.hostname}")
@@ -176,8 +184,6 @@ def _await(
                     if guest.ends_cleanly:
                         with state.taking(Resource(kind=SHUTDOWN, name=vm.name), deadline=deadline):
                             pass
-                    if vm.rank == 0:
-                        keeping.keep(found, prover, uid=account.uid, state=state, deadline=deadline)
                     return found
                 book.wait(search.pause(), word, *changes)
         except DeadlineExceeded as error:

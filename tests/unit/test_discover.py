@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Finding guests: candidates are tried until one is proven, and every way to fail has its own words."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from vtorque.errors import (
     VtorqueError,
     WrongHostKey,
 )
+from vtorque.keeping import KEEPER
 from vtorque.model import Resource, VmPlan
 from vtorque.state import JobState
 from vtorque.teardown import SHUTDOWN
@@ -302,3 +303,18 @@ def test_a_book_is_told_how_many_guests_there_are(tmp_path: Path) -> None:
         [started] * 3, job=a_job(), account=an_account(), node=node, state=scene.state, deadline=Deadline(600)
     )
     assert told == [(3, True)] * 3
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_connection_to_rank_0_is_kept(tmp_path: Path, rank: int) -> None:
+    """Once, however often the guest is lost before it has said that it is ready."""
+    answers: Iterator[Callable[[], FakeSession]] = iter([losing, lambda: FakeSession(READY)])
+    scene = Scene(tmp_path, ("10.0.0.1",), machines={"10.0.0.1": lambda: next(answers)()})
+    started = Started(vm=replace(VM, rank=rank), host_key=KEY, probe=KeyPair(private="p", public="q"))
+    discover.guests(
+        [started], job=a_job(), account=an_account(), node=scene.node, state=scene.state, deadline=Deadline(60)
+    )
+    assert len(scene.transport.tried) == 2
+    assert scene.transport.kept == (["10.0.0.1"] if rank == 0 else [])
+    keeper = Resource(kind=KEEPER, name=scene.transport.process)
+    assert scene.state.held() == ([keeper] if rank == 0 else [])
