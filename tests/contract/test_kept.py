@@ -14,6 +14,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import paramiko
 import pytest
 
 from tests.builders import a_job, a_plan, a_site
@@ -341,6 +342,17 @@ def test_where_nothing_can_be_kept_the_job_goes_on(
     monkeypatch.setattr(serving, "_LONGEST_PATH", 3)
     node.keep(daemon)
     assert "no connection to guest" in caplog.text and "is too long for a socket" in caplog.text
+    assert take(node.path) is None
+    node.gone()
+
+
+def test_with_a_library_that_has_changed_jobs_start_as_before(
+    node: Node, ssh: Ssh, daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is said in resumable.py rests on names that paramiko has never promised."""
+    monkeypatch.delattr(paramiko.Transport, "_kex_info")
+    monkeypatch.delitem(sys.modules, "vtorque.backends.transport.resumable")
+    node.keep(daemon)
     assert take(node.path) is None
     node.gone()
 

@@ -12,14 +12,14 @@ import io
 import socket
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 with warnings.catch_warnings():
     # paramiko 2.12 still lists ciphers that the cryptography library calls weak; none is used here.
     warnings.simplefilter("ignore")
     import paramiko
 
-from vtorque.backends.transport.kept import Kept
-from vtorque.backends.transport.resumable import Resumable
+from vtorque.backends.transport.kept import Beginning, Kept
 from vtorque.backends.transport.sshsession import SshSession
 from vtorque.deadline import Deadline, growing
 from vtorque.errors import TransportError, WrongHostKey
@@ -58,7 +58,7 @@ class Ssh:
         connection = kept.connection if kept else self._connect(address, deadline)
         with _ending(connection), _speaking(address, deadline):
             if kept:
-                transport = Resumable(connection, kept.beginning, default_window_size=_WINDOW)
+                transport = _resumable(connection, kept.beginning)
             else:
                 transport = paramiko.Transport(connection, default_window_size=_WINDOW)
             with _ending(transport):
@@ -78,7 +78,7 @@ class Ssh:
         """
         connection = self._connect(address, deadline)
         with _ending(connection), _speaking(address, deadline):
-            transport = Resumable(connection)
+            transport = _resumable(connection)
             with contextlib.closing(transport):
                 _prove(transport, address, host_key, deadline)
         return Kept(connection=connection, beginning=transport.beginning)
@@ -101,6 +101,13 @@ class Ssh:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _ACKNOWLEDGE_SECONDS * 1000)
         return connection
+
+
+def _resumable(connection: socket.socket, beginning: Beginning | None = None) -> Any:
+    # Here, because a paramiko of another day may not have what this is made of; without it jobs only start later.
+    from vtorque.backends.transport.resumable import Resumable
+
+    return Resumable(connection, beginning, default_window_size=_WINDOW)
 
 
 @contextlib.contextmanager
