@@ -21,8 +21,8 @@ DIGESTS = {"file": "sha256", "kernel": "kernel_sha256", "initrd": "initrd_sha256
 """The keys that name files beside the entry, each with the one that holds its digest."""
 SEALED = ".sealed"
 """The directory in the catalogue with a file for each image, named by its digest, in which nobody becomes root."""
-RULES = b"1\n"
-"""Of the rules by which that was found; another number asks for another look."""
+SEAL = b"1\n"
+"""What such a file says: the number of the rules by which that was found; another one asks for another look."""
 
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+@-]{0,159}", re.ASCII)
 _REQUIRED = {"schema", "name", "distro", "arch", "sha256", "description"}
@@ -118,7 +118,7 @@ def require_trusted(image: Image) -> None:
 def is_sealed(directory: Path, sha256: str) -> bool:
     """Whether it was found that nobody can become root in the image of that digest, in a catalogue of root's own."""
     with contextlib.suppress(FileNotFoundError, StateError):
-        return files.read(directory / SEALED / sha256, limit=len(RULES)) == RULES
+        return files.read(directory / SEALED / sha256, limit=len(SEAL)) == SEAL
     return False
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from vtorque import files, imageentry
 from vtorque.errors import ImageError, RequestError, StateError
-from vtorque.imageentry import DIGESTS, RULES, SEALED, Revision, find, is_sealed, require_trusted, revision
+from vtorque.imageentry import DIGESTS, SEAL, SEALED, Revision, find, is_sealed, require_trusted, revision
 from vtorque.imageheader import Header, digest, inspect, opened
 from vtorque.job import Image
 
@@ -128,7 +128,7 @@ def seal(directory: Path, sha256: str, *, sealed: bool) -> None:
     path = directory / SEALED / sha256
     if sealed:
         files.directory(path.parent, mode=0o755)
-        files.replace(path, RULES, mode=0o644)
+        files.replace(path, SEAL, mode=0o644)
     else:
         path.unlink(missing_ok=True)
 

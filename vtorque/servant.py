@@ -32,6 +32,7 @@ class Servant:
 
     Arguments and results are what JSON can say; one descriptor may go along.
     Threads may ask at the same time. Of what the child says no more is believed than that it says so.
+    When nobody asks it any more it does what its `finish` says, if there is one, and goes.
     """
 
     def __init__(self, name: str, make: Callable[[], object], *, identity: Identity | None) -> None:

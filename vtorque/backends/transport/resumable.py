@@ -9,17 +9,12 @@ import os
 import re
 import socket
 import threading
-import warnings
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import paramiko
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-
-with warnings.catch_warnings():
-    # As in ssh.py, which is not always loaded before.
-    warnings.simplefilter("ignore")
-    import paramiko
-    from paramiko.kex_curve25519 import KexCurve25519
+from paramiko.kex_curve25519 import KexCurve25519
 
 from vtorque.backends.transport.kept import Beginning
 
