@@ -16,7 +16,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("job",),
     ("model", "accounts"),
     ("proc", "files", "foreground", "become", "servant", "userside", "rooms", "audit"),
-    ("config", "options", "sitefile", "siteglance", "sitelines", "siteyaml", "sitescripts", "limits", "metadata",
+    ("config", "options", "sitefile", "sitelines", "siteyaml", "sitescripts", "limits", "metadata",
      "metadatafile", "overhead", "request", "vmoptions", "qsub", "reslist", "sbatchforms", "sbatchlines",
      "slurmjob", "topology", "display", "slurmconf", "imageentry", "imageheader",
      "confined", "downloader", "overlay", "serving"),

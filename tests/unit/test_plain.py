@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.contract import corpus
-from vtorque import qsub, siteglance
+from vtorque import qsub
 from vtorque.cli import plain
 from vtorque.errors import RequestError
 
@@ -69,10 +69,10 @@ def test_a_setting_that_takes_a_parser_is_left_to_it(tmp_path: Path, text: str |
     path = tmp_path / "vtorque.yaml"
     if text is not None:
         path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    assert siteglance.glance(path, ["A"]) is None
+    assert plain.glance(path, ["A"]) is None
 
 
 def test_a_plain_setting_is_read_as_it_stands(tmp_path: Path) -> None:
     path = tmp_path / "vtorque.yaml"
     path.write_text("# of the site\nB: [x]\nA: /usr/bin/qsub  # the real one\n")
-    assert siteglance.glance(path, ["A", "C"]) == {"A": "/usr/bin/qsub"}
+    assert plain.glance(path, ["A", "C"]) == {"A": "/usr/bin/qsub"}

@@ -6,10 +6,13 @@ Whatever is not certain is left to `vsub` itself, which knows the grammar.
 
 import contextlib
 import os
+import re
 import stat
 import sys
+from collections.abc import Collection
+from pathlib import Path
 
-from vtorque import sitefile, siteglance
+from vtorque import sitefile
 from vtorque.cli import PREFIX
 from vtorque.errors import ConfigError
 
@@ -20,6 +23,9 @@ OPTIONS = ("BATCH_SYSTEM", "REGEX_FE", "PBS_QSUB_ON_FE", "PBS_QSUB_ON_NODES", "D
 _QSUBS = ("torque", "local", "openpbs")
 _LIMIT = 1 << 20
 _QUOTES = b"\"'\\"
+_SITE_LIMIT = 256 * 1024
+# What YAML and we read the same way: a key at the beginning of a line, a plain word, a comment.
+_PLAIN = re.compile(r"([A-Z_0-9]+):[ \t]+([A-Za-z0-9./][A-Za-z0-9._/+-]*)[ \t]*(?:[ \t]#.*)?", re.ASCII)
 
 
 def main() -> int:
@@ -74,9 +80,27 @@ def _says_nothing(path: str) -> bool:
 def _real() -> str:
     """The real qsub, when the site's configuration names it in plain lines."""
     try:
-        found = siteglance.glance(sitefile.find(PREFIX), OPTIONS)
+        found = glance(sitefile.find(PREFIX), OPTIONS)
     except ConfigError:
         return ""
     if found is None or {"REGEX_FE", "DISABLED_HOSTS_LIST"} & found.keys():
         return ""
     return found.get("PBS_QSUB_ON_FE", QSUB) if found.get("BATCH_SYSTEM", "torque") in _QSUBS else ""
+
+
+def glance(path: Path, names: Collection[str]) -> dict[str, str] | None:
+    """The values of the options `names` that the file sets, or nothing when that takes a YAML parser."""
+    found: dict[str, str] = {}
+    try:
+        lines = path.read_text()[:_SITE_LIMIT].splitlines()
+    except (OSError, UnicodeError):
+        return None
+    for line in lines:
+        name = line.partition(":")[0].strip(" \t'\"?")
+        if name not in names:
+            continue
+        plain = _PLAIN.fullmatch(line)
+        if plain is None or name in found:
+            return None
+        found[name] = plain[2]
+    return found
