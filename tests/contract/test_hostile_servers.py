@@ -205,7 +205,7 @@ def test_processes_without_end_that_say_they_are_a_server_keep_no_job_here(
             crowd(uid, path)
             serving.end(path, deadline=Deadline(30))
             assert not path.exists()
-    assert uid == UID or marked(path), "a stranger's processes are his"
+            assert uid == UID or marked(path), "a stranger's processes are his"
 
 
 def test_what_a_kill_does_not_end_is_left_to_its_user(
