@@ -8,6 +8,7 @@ sees, and that take with them whatever is left.
 import argparse
 import json
 import os
+import statistics
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -36,27 +37,31 @@ def main() -> int:
 
 def _measure(here: World, options: argparse.Namespace) -> int:
     values, counted = scenes.counts(here)
+    there: dict[str, float] = {}
     series: dict[str, Series] = {}
     starts: dict[str, Spans] = {}
     if not options.counts:
-        timed, series = scenes.times(here, rounds=options.rounds)
+        timed, there, series = scenes.times(here, rounds=options.rounds)
         values |= timed
         starts = {f"start of {guests} guest{'s' * (guests > 1)}": scenes.phases(here, guests=guests)
                   for guests in (1, GUESTS)}
     found = {
         "values": values,
+        "there": there,
         "counts": {name: asdict(each) for name, each in counted.items()},
         "series": {name: asdict(each) for name, each in series.items()},
         "phases": starts,
     }
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "bench.json").write_text(json.dumps(found, indent=1) + "\n")
-    text = [report.table(values), report.counted(counted)]
+    text = [report.table(values, there)]
+    if series:
+        text += [report.legend(statistics.median(series[scenes.INTERPRETER].cpu)), report.series(series)]
+    text.append(report.counted(counted))
     if starts:
-        text.append(report.series(series))
         (options.out / "bench.svg").write_text(report.svg(starts))
     sys.stdout.write("\n".join(text))
-    failures = budgets.failures(values, strict=options.strict)
+    failures = budgets.failures(values, strict=options.strict, there=there)
     sys.stderr.writelines(f"bench: {failure}\n" for failure in failures)
     return 1 if failures else 0
 

@@ -3,6 +3,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
+
+INTERPRETER_SECONDS = 0.0099
+"""CPU time of `python3 -c pass` on the machine that seconds and rates are budgeted for."""
+
+NOTHING: Mapping[str, float] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,10 +77,16 @@ BUDGETS = (
 )
 
 
-def failures(values: Mapping[str, float], *, strict: bool) -> list[str]:
-    """The budgets that were exceeded; without `strict` only those of counts, which no machine changes."""
+def failures(
+    values: Mapping[str, float], *, strict: bool, there: Mapping[str, float] = NOTHING
+) -> list[str]:
+    """The budgets that were exceeded; without `strict` only those of counts, which no machine changes.
+
+    What `there` has is judged by what it is on the machine of the budgets, not by what it is here.
+    """
+    judged = {**values, **there}
     return [
-        f"{budget.what}: {values[budget.key]:.4g} {budget.unit}, the budget is {budget.gate:g}"
+        f"{budget.what}: {judged[budget.key]:.4g} {budget.unit}, the budget is {budget.gate:g}"
         for budget in BUDGETS
-        if budget.key in values and (strict or budget.counted) and not budget.met(values[budget.key])
+        if budget.key in judged and (strict or budget.counted) and not budget.met(judged[budget.key])
     ]

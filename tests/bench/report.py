@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from html import escape
 
-from tests.bench.budgets import BUDGETS
+from tests.bench.budgets import BUDGETS, INTERPRETER_SECONDS, NOTHING
 from tests.bench.measure import Series
 from tests.bench.trace import Counts
 
@@ -15,18 +15,25 @@ _WIDTH, _LEFT, _BAR, _TOP = 1000, 230, 22, 40
 _COLOURS = ("#4878a8", "#6aa56a", "#b07aa1", "#d08a4e", "#8c6d4f", "#5aa7a7")
 
 
-def table(values: Mapping[str, float]) -> str:
-    """Every budget that was measured: value, gate, aim and verdict."""
-    rows = [("what", "measured", "budget", "aim", "")]
+def table(values: Mapping[str, float], there: Mapping[str, float] = NOTHING) -> str:
+    """Every budget that was measured: value here, and on the machine of the budgets, gate, aim and verdict."""
+    rows = [("what", "measured", "there", "budget", "aim", "")]
     for budget in BUDGETS:
         if budget.key in values:
-            value = values[budget.key]
+            value, unit = values[budget.key], f" {budget.unit}".rstrip()
             sign = "≥" if budget.more_is_better else "≤"
             rows.append((
-                budget.what, f"{_number(value)} {budget.unit}".strip(), f"{sign} {budget.gate:g} {budget.unit}".strip(),
-                f"{budget.aim:g}", budget.verdict(value),
+                budget.what, f"{_number(value)}{unit}",
+                f"{_number(there[budget.key])}{unit}" if budget.key in there else "",
+                f"{sign} {budget.gate:g}{unit}", f"{budget.aim:g}", budget.verdict(there.get(budget.key, value)),
             ))
     return _columns(rows)
+
+
+def legend(interpreter: float) -> str:
+    """What is meant by *there*, where the interpreter takes so many seconds here."""
+    ours, theirs = 1000 * interpreter, 1000 * INTERPRETER_SECONDS
+    return f"there: where `python3 -c pass` takes {theirs:g} ms of CPU, and not {ours:.1f} as here\n"
 
 
 def series(found: Mapping[str, Series]) -> str:

@@ -15,6 +15,7 @@ from functools import partial
 from types import MappingProxyType
 
 from tests.bench import standin, trace
+from tests.bench.budgets import INTERPRETER_SECONDS
 from tests.bench.measure import Command, Series, interleaved, memory_mib, per_second, ratio, settled_cpu
 from tests.bench.trace import Counts
 from tests.bench.world import GUESTS, JOB, World
@@ -25,6 +26,8 @@ from vtorque.model import Guest, Peer
 
 NO_MORE: Mapping[str, str] = MappingProxyType({})
 _BARE = ["/usr/bin/python3", "-I", "-c", "pass"]
+INTERPRETER = "python3 -I -c pass"
+_LATER = "python3 -I -c pass, beside hooks"
 _OLD_JOBS = 1000
 _SUBMITTING_SECONDS = 4.0
 _PATIENCE_SECONDS = 30.0
@@ -39,7 +42,7 @@ def counts(here: World) -> tuple[dict[str, float], dict[str, Counts]]:
         found[name] = trace.count(command, home=here.home, meanwhile=meanwhile)
         return found[name]
 
-    bare = note("python3 -I -c pass", Command(argv=_BARE, env=here.environ))
+    bare = note(INTERPRETER, Command(argv=_BARE, env=here.environ))
     hooks = [note(f"{kind}, bare-metal job", here.hook(kind, plain=True)) for kind in ("prologue", "epilogue")]
     plain, submitted = note("vsub", here.plain_vsub()), note("vsub -vm", here.vm_vsub())
     here.old_submissions(_OLD_JOBS)
@@ -70,28 +73,28 @@ def counts(here: World) -> tuple[dict[str, float], dict[str, Counts]]:
     }, found
 
 
-def times(here: World, *, rounds: int) -> tuple[dict[str, float], dict[str, Series]]:
-    """The budgets that are times and memory, and every series."""
+def times(here: World, *, rounds: int) -> tuple[dict[str, float], dict[str, float], dict[str, Series]]:
+    """The budgets that are times and memory, those that go by the machine as they are on theirs, and every series."""
     here.forget_submissions()
     found = interleaved({
         "sh -c :": Command(argv=["/bin/sh", "-c", ":"], env=here.environ),
         "prologue, bare-metal job": here.hook("prologue", plain=True),
         "epilogue, bare-metal job": here.hook("epilogue", plain=True),
-        "python3 -I -c pass": Command(argv=_BARE, env=here.environ),
+        INTERPRETER: Command(argv=_BARE, env=here.environ),
         "qsub": here.qsub(), "vsub": here.plain_vsub(), "vsub -vm": here.vm_vsub(),
     }, rounds=2 * rounds)
     two_at_once = per_second([here.vm_vsub()] * 2, seconds=_SUBMITTING_SECONDS)
     here.job_directory()
-    found |= interleaved({
+    found |= interleaved({_LATER: Command(argv=_BARE, env=here.environ)} | {
         f"{kind}, {guests} guest{'s' * (guests > 1)}": _afresh(here, kind, guests)
         for guests in (1, GUESTS) for kind in ("prologue", "epilogue")
     }, rounds=rounds)
     wrapper = replace(here.wrapper(), before=partial(_started, here))
     found |= interleaved({"ssh host true": here.ssh(), "wrapper": wrapper}, rounds=rounds)
     _call(here, "epilogue")
-    shell, bare = found["sh -c :"], found["python3 -I -c pass"]
+    shell, bare, later = found["sh -c :"], found[INTERPRETER], found[_LATER]
     beyond = Series(cpu=[a - b for a, b in zip(found["vsub -vm"].cpu, found["qsub"].cpu, strict=True)])
-    return {
+    values = {
         "hook.ratio": max(ratio(found[f"{kind}, bare-metal job"], shell) for kind in ("prologue", "epilogue")),
         "vsub_plain.ratio": ratio(found["vsub"], bare) - ratio(found["qsub"], bare),
         "vsub_vm.ratio": ratio(beyond, bare),
@@ -105,6 +108,17 @@ def times(here: World, *, rounds: int) -> tuple[dict[str, float], dict[str, Seri
         "disk.ms": _disk_ms(here, rounds),
         "cluster.cpu": _cluster_cpu(),
         **_memory(here),
+    }
+    slower = statistics.median(later.cpu) / INTERPRETER_SECONDS
+    return values, {
+        "submissions": two_at_once * statistics.median(bare.cpu) / INTERPRETER_SECONDS,
+        "submissions.cpu": 2 / (ratio(found["vsub -vm"], bare) * INTERPRETER_SECONDS),
+        "start1.cpu": ratio(found["prologue, 1 guest"], later) * INTERPRETER_SECONDS,
+        "start16.cpu": ratio(found[f"prologue, {GUESTS} guests"], later) * INTERPRETER_SECONDS,
+        "epilogue1.cpu": ratio(found["epilogue, 1 guest"], later) * INTERPRETER_SECONDS,
+        "epilogue16.cpu": ratio(found[f"epilogue, {GUESTS} guests"], later) * INTERPRETER_SECONDS,
+        "disk.ms": values["disk.ms"] / slower,
+        "cluster.cpu": values["cluster.cpu"] / slower,
     }, found
 
 
