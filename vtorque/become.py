@@ -5,16 +5,22 @@ import ctypes
 import os
 import resource
 import socket
-from collections.abc import Callable
+import struct
+from collections.abc import Callable, Collection
 
 from vtorque.proc import Identity
 
-_PR_SET_NO_NEW_PRIVS = 38
+# linux/prctl.h, and linux/capability.h: version 3 has 64 bits of each set, in two parts.
+_PR_SET_KEEPCAPS, _PR_SET_NO_NEW_PRIVS, _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE = 8, 38, 47, 2
+_CAPABILITIES, _VERSION_3 = struct.Struct("=6I"), struct.Struct("=Ii").pack(0x20080522, 0)
 
 
-def fork_as(identity: Identity | None, serve: Callable[[socket.socket], None]) -> tuple[int, socket.socket]:
+def fork_as(
+    identity: Identity | None, serve: Callable[[socket.socket], None], *, keeps: Collection[int] = ()
+) -> tuple[int, socket.socket]:
     """Fork a child that has become `identity` for good, and runs `serve` on its end of a socket pair.
 
+    Of root's capabilities it and what it starts have those that it `keeps`, by their numbers below 32.
     With no identity it stays who it is. Call it before the first thread is started. The child is in a session of its
     own, holds nothing open but 0 to 2 and the socket, and ends with `serve`.
     """
@@ -29,7 +35,7 @@ def fork_as(identity: Identity | None, serve: Callable[[socket.socket], None]) -
         keep = theirs.fileno()
         os.closerange(3, keep)
         os.closerange(keep + 1, os.sysconf("SC_OPEN_MAX"))
-        _become(identity)
+        _become(identity, keeps)
         serve(theirs)
         status = 0
     finally:
@@ -37,16 +43,30 @@ def fork_as(identity: Identity | None, serve: Callable[[socket.socket], None]) -
         os._exit(status)
 
 
-def _become(identity: Identity | None) -> None:
+def _become(identity: Identity | None, keeps: Collection[int]) -> None:
+    libc = ctypes.CDLL(None)
     if identity is not None:
+        if keeps:
+            libc.prctl(_PR_SET_KEEPCAPS, 1, 0, 0, 0)
         os.setgroups(identity.groups)
         os.setresgid(identity.gid, identity.gid, identity.gid)
         os.setresuid(identity.uid, identity.uid, identity.uid)
         if os.getresuid() != (identity.uid,) * 3 or os.getresgid() != (identity.gid,) * 3:
             raise PermissionError("the ids were not dropped")
-    if ctypes.CDLL(None).prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
+        if keeps:
+            _keep(keeps, libc)
+    if libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
         raise PermissionError("no_new_privs was refused")
     # Nor may what it has in memory of its parent's end in a file.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     os.umask(0o077)
     os.chdir("/")
+
+
+def _keep(capabilities: Collection[int], libc: ctypes.CDLL) -> None:
+    """Have these capabilities and no others, and hand them down to what is executed."""
+    kept = sum(1 << each for each in capabilities)
+    failed = libc.capset(_VERSION_3, _CAPABILITIES.pack(kept, kept, kept, 0, 0, 0))
+    failed = failed or any(libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE, each, 0, 0) for each in capabilities)
+    if failed:
+        raise PermissionError("no capabilities could be kept")

@@ -10,14 +10,14 @@ IPv6 is closed to a guest that no address of it is assigned to; see netfilter6.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 
-from vtorque import guestnames, names, netfilter6, shares
+from vtorque import guestnames, names, netfilter6
 from vtorque.config import SiteConfig
 from vtorque.errors import AddressError
 from vtorque.model import JobPlan, VmPlan
 from vtorque.nftext import BATCH_PORTS, DNS, NTP, chain, endpoints, hook, named_set, number
+from vtorque.surroundings import Surroundings
 
 _MOST_NODES = 256
 # This host, loopback, link-local with a cloud's metadata service, multicast, reserved, broadcast.
@@ -26,36 +26,6 @@ _ERRORS = "destination-unreachable, time-exceeded"
 _BROADCAST = "ff:ff:ff:ff:ff:ff"
 # The client's own address in the text of a DHCP message, after a UDP header of 8 bytes (RFC 2131, 2).
 _CHADDR = "@th,288,48"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Surroundings:
-    """What rules have to know of a node's network: the subnets of the bridge, the node's own addresses on
-    any interface, its gateways, and the address and port of each service that guests are configured for.
-    """
-
-    networks: tuple[IPv4Network | IPv6Network, ...]
-    own: tuple[IPv4Address | IPv6Address, ...]
-    gateways: tuple[IPv4Address | IPv6Address, ...]
-    services: tuple[tuple[IPv4Address | IPv6Address, int], ...]
-
-    @property
-    def taken(self) -> list[IPv4Address | IPv6Address]:
-        """Addresses that no guest can have."""
-        return [*self.own, *self.gateways, *(address for address, _ in self.services)]
-
-
-def servers(site: SiteConfig) -> list[tuple[str, int]]:
-    """Name or address, and port, of every service that the configuration sends guests to."""
-    exports = (
-        (site.vm_nfs_home, site.vm_nfs_home_options or site.vm_nfs_options),
-        (site.vm_nfs_ws, site.vm_nfs_ws_options or site.vm_nfs_options),
-        (site.vm_nfs_opt, site.vm_nfs_opt_options),
-    ) if site.share == "nfs" else ()
-    found = [shares.server_of(export, options) for export, options in exports if export]
-    found += [(address, DNS) for address in site.name_server.split()]
-    found += [(host, NTP) for host in (site.ntp_server_1, site.ntp_server_2) if host]
-    return list(dict.fromkeys(found))
 
 
 def rules(decided: JobPlan, site: SiteConfig, around: Surroundings, *, addresses: Mapping[str, str]) -> str:
@@ -110,13 +80,6 @@ def _sets(
         *(named_set(f"address-{tap}", "ipv4_addr; flags interval; auto-merge", filter(None, [text]))
           for tap, text in (free | mapped).items()),
     ]
-
-
-def pinned(key: str, vm: VmPlan, address: str, site: SiteConfig) -> str:
-    """From now on the guest has this address and, of IPv6, those that it had from the start; no others."""
-    place = f"bridge {names.table(key, site)} address-{vm.tap}"
-    one = f"add element {place} {{ {address} }}\n" if isinstance(ip_address(address), IPv4Address) else ""
-    return f"flush set {place}\n{one}"
 
 
 def _usable(vm: VmPlan, address: str, around: Surroundings) -> IPv4Address | IPv6Address:

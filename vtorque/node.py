@@ -2,7 +2,7 @@
 """What the verbs work with on one node: its settings, its shape, and its five backends."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,12 +17,11 @@ from vtorque.backends.transport import Transport
 from vtorque.config import SiteConfig
 from vtorque.deadline import Deadline
 from vtorque.errors import InternalError
-from vtorque.model import NodeShape
+from vtorque.model import JobPlan, NodeShape
 from vtorque.state import JobState
 
 # Whoever ends a job has no use for what knows of rules and plans.
 if TYPE_CHECKING:
-    from vtorque.netfilter import Surroundings
     from vtorque.planning import Planning
 
 _ELEMENT = re.compile(r"^([0-9]+)-([0-9]*)", re.ASCII)
@@ -33,8 +32,8 @@ class Node:
     """One node, as the hooks of one job see it.
 
     `addresses` opens a book of its own for every caller, who says how many
-    guests the job has here and how long he will ask; `surroundings` looks at
-    the node's network, which may have changed; `announce` is the node's
+    guests the job has here and how long he will ask; `rules` makes the
+    filter's text for a plan's guests, by the interfaces of which some have known addresses; `announce` is the node's
     address on the guests' bridge; `qemu_ids` are the numeric user and
     group that guests run as; `journal` is where phases are noted; `planning` is there where guests are started.
     """
@@ -45,7 +44,7 @@ class Node:
     addresses: Callable[[int, Deadline], AddressBook]
     transport: Transport
     filter: Filter
-    surroundings: "Callable[[Deadline], Surroundings]"
+    rules: Callable[[JobPlan, Mapping[str, str], Deadline], str]
     announce: str
     qemu_ids: tuple[int, int]
     journal: Journal = field(default_factory=Journal)

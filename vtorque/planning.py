@@ -10,23 +10,16 @@ name and limit just that.
 import contextlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from vtorque import domaincheck, guestnames, orders, servant, shares
 from vtorque.config import SiteConfig
 from vtorque.deadline import Deadline
 from vtorque.errors import InternalError, StateError
 from vtorque.model import JobPlan, Order, Question, Templates
+from vtorque.servant import Asked
 
 _LARGEST = 1 << 20
-
-
-class Asked(Protocol):
-    """Whoever plans, in a child."""
-
-    def ask(self, verb: str, *words: object, deadline: Deadline, handle: int | None = None) -> Any: ...
-
-    def dismiss(self) -> None: ...
 
 
 def read_templates(*directories: Path) -> Templates:

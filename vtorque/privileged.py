@@ -20,7 +20,8 @@ ENTRIES = ("cli.pelog", "cli.pbshook", "shareserver")
 
 AS_OTHERS: Mapping[str, str] = MappingProxyType({
     "backends.transport.speaker": "nobody", "diskserver": "the job's user", "downloader": "nobody",
-    "imageformat": "nobody", "planner": "nobody", "userclerk": "the job's user",
+    "imageformat": "nobody", "netkeeper": "nobody, with CAP_NET_ADMIN", "planner": "nobody",
+    "userclerk": "the job's user",
 })
 """What only a child runs that is somebody else by then. Root's processes know no more of it than constants."""
 

@@ -3,12 +3,13 @@
 
 import contextlib
 import json
+import logging
 import os
 import signal
 import socket
 import threading
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Collection
+from typing import Any, Protocol
 
 from vtorque import become, errors, proc
 from vtorque.deadline import Deadline
@@ -18,9 +19,20 @@ from vtorque.proc import Identity
 ROOT = Identity(uid=0, gid=0, groups=())
 NOBODY = Identity(uid=65534, gid=65534, groups=())
 
+CAP_NET_ADMIN = 12
+"""To set up networks: capabilities(7)."""
+
 # The child keeps the deadline itself, and says what it could not do in time.
 _MARGIN_SECONDS = 1.0
 _LONGEST_ANSWER, _LONGEST_TEXT = 1 << 23, 4096
+
+
+class Asked(Protocol):
+    """Whoever does something for us, in a child."""
+
+    def ask(self, verb: str, *words: object, deadline: Deadline, handle: int | None = None) -> Any: ...
+
+    def dismiss(self) -> None: ...
 
 
 class Gone(Exception):
@@ -28,16 +40,18 @@ class Gone(Exception):
 
 
 class Servant:
-    """What `make` makes, in a child that has become `identity`, or stays who we are.
+    """What `make` makes, in a child that has become `identity`, with the capabilities it `keeps`, or stays who we are.
 
     Arguments and results are what JSON can say; one descriptor may go along.
     Threads may ask at the same time. Of what the child says no more is believed than that it says so.
     When nobody asks it any more it does what its `finish` says, if there is one, and goes.
     """
 
-    def __init__(self, name: str, make: Callable[[], object], *, identity: Identity | None) -> None:
+    def __init__(
+        self, name: str, make: Callable[[], object], *, identity: Identity | None, keeps: Collection[int] = ()
+    ) -> None:
         self._name = name
-        self._pid, self._orders = become.fork_as(identity, lambda orders: _serve(make, orders))
+        self._pid, self._orders = become.fork_as(identity, lambda orders: _serve(make, orders), keeps=keeps)
 
     def ask(self, verb: str, *words: object, deadline: Deadline, handle: int | None = None) -> Any:
         """What `verb` returns there. Raises what it raises, if the program knows that; DeadlineExceeded, and Gone."""
@@ -106,6 +120,8 @@ def _understood(line: bytes) -> Any:
 
 
 def _serve(make: Callable[[], object], orders: socket.socket) -> None:
+    # The log is root's, and not open here.
+    logging.disable()
     served = make()
     while handles := socket.recv_fds(orders, 1, 2)[1]:
         threading.Thread(target=_obey, args=(served, *handles), daemon=True).start()

@@ -6,16 +6,13 @@ import os
 import re
 import socket
 import struct
-import sys
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Network, IPv6Interface
 from pathlib import Path
 
 from vtorque import units
 from vtorque.job import JobId
 from vtorque.shape import HugePages, NodeShape, NumaNode
 
-_ROUTE_GATEWAY = 2
 # netdevice(7).
 _SIOCGIFADDR = 0x8915
 # Where Torque keeps a job's CPUs: with its cpusets, and with its cgroups.
@@ -119,43 +116,3 @@ def address_on(interface: str) -> str:
         except OSError:
             return ""
     return socket.inet_ntoa(answer[20:24])
-
-
-def networks_on(interface: str) -> tuple[IPv4Network, ...]:
-    """The IPv4 subnets that the node has addresses of on an interface."""
-    import psutil
-
-    return tuple(
-        IPv4Network(f"{each.address}/{each.netmask}", strict=False)
-        for each in psutil.net_if_addrs().get(interface, []) if each.family is socket.AF_INET and each.netmask
-    )
-
-
-def ipv6_on(interface: str = "", *, table: Path = Path("/proc/net/if_inet6")) -> tuple[IPv6Interface, ...]:
-    """The node's IPv6 addresses on an interface, or on all, with their networks; none that is link-local.
-
-    Address, index, prefix, scope, flags and name of each are a line (net/ipv6/addrconf.c).
-    """
-    found = []
-    for address, _, prefix, _, _, name in (line.split() for line in _text(table).splitlines()):
-        entry = IPv6Interface((int(address, 16), int(prefix, 16)))
-        if interface in ("", name) and not entry.is_link_local:
-            found.append(entry)
-    return tuple(sorted(found))
-
-
-def own_addresses() -> tuple[IPv4Address, ...]:
-    """The node's IPv4 addresses on all its interfaces."""
-    import psutil
-
-    found = {
-        IPv4Address(each.address)
-        for addresses in psutil.net_if_addrs().values() for each in addresses if each.family is socket.AF_INET
-    }
-    return tuple(sorted(found))
-
-
-def gateways(table: Path = Path("/proc/net/route")) -> tuple[IPv4Address, ...]:
-    """The routers that the node sends through: numbers in the host's byte order (net/ipv4/fib_trie.c)."""
-    found = {int(line.split()[_ROUTE_GATEWAY], 16) for line in _text(table).splitlines()[1:]} - {0}
-    return tuple(sorted(IPv4Address(number.to_bytes(4, sys.byteorder)) for number in found))

@@ -51,7 +51,7 @@ os._exit = end
 atexit.register(tell)
 """
 _WEAKER = (
-    ("become.py", "        _become(identity)\n", ""),
+    ("become.py", "        _become(identity, keeps)\n", ""),
     # It is to live long enough to tell.
     ("userside.py", "os.kill(self._pid, signal.SIGKILL)", "pass"),
     ("boot.py", "    taken = Resource(kind=FILE, name=str(vm.seed))\n", """\

@@ -282,14 +282,14 @@ def book(network: Network) -> Iterator[Neighbours]:
 def becomes(book: Neighbours, *expected: str, seconds: float = 20.0) -> bool:
     """Whether, waiting as the kernel tells, these come to be the candidates, in any order."""
     deadline = Deadline(seconds)
-    while set(book.candidates(VM)) != set(expected) and not deadline.expired:
+    while set(book.candidates(MAC)) != set(expected) and not deadline.expired:
         book.wait(deadline.remaining)
-    return set(book.candidates(VM)) == set(expected)
+    return set(book.candidates(MAC)) == set(expected)
 
 
 class TestNeighbourTable:
     def test_a_guest_is_seen_as_soon_as_it_speaks_on_either_protocol(self, network: Network, book: Neighbours) -> None:
-        assert book.candidates(VM) == ()
+        assert book.candidates(MAC) == ()
         network.speak("10.77.0.1")
         assert becomes(book, "10.77.0.5")
         network.speak("fd77::1")
@@ -323,7 +323,7 @@ class TestNeighbourTable:
         for address, state in (("10.77.0.7", "stale"), ("fd77::7", "reachable"), ("10.77.0.8", "reachable")):
             network.neighbour("replace", address, "lladdr", MAC.upper(), "dev", "br0", "nud", state)
         assert becomes(book, "10.77.0.7", "10.77.0.8", "fd77::7")
-        assert book.candidates(VM) == ("10.77.0.8", "fd77::7", "10.77.0.7")
+        assert book.candidates(MAC) == ("10.77.0.8", "fd77::7", "10.77.0.7")
 
     def test_what_happens_elsewhere_wakes_nobody(self, network: Network, book: Neighbours) -> None:
         run("ip", "-n", network.node, "link", "add", "other", "type", "bridge")
@@ -332,7 +332,7 @@ class TestNeighbourTable:
         began = time.monotonic()
         book.wait(0.6)
         assert time.monotonic() - began >= 0.6
-        assert book.candidates(VM) == ()
+        assert book.candidates(MAC) == ()
 
     def test_messages_that_were_lost_are_made_good(self, network: Network, book: Neighbours) -> None:
         changes = (f"neighbour replace 10.77.0.9 lladdr {mac} dev br0 nud permanent\n" for mac in (MAC, LIAR) * 2000)

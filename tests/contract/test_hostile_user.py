@@ -10,7 +10,7 @@ import socket
 import stat
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from itertools import cycle
 from pathlib import Path
 
@@ -85,7 +85,7 @@ def place(tmp_path: Path) -> Place:
 
 @pytest.fixture
 def weaker(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(become, "_become", lambda identity: None)
+    monkeypatch.setattr(become, "_become", lambda identity, keeps: None)
     monkeypatch.setattr(os, "O_NOFOLLOW", 0)
 
 
@@ -203,8 +203,8 @@ def test_the_child_that_has_become_the_user_is_still_closed_to_him(
     """It was forked from root, and has all of root's memory."""
     become_user = become._become
 
-    def open_up(identity: Identity) -> None:
-        become_user(identity)
+    def open_up(identity: Identity, keeps: Collection[int]) -> None:
+        become_user(identity, keeps)
         ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 1, 0, 0, 0)
 
     seen = []

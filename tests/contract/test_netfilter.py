@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from tests.builders import a_job, a_plan, a_request, a_site
-from tests.contract import frames
+from tests.contract import frames, test_shares
 from tests.contract.frames import (
     ACK,
     ARP,
@@ -38,14 +38,13 @@ from tests.contract.frames import (
     tcp,
     udp,
 )
-from vtorque import doctor_network, names, netfilter
-from vtorque.backends.filter import nft
+from vtorque import doctor_network, guestnet, names, netfilter
 from vtorque.backends.filter.nft import PROGRAM, Nft
 from vtorque.deadline import Deadline
 from vtorque.doctor_checks import Level
-from vtorque.errors import CommandError, ConfigError, DeadlineExceeded
+from vtorque.errors import CommandError, ConfigError
 from vtorque.model import JobId, JobPlan, VmPlan
-from vtorque.netfilter import Surroundings
+from vtorque.surroundings import Surroundings
 
 pytestmark = [
     pytest.mark.runs,
@@ -53,6 +52,7 @@ pytestmark = [
     pytest.mark.skipif(not PROGRAM.exists(), reason="needs nftables"),
 ]
 
+root = test_shares.root
 SITE = a_site(
     vm_nfs_home="10.0.0.5:/home", vm_nfs_ws="", vm_nfs_opt="", guest_net_allow="10.0.0.6:27000",
     guest_net_deny="172.20.0.0/16",
@@ -104,7 +104,7 @@ def rules(*, pinned: bool = True) -> list[str]:
             if pinned:
                 for vm in plan.vms:
                     address = ADDRESSES.get(vm.tap, "10.0.0.104")
-                    text += netfilter.pinned(plan.job.key, vm, address, SITE)
+                    text += guestnet.pinned(names.table(plan.job.key, SITE), vm, address)
             name = names.table(plan.job.key, SITE)
             texts.append(text.replace(f"bridge {name}", f"bridge {name}-{node}"))
     return texts
@@ -490,7 +490,7 @@ text = t.netfilter.rules(t.HERE, t.SITE, t.around("br1"), addresses={{}})
 nft.load(text, deadline=soon)
 nft.load(text, deadline=soon)
 assert nft.tables(deadline=soon) == ["vtorque-7.srv"], nft.tables(deadline=soon)
-nft.load(t.netfilter.pinned("7.srv", t.HERE.vms[0], "10.0.0.9", t.SITE), deadline=soon)
+nft.load(t.guestnet.pinned("vtorque-7.srv", t.HERE.vms[0], "10.0.0.9"), deadline=soon)
 try:
     nft.load(text.replace("chain leaving", "chain nowhere"), deadline=soon)
 except t.CommandError as error:
@@ -518,21 +518,19 @@ from tests.contract import test_netfilter as t, test_netfilter6 as six
 nft, soon, table = t.Nft(), t.Deadline(60), "vtorque-7.srv"
 text = t.netfilter.rules(t.HERE, six.SITE, six.around("br1"), addresses={{}})
 nft.load(text, deadline=soon)
-assert nft.is_as(table, text, deadline=soon)
-pinned = t.netfilter.pinned("7.srv", t.HERE.vms[0], "10.0.0.9", t.SITE)
-assert not nft.is_as(table, text + pinned, deadline=soon), "it is not pinned yet"
+assert not nft.renew(table, text, deadline=soon)
+pinned = t.guestnet.pinned(table, t.HERE.vms[0], "10.0.0.9")
+assert nft.renew(table, text + pinned, deadline=soon), "it was not pinned yet"
+nft.load(text, deadline=soon)
 nft.load(pinned, deadline=soon)
-assert nft.is_as(table, text + pinned, deadline=soon)
+assert not nft.renew(table, text + pinned, deadline=soon)
 for change in ("insert rule bridge {{0}} leaving accept", "add element bridge {{0}} peers {{{{ 02:00:00:00:00:09 }}}}",
                "flush chain bridge {{0}} input", "add chain bridge {{0}} another"):
     nft.load(change.format(table), deadline=soon)
-    assert not nft.is_as(table, text + pinned, deadline=soon), change
-    nft.load(text + pinned, deadline=soon)
-    assert nft.is_as(table, text + pinned, deadline=soon), change
+    assert nft.renew(table, text + pinned, deadline=soon), change
+    assert not nft.renew(table, text + pinned, deadline=soon), change
 t.subprocess.run([t.PROGRAM, "flush", "ruleset"], check=True)
 assert nft.tables(deadline=soon) == []
-nft.load(text + pinned, deadline=soon)
-assert nft.is_as(table, text + pinned, deadline=soon)
 """
         done = subprocess.run(
             ["/usr/bin/unshare", "--net", sys.executable, "-c", script], capture_output=True, text=True, check=False,
@@ -572,7 +570,7 @@ assert nft.tables(deadline=soon) == []
             check=False, timeout=60,
         )
         assert done.returncode == 0, done.stderr
-        assert "was gone, loading it again" in done.stderr and "was not as it was loaded" in done.stderr
+        assert "was gone, and has been loaded again" in done.stderr and "was not as it was loaded" in done.stderr
 
     @pytest.mark.parametrize(("identity", "good"), [
         ("7", True), ("58[2].srv", True), ("58[].srv-1.site_x.org", True), ("123456789012." + "a" * 201, True),
@@ -609,23 +607,20 @@ assert nft.tables(deadline=soon) == []
         (found,) = doctor_network.network_filter(off, deadline=Deadline(30), program=tmp_path / "nft")
         assert found.level is Level.WARNING
 
-    def test_the_doctor_tells_a_kernel_that_does_not_take_them(self, tmp_path: Path) -> None:
-        program = tmp_path / "nft"
+    def test_the_doctor_tells_a_kernel_that_does_not_take_them(self, root: Path) -> None:
+        program = root / "nft"
         program.write_text("#!/bin/sh\necho '/dev/stdin:1:1-2: Error: Operation not supported' >&2\nexit 1\n")
         program.chmod(0o755)
         (found,) = doctor_network.network_filter(SITE, deadline=Deadline(30), program=program)
         assert found.level is Level.ERROR
         assert "Operation not supported" in found.text and "CONFIG_NF_TABLES_BRIDGE" in found.hint
 
-    def test_a_namespace_that_does_not_come_up_is_not_waited_for(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        silent = tmp_path / "silent"
-        silent.write_text("#!/bin/sh\nexec /bin/sleep 60\n")
-        silent.chmod(0o755)
-        monkeypatch.setattr(nft, "_CAT", silent)
-        with pytest.raises(DeadlineExceeded, match="a network namespace to compare rules in"):
-            Nft().is_as("vtorque-7.srv", "table bridge vtorque-7.srv {}", deadline=Deadline(0.3))
+    def test_the_doctor_tells_an_nft_that_is_for_root_alone(self, root: Path) -> None:
+        program = root / "nft"
+        program.write_text("#!/bin/sh\n")
+        program.chmod(0o700)
+        (found,) = doctor_network.network_filter(SITE, deadline=Deadline(30), program=program)
+        assert found.level is Level.ERROR and "Permission denied" in found.text
 
     def test_a_refusal_names_what_was_refused(self) -> None:
         with pytest.raises(CommandError, match=r"nft refuses: .*syntax error"):

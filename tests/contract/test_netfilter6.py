@@ -33,9 +33,9 @@ from tests.contract.frames import (
     udp,
 )
 from tests.contract.test_netfilter import ALL_GUESTS, BRIDGES, GUESTS, Case, raw
-from vtorque import names, netfilter, netfilter6
+from vtorque import guestnet, names, netfilter, netfilter6
 from vtorque.backends.filter.nft import PROGRAM
-from vtorque.netfilter import Surroundings
+from vtorque.surroundings import Surroundings
 
 pytestmark = [
     pytest.mark.runs,
@@ -75,7 +75,7 @@ def rules(*, assigned: bool) -> list[str]:
         for plan in plans:
             text = netfilter.rules(plan, SITE, around(node) if assigned else four.around(node), addresses={})
             for vm in plan.vms:
-                text += netfilter.pinned(plan.job.key, vm, four.ADDRESSES.get(vm.tap, "10.0.0.104"), SITE)
+                text += guestnet.pinned(names.table(plan.job.key, SITE), vm, four.ADDRESSES.get(vm.tap, "10.0.0.104"))
             name = names.table(plan.job.key, SITE)
             texts.append(text.replace(f"bridge {name}", f"bridge {name}-{node}"))
     return texts

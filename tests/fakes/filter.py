@@ -33,9 +33,10 @@ class FakeFilter:
         deadline.require("remove")
         self.loaded.pop(table, None)
 
-    def is_as(self, table: str, rules: str, *, deadline: Deadline) -> bool:
-        deadline.require("compare")
-        return "".join(self.loaded[table]) == rules
+    def renew(self, table: str, rules: str, *, deadline: Deadline) -> bool:
+        deadline.require("renew")
+        before, self.loaded[table] = self.loaded[table], [rules]
+        return "".join(before) != rules
 
     def tables(self, *, deadline: Deadline) -> list[str]:
         return sorted(self.loaded)

@@ -3,7 +3,7 @@
 
 from ipaddress import IPv4Address, IPv4Network
 
-from vtorque.netfilter import Surroundings
+from vtorque.surroundings import Surroundings
 
 SURROUNDINGS = Surroundings(
     networks=(IPv4Network("10.0.0.0/24"),), own=(IPv4Address("10.0.0.254"), IPv4Address("192.168.1.4")),

@@ -10,14 +10,28 @@ from tests.fakes.filter import FakeFilter
 from tests.fakes.guest import FakeAddresses, FakeTransport
 from tests.fakes.hypervisor import FakeHypervisor
 from tests.fakes.network import SURROUNDINGS
+from vtorque.backends.filter.apart import FilterApart
 from vtorque.deadline import Deadline
+from vtorque.netkeeper import NetKeeper
 from vtorque.node import Node
 from vtorque.options import SiteConfig
 from vtorque.planner import Planner
 from vtorque.planning import Planning, read_templates
+from vtorque.surroundings import Surroundings
 
 TEMPLATES = Path(__file__).resolve().parents[2] / "templates-vm"
 TEXTS = read_templates(TEMPLATES)
+
+
+class Keeper(NetKeeper):
+    """Who keeps a network that is told him."""
+
+    def __init__(self, site: SiteConfig, around: Surroundings) -> None:
+        super().__init__(site)
+        self._around = around
+
+    def _look(self, deadline: Deadline) -> tuple[Surroundings, list[str]]:
+        return self._around, []
 
 
 class Here:
@@ -35,11 +49,11 @@ class Here:
         """There is nobody to go."""
 
 
-def a_node(site: SiteConfig, **parts: Any) -> Node:
-    """A node with this configuration; name only those of its parts that the test is about."""
+def a_node(site: SiteConfig, *, around: Surroundings = SURROUNDINGS, **parts: Any) -> Node:
+    """A node with this configuration and network; name only those of its parts that the test is about."""
     usual: dict[str, Any] = {
         "shape": a_shape(), "hypervisor": FakeHypervisor(), "addresses": lambda guests, deadline: FakeAddresses(()),
-        "transport": FakeTransport({}), "filter": FakeFilter(), "surroundings": lambda deadline: SURROUNDINGS,
+        "transport": FakeTransport({}), "filter": FakeFilter(), "rules": FilterApart(Here(Keeper(site, around))).rules,
         "planning": Planning(site, Here(Planner(site, TEXTS)), templates=TEXTS), "announce": "", "qemu_ids": (0, 0),
     }
     return Node(site=site, **{**usual, **parts})

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from tests.builders import a_plan, a_request, a_site
-from vtorque import config, topology
-from vtorque.backends.address import usable
+from tests.fakes.node import Here
+from vtorque import config, surroundings, topology
+from vtorque.backends.address import tables, usable
 from vtorque.backends.address.arp import ArpTable, entries
 from vtorque.backends.address.derived import Derived
 from vtorque.backends.address.mapping import MappingScript
@@ -108,8 +109,8 @@ class TestOptions:
 
 class TestDerived:
     def test_each_network_of_64_bits_gives_a_guest_one_address(self) -> None:
-        book = Derived((IPv6Network("fd00:1::/64"), IPv6Network("fd00:2::/56")), deadline=Deadline(1))
-        first, second = (book.candidates(vm) for vm in a_plan(request=a_request(vms_per_node=2)).vms)
+        book = Derived((IPv6Network("fd00:1::/64"), IPv6Network("fd00:2::/56")))
+        first, second = (book.candidates(vm.mac) for vm in a_plan(request=a_request(vms_per_node=2)).vms)
         assert len(first) == len(second) == 1 and first != second
         assert IPv6Address(first[0]) in IPv6Network("fd00:1::/64") and usable(first[0]) == first[0]
 
@@ -117,15 +118,14 @@ class TestDerived:
         ({"custom_ip_mapping": True, "address_source": "arp"}, MappingScript), ({"address_source": "arp"}, ArpTable),
     ])
     def test_a_sites_own_script_goes_before_any_table(self, site: dict[str, Any], kind: type[Any]) -> None:
-        with contextlib.closing(assembly._addresses(a_site(bridge="lo", **site), 1, Deadline(1))) as book:
+        with contextlib.closing(assembly._addresses(a_site(bridge="lo", **site), Here(None), 1, Deadline(1))) as book:
             assert isinstance(book, kind)
 
     @pytest.mark.parametrize(("ipv4", "is_derived"), [("", True), ("10.0.0.1", False)])
     def test_they_are_looked_for_there_where_the_bridge_has_ipv6_only(
         self, monkeypatch: pytest.MonkeyPatch, ipv4: str, is_derived: bool
     ) -> None:
-        monkeypatch.setattr(topology, "ipv6_on", lambda interface: (IPv6Interface("fd00:1::1/64"),))
+        monkeypatch.setattr(surroundings, "ipv6_on", lambda interface: (IPv6Interface("fd00:1::1/64"),))
         monkeypatch.setattr(topology, "address_on", lambda interface: ipv4)
-        book = assembly._addresses(a_site(bridge="lo"), 1, Deadline(1))
-        book.close()
-        assert isinstance(book, Derived) is is_derived
+        with contextlib.closing(tables.of("lo")) as book:
+            assert isinstance(book, Derived) is is_derived

@@ -11,8 +11,8 @@ PACKAGE = ROOT / "vtorque"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 LAYERS: list[tuple[str, ...]] = [
-    ("errors", "wakeups", "announcement", "units", "deadline", "logs", "orders", "hostlist", "shareserver", "shape",
-     "imageformat", "optionforms", "nftext", "userclerk", "privileged"),
+    ("errors", "wakeups", "netlink", "announcement", "units", "deadline", "logs", "orders", "hostlist", "shareserver",
+     "shape", "imageformat", "optionforms", "nftext", "userclerk", "privileged"),
     ("job",),
     ("model", "accounts"),
     ("proc", "files", "foreground", "become", "servant", "userside", "rooms", "audit"),
@@ -21,11 +21,12 @@ LAYERS: list[tuple[str, ...]] = [
      "slurmjob", "topology", "display", "slurmconf", "imageentry", "imageheader",
      "confined", "downloader", "overlay", "serving"),
     ("imageprobe", "domainshape", "shares", "reservation", "numa", "tuning", "datadisk", "diskserver", "sbatchsize"),
-    ("domaincheck", "cloudcheck", "diskserving", "userdisk", "sbatch", "netfilter6"),
+    ("domaincheck", "cloudcheck", "diskserving", "userdisk", "sbatch", "netfilter6",
+     "surroundings"),
     ("names", "guestnames", "plan", "planning", "render", "state", "guardpost", "images", "seed", "backends", "submit",
      "follow", "resolve", "configimport", "imagepull", "imagecontents", "accounting", "bootphases"),
     ("resources", "catalogue", "imageverify", "published", "timings", "imagecache", "admission", "netfilter",
-     "planner", "keeping"),
+     "planner", "keeping", "netkeeper"),
     ("submission", "slurmstarts", "service", "markers", "leftovers", "suspended"),
     ("generate", "node", "mom", "doctor_checks", "observe"),
     ("teardown", "doctor", "doctor_network", "doctor_openpbs", "doctor_service", "doctor_site",
@@ -42,20 +43,21 @@ LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 SIDEWAYS = {("foreground", "proc"), ("deadline", "errors"), ("deadline", "wakeups"), ("foreground", "files"),
             ("become", "proc"), ("userside", "proc"), ("userside", "become"), ("servant", "become"),
             ("servant", "proc"), ("config", "options"), ("config", "limits"), ("config", "sitefile"),
-            ("config", "sitelines"), ("config", "siteyaml"), ("siteyaml", "sitelines"), ("limits", "options"),
+            ("config", "sitelines"), ("config", "siteyaml"), ("siteyaml", "sitelines"),
+            ("limits", "options"),
             ("request", "options"), ("request", "metadata"), ("metadatafile", "metadata"),
             ("state", "backends"), ("names", "backends"), ("plan", "guestnames"),
             ("guestnames", "names"), ("planning", "guestnames"), ("numa", "reservation"), ("cloudcheck", "domaincheck"),
             ("doctor", "doctor_network"), ("doctor", "doctor_openpbs"),
             ("doctor", "doctor_service"), ("doctor", "doctor_site"), ("doctor", "doctor_slurm"),
-            ("node", "state"), ("teardown", "state")}
+            ("node", "state"), ("teardown", "state"), ("netkeeper", "netfilter")}
 
 ONLY_IN = {
     "subprocess": {"proc", "foreground"},
     "paramiko": {"backends.transport.ssh", "backends.transport.sshsession", "backends.transport.resumable"},
     "libvirt": {"backends.hypervisor.libvirt"},
     "yaml": {"siteyaml", "metadatafile", "render", "cloudcheck"},
-    "psutil": {"topology", "guard", "cli.vmgr"},
+    "psutil": {"surroundings", "guard", "cli.vmgr"},
 }
 PURE = {"plan", "render", "domainshape", "domaincheck", "cloudcheck", "reservation"}
 IMPURE = {"proc", "files", "state", "backends"}

@@ -11,13 +11,14 @@ from typing import Any
 import pytest
 
 from tests.builders import a_job, a_site
-from tests.fakes.node import a_node
+from tests.fakes.node import Here, a_node
 from vtorque import metrics, service
 from vtorque.accounting import Journal
 from vtorque.cli import assembly
 from vtorque.deadline import Deadline
 from vtorque.errors import AddressError, RequestError
 from vtorque.model import Resource
+from vtorque.netkeeper import NetKeeper
 from vtorque.node import Node
 from vtorque.state import JobState
 
@@ -224,7 +225,10 @@ def test_totals_that_are_none_begin_anew(tmp_path: Path, kept: bytes) -> None:
     assert json.loads((tmp_path / "run/metrics.json").read_text())["schema"] == 1
 
 
-def test_what_a_process_noted_is_shown_when_it_is_done_with_the_node(tmp_path: Path) -> None:
+def test_what_a_process_noted_is_shown_when_it_is_done_with_the_node(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(assembly, "_keeper", lambda site: Here(NetKeeper(site)))
     site = a_site(
         prometheus_file=str(tmp_path / "vtorque.prom"), state_dir=str(tmp_path / "run"), qemu_user="root",
         accounting_dir=str(tmp_path / "accounting"), bridge="lo",

@@ -15,7 +15,18 @@ from tests.fakes.guest import FakeAddresses
 from tests.fakes.hypervisor import FakeHypervisor
 from tests.fakes.network import SURROUNDINGS
 from tests.fakes.node import a_node
-from vtorque import guestnames, guestnet, lifecycle, names, netfilter, netfilter6, state, teardown, topology
+from vtorque import (
+    guestnames,
+    guestnet,
+    lifecycle,
+    names,
+    netfilter,
+    netfilter6,
+    state,
+    surroundings,
+    teardown,
+    topology,
+)
 from vtorque.deadline import Deadline
 from vtorque.errors import AddressError, CommandError, ConfigError, GenerationClosed, StateError
 from vtorque.model import JobId, Resource
@@ -86,7 +97,7 @@ class TestRules:
 
     def test_pinning_leaves_one_address_in_one_transaction(self) -> None:
         vm = PLAN.vms[0]
-        assert netfilter.pinned("7.srv", vm, "10.0.0.9", a_site()) == (
+        assert guestnet.pinned("vtorque-7.srv", vm, "10.0.0.9") == (
             f"flush set bridge vtorque-7.srv address-{vm.tap}\n"
             f"add element bridge vtorque-7.srv address-{vm.tap} {{ 10.0.0.9 }}\n"
         )
@@ -116,7 +127,7 @@ class TestRules:
 
     def test_pinning_an_address_of_ipv6_closes_ipv4(self) -> None:
         place = f"bridge vtorque-7.srv address-{PLAN.vms[0].tap}"
-        assert netfilter.pinned("7.srv", PLAN.vms[0], "fd00::2", a_site()) == f"flush set {place}\n"
+        assert guestnet.pinned("vtorque-7.srv", PLAN.vms[0], "fd00::2") == f"flush set {place}\n"
 
     def test_a_mapped_address_that_is_a_servers_is_refused_by_name(self) -> None:
         vm = PLAN.vms[0]
@@ -184,16 +195,16 @@ class TestServers:
             vm_nfs_home="nfs1:/home", vm_nfs_ws="nfs1:/ws", vm_nfs_opt="nfs2:/opt", vm_nfs_opt_options="ro,port=20049",
             name_server="10.0.0.9 10.0.0.10", ntp_server_2="time.site.org",
         )
-        assert netfilter.servers(site) == [
+        assert surroundings.servers(site) == [
             ("nfs1", 2049), ("nfs2", 20049), ("10.0.0.9", 53), ("10.0.0.10", 53), ("time.site.org", 123),
         ]
 
     def test_an_nfs_server_may_be_at_an_address_of_ipv6(self) -> None:
         site = a_site(vm_nfs_home="[fd00::5]:/home", vm_nfs_ws="", vm_nfs_opt="", name_server="fd00::9")
-        assert netfilter.servers(site) == [("fd00::5", 2049), ("fd00::9", 53)]
+        assert surroundings.servers(site) == [("fd00::5", 2049), ("fd00::9", 53)]
 
     def test_without_nfs_there_are_no_nfs_servers(self) -> None:
-        assert netfilter.servers(a_site(share="virtiofs")) == []
+        assert surroundings.servers(a_site(share="virtiofs")) == []
 
     @pytest.mark.parametrize(("value", "is_good"), [
         ("10.0.0.7", True), ("10.0.0.0/8:1-65535 10.1.2.3:80", True), ("0.0.0.0/0", True),
@@ -214,9 +225,9 @@ class TestServers:
             "fe80000000000000505400fffe000001 04 40 20 80      br0\n"
             "20010db8000000000000000000000002 02 30 00 80     eth0\n"
         )
-        assert topology.ipv6_on("br0", table=table) == (IPv6Interface("fd00:1::1/64"),)
-        assert len(topology.ipv6_on(table=table)) == 2
-        assert topology.ipv6_on(table=tmp_path / "absent") == ()
+        assert surroundings.ipv6_on("br0", table=table) == (IPv6Interface("fd00:1::1/64"),)
+        assert len(surroundings.ipv6_on(table=table)) == 2
+        assert surroundings.ipv6_on(table=tmp_path / "absent") == ()
 
     def test_gateways_are_read_from_the_kernels_table(self, tmp_path: Path) -> None:
         table = tmp_path / "route"
@@ -225,8 +236,8 @@ class TestServers:
             "br0 00000000 FA00000A 0003 0 0 0 00000000 0 0 0\n"
             "br0 0000000A 00000000 0001 0 0 0 00FFFFFF 0 0 0\n"
         )
-        assert topology.gateways(table) == (IPv4Address("10.0.0.250"),)
-        assert topology.gateways(tmp_path / "absent") == ()
+        assert surroundings.gateways(table) == (IPv4Address("10.0.0.250"),)
+        assert surroundings.gateways(tmp_path / "absent") == ()
 
 
 class Scene:
@@ -235,7 +246,7 @@ class Scene:
     def __init__(self, root: Path, *, around: Any = SURROUNDINGS, fails: bool = False, **site: Any) -> None:
         self.filter = FakeFilter(fails=fails)
         self.node = a_node(
-            a_site(state_dir=str(root), **site), filter=self.filter, surroundings=lambda deadline: around,
+            a_site(state_dir=str(root), **site), filter=self.filter, around=around,
             addresses=lambda guests, deadline: FakeAddresses(("10.0.0.77",)),
         )
         self.record = self.node.state("7.srv")
@@ -330,7 +341,7 @@ class TestForce:
         scene.filter.loaded.clear()
         assert lifecycle.sweep(scene.node, deadline=soon()) == []
         assert scene.filter.loaded == {scene.table(): [before]} and "10.0.0.9" in before
-        assert f"table {scene.table()} was gone, loading it again" in caplog.text
+        assert f"table {scene.table()} was gone, and has been loaded again" in caplog.text
         caplog.clear()
         lifecycle.sweep(scene.node, deadline=soon(), thorough=True)
         assert caplog.text == "", "what is as it should be is left alone"
@@ -345,7 +356,7 @@ class TestForce:
         assert scene.filter.loaded[scene.table()] == ["something else"]
         lifecycle.sweep(scene.node, deadline=soon(), thorough=True)
         assert scene.filter.loaded[scene.table()] == [text(state_dir=str(tmp_path))]
-        assert "was not as it was loaded, loading it again" in caplog.text
+        assert "was not as it was loaded, and has been loaded again" in caplog.text
 
     @pytest.mark.parametrize("why", ["closed", "off", "never loaded", "no text"])
     def test_no_table_comes_back_for_a_job_that_has_none_to_have(self, tmp_path: Path, why: str) -> None:
@@ -450,11 +461,11 @@ class TestTeardown:
 
 
 def test_a_subnet_of_the_bridge_is_what_its_address_says() -> None:
-    assert all(isinstance(each, IPv4Network) for each in topology.networks_on("lo"))
-    assert IPv4Network("127.0.0.0/8") in topology.networks_on("lo")
-    assert topology.networks_on("no-such-bridge") == ()
+    assert all(isinstance(each, IPv4Network) for each in surroundings.networks_on("lo"))
+    assert IPv4Network("127.0.0.0/8") in surroundings.networks_on("lo")
+    assert surroundings.networks_on("no-such-bridge") == ()
     assert (topology.address_on("lo"), topology.address_on("no-such-bridge")) == ("127.0.0.1", "")
-    assert IPv4Address("127.0.0.1") in topology.own_addresses()
+    assert IPv4Address("127.0.0.1") in surroundings.own_addresses()
 
 
 @pytest.mark.parametrize(("name_server", "asks_the_node"), [("", True), ("fd00::53", False)])

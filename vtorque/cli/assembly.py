@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from vtorque import accounting, accounts, audit, config, files, logs, topology
 from vtorque.accounting import Journal
 from vtorque.backends.address import AddressBook
-from vtorque.backends.filter.nft import Nft
+from vtorque.backends.filter.apart import FilterApart
 from vtorque.backends.hypervisor import Domains
 from vtorque.backends.hypervisor.aside import Aside
 from vtorque.backends.hypervisor.pulse import Pulses
@@ -21,10 +21,9 @@ from vtorque.config import SiteConfig
 from vtorque.deadline import Deadline
 from vtorque.model import Templates
 from vtorque.node import Node
-from vtorque.servant import NOBODY, Servant
+from vtorque.servant import CAP_NET_ADMIN, NOBODY, Asked, Servant
 
 if TYPE_CHECKING:
-    from vtorque.netfilter import Surroundings
     from vtorque.planning import Planning
 
 _LARGEST_SEED = 16 << 20
@@ -78,16 +77,17 @@ def node(
     with (
         contextlib.closing(Aside(partial(_domains, site), child=waits, pulses=Pulses())) as hypervisor,
         contextlib.closing(Apart(early=waits)) as transport,
+        contextlib.closing(FilterApart(keeper := _keeper(site))) as rules,
         _planning(site, prefix, starts=starts) as planning,
     ):
         found = Node(
             site=site,
             shape=shape,
             hypervisor=hypervisor,
-            addresses=partial(_addresses, site),
+            addresses=partial(_addresses, site, keeper),
             transport=transport,
-            filter=Nft(),
-            surroundings=partial(_surroundings, site),
+            filter=rules,
+            rules=rules.rules,
             planning=planning,
             announce=topology.address_on(site.bridge),
             qemu_ids=accounts.user_ids(site.qemu_user),
@@ -131,17 +131,18 @@ def _planner(site: SiteConfig, texts: Templates) -> object:
     return Planner(site, texts)
 
 
-def _surroundings(site: SiteConfig, deadline: Deadline) -> "Surroundings":
-    from vtorque import guestnet
+def _keeper(site: SiteConfig) -> Servant:
+    """Who keeps the network of guests, by a right that is not root's."""
+    def make() -> object:
+        from vtorque.netkeeper import NetKeeper
 
-    return guestnet.look(site, deadline=deadline)
+        return NetKeeper(site)
+
+    return Servant("network", make, identity=NOBODY, keeps=(CAP_NET_ADMIN,))
 
 
-def _addresses(site: SiteConfig, guests: int, deadline: Deadline) -> AddressBook:
-    """Where this site's guests' addresses are learned; a script of its own goes before any table.
-
-    Where the bridge has IPv6 only they are known, and nothing would tell the table of them.
-    """
+def _addresses(site: SiteConfig, keeper: Asked, guests: int, deadline: Deadline) -> AddressBook:
+    """Where this site's guests' addresses are learned; a script of its own goes before any table."""
     # Whoever ends a job asks none of them.
     if site.custom_ip_mapping:
         from vtorque.backends.address.mapping import MappingScript
@@ -152,11 +153,6 @@ def _addresses(site: SiteConfig, guests: int, deadline: Deadline) -> AddressBook
         from vtorque.backends.address.arp import ArpTable
 
         return ArpTable(Path(site.arp_bin), bridge=site.bridge, deadline=deadline)
-    networks = tuple(dict.fromkeys(each.network for each in topology.ipv6_on(site.bridge)))
-    if networks and not topology.address_on(site.bridge):
-        from vtorque.backends.address.derived import Derived
+    from vtorque.backends.address.apart import TableApart
 
-        return Derived(networks, deadline=deadline)
-    from vtorque.backends.address.neighbour import Neighbours
-
-    return Neighbours(site.bridge)
+    return TableApart(keeper, deadline=deadline)

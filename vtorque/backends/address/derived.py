@@ -7,26 +7,23 @@ Nothing has to be learned then, and nobody has to announce himself.
 from collections.abc import Sequence
 from ipaddress import IPv6Network
 
-from vtorque import netfilter6
-from vtorque.deadline import Deadline
-from vtorque.model import VmPlan
+from vtorque import netfilter6, wakeups
 from vtorque.wakeups import Wakeup
 
 
 class Derived:
     """The same addresses always; the guest there has to prove itself like any other."""
 
-    def __init__(self, networks: Sequence[IPv6Network], *, deadline: Deadline) -> None:
+    def __init__(self, networks: Sequence[IPv6Network]) -> None:
         self._networks = networks
-        self._deadline = deadline
 
-    def candidates(self, vm: VmPlan) -> tuple[str, ...]:
+    def candidates(self, mac: str) -> tuple[str, ...]:
         """The guest's address in each network of 64 bits."""
-        return tuple(map(str, netfilter6.own(vm.mac, self._networks, taken=())))
+        return tuple(map(str, netfilter6.own(mac, self._networks, taken=())))
 
     def wait(self, seconds: float, *also: Wakeup) -> None:
         """The guest may still have to boot."""
-        self._deadline.pause(seconds, *also)
+        wakeups.wait(seconds, *also)
 
     def close(self) -> None:
         """Nothing is open."""

@@ -8,23 +8,17 @@ import errno
 import select
 import socket
 import struct
-from collections.abc import Iterator
 from ipaddress import ip_address
 
-from vtorque import wakeups
+from vtorque import netlink, wakeups
 from vtorque.backends.address import usable
 from vtorque.deadline import Deadline
 from vtorque.errors import AddressError
-from vtorque.model import VmPlan
 from vtorque.wakeups import Wakeup
 
-_NLMSG = struct.Struct("=IHHII")  # length, type, flags, sequence, port
 _NDMSG = struct.Struct("=BxxxiHBB")  # family, interface, state, flags, type
-_ATTRIBUTE = struct.Struct("=HH")  # length, type
 
 _RTM_NEWNEIGH, _RTM_DELNEIGH, _RTM_GETNEIGH = 28, 29, 30
-_NLMSG_ERROR, _NLMSG_DONE = 2, 3
-_REQUEST_DUMP = 0x301
 _RTMGRP_NEIGH = 4
 _NDA_DST, _NDA_LLADDR = 1, 2
 _NUD_INCOMPLETE, _NUD_REACHABLE, _NUD_STALE, _NUD_DELAY, _NUD_PROBE, _NUD_FAILED = 1, 2, 4, 8, 16, 32
@@ -53,12 +47,12 @@ class Neighbours:
         while self._is_told(deadline) and not self._receive():
             pass
 
-    def candidates(self, vm: VmPlan) -> tuple[str, ...]:
-        """Addresses at the guest's MAC: those the kernel has just talked to first, IPv4 before IPv6."""
+    def candidates(self, mac: str) -> tuple[str, ...]:
+        """Addresses at a guest's MAC: those the kernel has just talked to first, IPv4 before IPv6."""
         found = [
             (not state & _FRESH, ":" in address, address)
-            for address, (mac, state) in self._entries.items()
-            if mac == vm.mac.lower()
+            for address, (entry, state) in self._entries.items()
+            if entry == mac.lower()
         ]
         return tuple(address for _, _, address in sorted(found, key=lambda each: each[:2]))
 
@@ -89,8 +83,7 @@ class Neighbours:
         """Ask for the whole table."""
         self._entries.clear()
         body = _NDMSG.pack(socket.AF_UNSPEC, self._interface, 0, 0, 0)
-        header = _NLMSG.pack(_NLMSG.size + len(body), _RTM_GETNEIGH, _REQUEST_DUMP, 1, 0)
-        self._socket.send(header + body)
+        self._socket.send(netlink.request(_RTM_GETNEIGH, body))
 
     def _is_told(self, deadline: Deadline) -> bool:
         """Whether there is a message before the deadline."""
@@ -109,8 +102,8 @@ class Neighbours:
 
     def _take(self, data: bytes) -> bool:
         """Enter messages into the table; whether they end a dump."""
-        for kind, body in messages(data):
-            if kind in (_NLMSG_DONE, _NLMSG_ERROR):
+        for kind, body in netlink.messages(data):
+            if kind in (netlink.DONE, netlink.ERROR):
                 return True
             entry = neighbour(body)
             if entry is None or entry[0] != self._interface:
@@ -123,33 +116,17 @@ class Neighbours:
         return False
 
 
-def messages(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """Type and body of each netlink message; what is cut short ends the list."""
-    while len(data) >= _NLMSG.size:
-        length, kind, _, _, _ = _NLMSG.unpack_from(data)
-        if not _NLMSG.size <= length <= len(data):
-            return
-        yield kind, data[_NLMSG.size : length]
-        data = data[(length + 3) & ~3 :]
-
-
 def neighbour(body: bytes) -> tuple[int, str, str, int] | None:
     """Interface, address, MAC (empty when unknown) and state of one neighbour message."""
     if len(body) < _NDMSG.size:
         return None
     _, interface, state, _, _ = _NDMSG.unpack_from(body)
     address, mac = "", ""
-    rest = body[_NDMSG.size :]
-    while len(rest) >= _ATTRIBUTE.size:
-        length, kind = _ATTRIBUTE.unpack_from(rest)
-        if not _ATTRIBUTE.size <= length <= len(rest):
-            break
-        value = rest[_ATTRIBUTE.size : length]
+    for kind, value in netlink.attributes(body[_NDMSG.size :]):
         if kind == _NDA_DST:
             address = _address(value)
         elif kind == _NDA_LLADDR:
             mac = value.hex(":")
-        rest = rest[(length + 3) & ~3 :]
     return (interface, address, mac, state) if address else None
 
 

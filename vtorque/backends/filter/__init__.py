@@ -20,8 +20,8 @@ class Filter(Protocol):
         """Drop a table with all that is in it. Absent is success."""
         ...
 
-    def is_as(self, table: str, rules: str, *, deadline: Deadline) -> bool:
-        """Whether the table, which is in force, is what these rules make of it. CommandError when they are refused."""
+    def renew(self, table: str, rules: str, *, deadline: Deadline) -> bool:
+        """Load the table, which is in force, again; whether it was something else. CommandError when it is refused."""
         ...
 
     def tables(self, *, deadline: Deadline) -> list[str]:
