@@ -3,9 +3,8 @@
 
 from pathlib import Path
 
+from vtorque import siteplace
 from vtorque.errors import ConfigError
-
-_SYSTEM = "etc/vtorque/vtorque.yaml"
 
 
 class NoConfiguration(ConfigError):
@@ -17,13 +16,13 @@ def find(prefix: Path, *, root: Path = Path("/")) -> Path:
 
     Raises NoConfiguration when there is neither, and ConfigError when it is not ours to see.
     """
-    own, system = prefix / "etc" / "vtorque.yaml", root / _SYSTEM
-    for path in (own, system):
-        try:
-            if path.is_file():
-                return path
-        except OSError as error:
-            raise ConfigError(f"cannot read {path}: {error.strerror}", hint="users have to read it") from None
+    try:
+        found = siteplace.look(str(prefix), str(root))
+    except OSError as error:
+        raise ConfigError(f"cannot read {error.filename}: {error.strerror}", hint="users have to read it") from None
+    if found:
+        return Path(found)
+    own, system = siteplace.places(str(prefix), str(root))
     raise NoConfiguration(
         f"there is no configuration: neither {own} nor {system}",
         hint=f"copy {prefix}/contrib/vtorque.yaml to {system} and adapt it",

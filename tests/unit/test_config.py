@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from vtorque import config, sitefile
+from vtorque import config
 from vtorque.cli import wording
 from vtorque.config import SiteConfig
 from vtorque.errors import ConfigError
@@ -250,16 +250,14 @@ class TestFind:
         own.write_text("")
         assert config.find(tmp_path) == own
 
-    def test_the_systems_file_is_the_fallback_and_none_is_an_error_with_a_way_out(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        system = tmp_path / "system.yaml"
-        monkeypatch.setattr(sitefile, "_SYSTEM", system)
+    def test_the_systems_file_is_the_fallback_and_none_is_an_error_with_a_way_out(self, tmp_path: Path) -> None:
+        system = tmp_path / "etc/vtorque/vtorque.yaml"
         with pytest.raises(ConfigError) as caught:
-            config.find(tmp_path)
-        assert caught.value.hint == f"copy {tmp_path}/contrib/vtorque.yaml to {system} and adapt it"
+            config.find(Path("/opt/vtorque"), root=tmp_path)
+        assert caught.value.hint == f"copy /opt/vtorque/contrib/vtorque.yaml to {system} and adapt it"
+        system.parent.mkdir(parents=True)
         system.write_text("")
-        assert config.find(tmp_path) == system
+        assert config.find(Path("/opt/vtorque"), root=tmp_path) == system
 
     def test_one_that_cannot_be_looked_for_is_not_taken_for_none(self, tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=r"cannot read .*: File name too long") as caught:

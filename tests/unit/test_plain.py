@@ -69,10 +69,10 @@ def test_a_setting_that_takes_a_parser_is_left_to_it(tmp_path: Path, text: str |
     path = tmp_path / "vtorque.yaml"
     if text is not None:
         path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    assert plain.glance(path, ["A"]) is None
+    assert plain.glance(str(path), ("A",)) is None
 
 
 def test_a_plain_setting_is_read_as_it_stands(tmp_path: Path) -> None:
     path = tmp_path / "vtorque.yaml"
     path.write_text("# of the site\nB: [x]\nA: /usr/bin/qsub  # the real one\n")
-    assert plain.glance(path, ["A", "C"]) == {"A": "/usr/bin/qsub"}
+    assert plain.glance(str(path), ("A", "C")) == {"A": "/usr/bin/qsub"}

@@ -3,19 +3,17 @@
 
 import os
 import sys
-from pathlib import Path
 
-_TREE = Path(__file__).resolve().parents[2]
+_TREE = os.path.dirname(os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
 
 
-def _installed() -> Path:
+def prefix() -> str:
+    """Where scripts and templates lie: in the tree that this file is part of, or where setup.py put them."""
+    if os.path.isfile(f"{_TREE}/templates/job-wrapper.sh"):
+        return _TREE
     import sysconfig  # which a tree has no need of
 
-    return Path(sysconfig.get_path("data"), "share", "vtorque")
-
-
-PREFIX = _TREE if (_TREE / "templates" / "job-wrapper.sh").is_file() else _installed()
-"""Where scripts and templates lie: in the tree that this file is part of, or where setup.py put them."""
+    return f"{sysconfig.get_path('data')}/share/vtorque"
 
 
 def leave(status: int) -> None:

@@ -24,7 +24,7 @@ from vtorque.backends.transport.kept import Kept, take
 from vtorque.backends.transport.session import Session, Terminal
 from vtorque.backends.transport.ssh import Ssh
 from vtorque.backends.transport.sshsession import OutputLost
-from vtorque.cli import PREFIX
+from vtorque.cli.prefix import PREFIX
 from vtorque.config import SiteConfig
 from vtorque.deadline import Deadline, growing
 from vtorque.display import Display

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vtorque import config
-from vtorque.cli import PREFIX
+from vtorque.cli.prefix import PREFIX
 from vtorque.mom.spool import Home
 
 _UNREACHABLE = 111

@@ -17,7 +17,8 @@ from pathlib import Path
 
 from vtorque import guardpost, lifecycle, logs, service, sweeping
 from vtorque.backends.batch.openpbs import Event, OpenPbs
-from vtorque.cli import PREFIX, assembly, pelog
+from vtorque.cli import assembly, pelog
+from vtorque.cli.prefix import PREFIX
 from vtorque.deadline import Deadline
 from vtorque.errors import ConfigError, NodeOut, RequestError, VtorqueError
 from vtorque.model import Job

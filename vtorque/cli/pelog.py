@@ -18,7 +18,7 @@ from pathlib import Path
 from vtorque import chain, logs, orders, proc, slurmconf, slurmstarts
 from vtorque.backends import batch
 from vtorque.backends.batch import openpbs, slurm
-from vtorque.cli import PREFIX
+from vtorque.cli.prefix import PREFIX
 from vtorque.deadline import Deadline
 from vtorque.errors import ConfigError, StateError, VtorqueError, known
 from vtorque.job import JOB_EXEC_RETRY, Job, PelogKind

@@ -4,17 +4,11 @@
 Whatever is not certain is left to `vsub` itself, which knows the grammar.
 """
 
-import contextlib
 import os
-import re
 import stat
 import sys
-from collections.abc import Collection
-from pathlib import Path
 
-from vtorque import sitefile
-from vtorque.cli import PREFIX
-from vtorque.errors import ConfigError
+from vtorque import cli, siteplace
 
 QSUB = "/usr/bin/qsub"
 OPTIONS = ("BATCH_SYSTEM", "REGEX_FE", "PBS_QSUB_ON_FE", "PBS_QSUB_ON_NODES", "DISABLED_HOSTS_LIST")
@@ -24,17 +18,19 @@ _QSUBS = ("torque", "local", "openpbs")
 _LIMIT = 1 << 20
 _QUOTES = b"\"'\\"
 _SITE_LIMIT = 256 * 1024
-# What YAML and we read the same way: a key at the beginning of a line, a plain word, a comment.
-_PLAIN = re.compile(r"([A-Z_0-9]+):[ \t]+([A-Za-z0-9./][A-Za-z0-9._/+-]*)[ \t]*(?:[ \t]#.*)?", re.ASCII)
+_BLANKS = " \t"
+_FIRST = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789./"
+_FURTHER = frozenset(f"{_FIRST}_+-")
 
 
 def main() -> int:
     """Become qsub, or do what vsub does; the exit status."""
     words = sys.argv[1:]
     if is_plain(words) and (real := _real()) and not is_vsub(real):
-        # When that fails vsub is going to say why.
-        with contextlib.suppress(OSError):
+        try:
             os.execv(real, [real, *words])
+        except OSError:
+            pass  # vsub is going to say why
     from vtorque.cli import vsub
 
     return vsub.main(words)
@@ -43,7 +39,7 @@ def main() -> int:
 def is_vsub(program: str) -> bool:
     """Whether it is what runs here, under another name: whoever becomes it starts anew, for ever."""
     try:
-        return os.path.samefile(program, sys.argv[0])  # noqa: PTH121
+        return os.path.samefile(program, sys.argv[0])
     except OSError:
         return False
 
@@ -60,7 +56,7 @@ def is_plain(words: list[str]) -> bool:
 
 def _is_file(path: str) -> bool:
     try:
-        return stat.S_ISREG(os.stat(path).st_mode)  # noqa: PTH116
+        return stat.S_ISREG(os.stat(path).st_mode)
     except OSError:
         return False
 
@@ -70,7 +66,7 @@ def _says_nothing(path: str) -> bool:
     if not _is_file(path):
         return False
     try:
-        with open(path, "rb") as file:  # noqa: PTH123
+        with open(path, "rb") as file:
             text = file.read(_LIMIT)
     except OSError:
         return False
@@ -80,27 +76,39 @@ def _says_nothing(path: str) -> bool:
 def _real() -> str:
     """The real qsub, when the site's configuration names it in plain lines."""
     try:
-        found = glance(sitefile.find(PREFIX), OPTIONS)
-    except ConfigError:
+        path = siteplace.look(cli.prefix())
+    except OSError:
         return ""
+    found = glance(path, OPTIONS) if path else None
     if found is None or {"REGEX_FE", "DISABLED_HOSTS_LIST"} & found.keys():
         return ""
     return found.get("PBS_QSUB_ON_FE", QSUB) if found.get("BATCH_SYSTEM", "torque") in _QSUBS else ""
 
 
-def glance(path: Path, names: Collection[str]) -> dict[str, str] | None:
+def glance(path: str, names: tuple[str, ...]) -> dict[str, str] | None:
     """The values of the options `names` that the file sets, or nothing when that takes a YAML parser."""
     found: dict[str, str] = {}
     try:
-        lines = path.read_text()[:_SITE_LIMIT].splitlines()
+        with open(path, encoding="utf-8") as file:
+            lines = file.read(_SITE_LIMIT).splitlines()
     except (OSError, UnicodeError):
         return None
     for line in lines:
-        name = line.partition(":")[0].strip(" \t'\"?")
+        key, _, value = line.partition(":")
+        name = key.strip(" \t'\"?")
         if name not in names:
             continue
-        plain = _PLAIN.fullmatch(line)
-        if plain is None or name in found:
+        word = _word(value)
+        if key != name or not word or name in found:
             return None
-        found[name] = plain[2]
+        found[name] = word
     return found
+
+
+def _word(value: str) -> str:
+    """The plain word behind a colon, a comment allowed, if it is what YAML takes it for, too."""
+    told, comment, _ = value.partition("#")
+    word = told.strip(_BLANKS)
+    if told[:1] not in _BLANKS or (comment and told[-1:] not in _BLANKS):
+        return ""
+    return word if word and word[0] in _FIRST and _FURTHER.issuperset(word) else ""

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from vtorque import bootphases, proc
 from vtorque.bootphases import Span
-from vtorque.cli import PREFIX
+from vtorque.cli.prefix import PREFIX
 from vtorque.deadline import Deadline
 from vtorque.errors import CommandError, RequestError
 from vtorque.job import phases_name

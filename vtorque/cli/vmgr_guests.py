@@ -18,7 +18,7 @@ from typing import Any
 from vtorque import __version__, accounting, config, files, foreground, observe, report
 from vtorque.backends.hypervisor import Usage
 from vtorque.backends.hypervisor.libvirt import Libvirt
-from vtorque.cli import PREFIX
+from vtorque.cli.prefix import PREFIX
 from vtorque.config import SiteConfig
 from vtorque.deadline import Deadline
 from vtorque.errors import RequestError, VtorqueError

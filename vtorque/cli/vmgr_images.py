@@ -15,7 +15,8 @@ from typing import Any
 
 from vtorque import catalogue as shelf
 from vtorque import config, imagebuild, images, suspended
-from vtorque.cli import PREFIX, progress, vmgr_verify
+from vtorque.cli import progress, vmgr_verify
+from vtorque.cli.prefix import PREFIX
 from vtorque.config import NoConfiguration, SiteConfig
 from vtorque.errors import ImageError, RequestError, VtorqueError, printable
 from vtorque.job import job_id, job_key

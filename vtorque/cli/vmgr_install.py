@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from vtorque import __version__, install
-from vtorque.cli import PREFIX
+from vtorque.cli.prefix import PREFIX
 from vtorque.errors import RequestError
 from vtorque.install import manifest, nodes, parts
 from vtorque.install.parts import Setup

@@ -7,7 +7,8 @@ import os
 import sys
 
 from vtorque import imagebuild, lab
-from vtorque.cli import PREFIX, progress
+from vtorque.cli import progress
+from vtorque.cli.prefix import PREFIX
 from vtorque.lab import demo, nodes, parts
 
 _PARTLY, _DOWN = 1, 3

@@ -9,7 +9,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from vtorque import config, privileged, service
-from vtorque.cli import PREFIX, assembly
+from vtorque.cli import assembly
+from vtorque.cli.prefix import PREFIX
 from vtorque.config import SiteConfig
 from vtorque.errors import RequestError, StateError
 

@@ -11,7 +11,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from vtorque import config, configimport, doctor, follow, install, slurmjob, submit, sweeping, teardown
-from vtorque.cli import PREFIX, assembly
+from vtorque.cli import assembly
+from vtorque.cli.prefix import PREFIX
 from vtorque.config import SiteConfig
 from vtorque.deadline import Deadline
 from vtorque.doctor import Finding, Level

@@ -7,7 +7,7 @@ import sys
 from dataclasses import asdict
 
 from vtorque import accounting, config, timings
-from vtorque.cli import PREFIX
+from vtorque.cli.prefix import PREFIX
 from vtorque.errors import RequestError
 
 _LAST = 100

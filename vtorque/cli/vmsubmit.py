@@ -10,7 +10,7 @@ from pathlib import Path
 
 from vtorque import accounts, config, foreground, imageentry, qsub, request, submission, submit
 from vtorque.backends import batch
-from vtorque.cli import PREFIX
+from vtorque.cli.prefix import PREFIX
 from vtorque.cli.vsub import here, own_account, say, show
 from vtorque.config import SiteConfig
 from vtorque.errors import CommandError, RequestError, VtorqueError

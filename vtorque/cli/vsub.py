@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from vtorque import qsub, sitefile
-from vtorque.cli import PREFIX
 from vtorque.cli.plain import OPTIONS, QSUB, glance, is_vsub
+from vtorque.cli.prefix import PREFIX
 from vtorque.errors import CommandError, ConfigError, RequestError, VtorqueError
 from vtorque.qsub import CommandLine, Grammar, Header
 
@@ -175,7 +175,7 @@ def _batch(words: list[str]) -> tuple[str, list[str]]:
 def _facts(named: str) -> tuple[str, str]:
     """What has to be known to become qsub: the batch system, the site's own or the one `named`, and its command."""
     path = sitefile.find(PREFIX)
-    found = glance(path, OPTIONS)
+    found = glance(str(path), OPTIONS)
     if found is not None and not {"REGEX_FE", "DISABLED_HOSTS_LIST"} & set(found):
         own, configured = found.get("BATCH_SYSTEM", "torque"), found.get("PBS_QSUB_ON_FE", QSUB)
     else:
