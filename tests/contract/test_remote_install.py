@@ -56,6 +56,8 @@ def cluster() -> Iterator[tuple[Machine, dict[str, Machine]]]:
             node.put("etc/ssh/test_key.pub", public)
             node.put("etc/ssh/test_config", SSHD.format(address=f"127.0.1.{place}"))
             node.put("etc/vtorque/vtorque.yaml", "BATCH_SYSTEM: torque\n")
+            # What this machine's own root has there would say things between.
+            node.put("root/.bashrc", "")
             node.run("mkdir", "/run/sshd")
             if name != "n2":
                 node.put(f"{MOM_PRIV}/config", "$prologalarm 300\n")
