@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from vtorque import files, markers, published, render
-from vtorque.backends.batch import CORES
+from vtorque.backends.batch.front import CORES
 from vtorque.backends.transport.session import Session, Sink, Terminal, XServer
 from vtorque.deadline import Deadline
 from vtorque.errors import Blame, StateError, TransportError, VtorqueError

@@ -30,7 +30,7 @@ from tests.builders import a_plan
 from tests.contract import jobscripts
 from tests.contract.jobscripts import ODD_NAME, Case
 from vtorque import files, markers, published, run, submit
-from vtorque.backends.batch.torque import Torque
+from vtorque.backends.batch import front
 from vtorque.backends.transport.session import Session
 from vtorque.backends.transport.ssh import Ssh
 from vtorque.deadline import Deadline
@@ -156,7 +156,7 @@ class Ways:
         home, job = self._job(case, spool)
         _put(home.script(JOB), case.script)
         environ = rules.job_environment(job, node_file=home.node_file(JOB))
-        batch = Torque().job_environment(environ)
+        batch = front.Torque().job_environment(environ)
         order = run.order(
             environment=run.job_environment(environ, batch, case.variables, self._guests),
             directory=job.work_directory, shell=case.shell, files={},

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from vtorque import run
+from vtorque.backends.batch import front
 from vtorque.backends.batch.openpbs import CLASSIC_REQUEST, Event, OpenPbs
 from vtorque.cli import pbshook
 from vtorque.errors import Blame, ConfigError, RequestError, StateError
@@ -143,15 +144,15 @@ class TestClassicScripts:
 
 
 def test_a_request_rides_in_a_resource_and_in_a_comment_of_the_script() -> None:
-    assert OpenPbs().submit_options("vt1.abc") == ["-l", "site=vt1.abc"]
-    assert OpenPbs().script_comment("vt1.abc") == b"#VTORQUE vt1.abc\n"
+    assert front.OpenPbs().submit_options("vt1.abc") == ["-l", "site=vt1.abc"]
+    assert front.OpenPbs().script_comment("vt1.abc") == b"#VTORQUE vt1.abc\n"
 
 
 @pytest.mark.parametrize(("told", "seen"), [("5", "4"), ("1", "1"), ("many", "many")])
 def test_a_job_counts_the_cores_of_its_guest_and_not_those_of_its_node(told: str, seen: str) -> None:
     environ = {"NCPUS": told, "PBS_JOBID": "12[3].srv", "PBS_ARRAY_INDEX": "3", "PBS_TASKNUM": "1", "HOME": "/x"}
     guests = run.Guests(peers=(), vcpus=4, environment={"PBS_NUM_PPN": "4"})
-    sent = run.job_environment(environ, OpenPbs().job_environment(environ), (), guests)
+    sent = run.job_environment(environ, front.OpenPbs().job_environment(environ), (), guests)
     assert sent == {
         "NCPUS": seen, "PBS_JOBID": "12[3].srv", "PBS_ARRAY_INDEX": "3", "PBS_TASKNUM": "1", "PBS_NUM_PPN": "4",
     }

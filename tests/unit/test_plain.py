@@ -63,7 +63,8 @@ def test_what_is_is_no_job_in_guests_to_the_grammar_either(script: str) -> None:
 
 
 @pytest.mark.parametrize("text", [
-    "A: [x]\n", "A: 1\nA: 1\n", "A:x\n", "A: x#y\n", "A: x y\n", "A: -x\n", "A: #x\n", "A:\n", "A: 'x'\n", "? A\n: 1\n", "A:\n  1\n", "A: 1\n\"A\": 2\n", b"\xff\n", None,
+    "A: [x]\n", "A: 1\nA: 1\n", "A:x\n", "A: x#y\n", "A: x y\n", "A: -x\n", "A: #x\n", "A:\n", "A: 'x'\n", "? A\n: 1\n",
+    "A:\n  1\n", "A: 1\n\"A\": 2\n", b"\xff\n", None,
 ])
 def test_a_setting_that_takes_a_parser_is_left_to_it(tmp_path: Path, text: str | bytes | None) -> None:
     path = tmp_path / "vtorque.yaml"

@@ -13,7 +13,7 @@ EVERY = privileged.modules(PACKAGE)
 ROOTS = [each for each in EVERY if each.runs_as == "root"]
 
 AIM = 2500
-REACHED = 7156
+REACHED = 7080
 """It may only become smaller."""
 
 # By a path they would follow a link that somebody put there; through a descriptor there is nothing to follow.

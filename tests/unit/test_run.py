@@ -10,7 +10,7 @@ import pytest
 
 from tests.builders import KEY, a_plan, a_request
 from vtorque import markers, published, run
-from vtorque.backends.batch.torque import Torque
+from vtorque.backends.batch import front
 from vtorque.errors import HypervisorError, RequestError, StateError
 from vtorque.model import Guest
 from vtorque.run import ExitStatus, NotStarted
@@ -80,7 +80,7 @@ def test_the_environment_is_the_batch_systems_and_what_the_user_sends(tmp_path: 
         "PBS_JOBID": "7.srv", "PBS_NP": "99", "HOME": "/x", "DISPLAY": ":0", "MINE": "1", "OTHER": "2",
         "ENVIRONMENT": "BATCH",
     }
-    sent = run.job_environment(environ, Torque().job_environment(environ), {"MINE", "ABSENT", "DISPLAY"}, guest)
+    sent = run.job_environment(environ, front.Torque().job_environment(environ), {"MINE", "ABSENT", "DISPLAY"}, guest)
     assert sent["PBS_JOBID"] == "7.srv" and sent["MINE"] == "1" and sent["ENVIRONMENT"] == "BATCH"
     assert sent["PBS_NP"] == "2", "the guest's own count wins"
     assert not {"HOME", "OTHER", "ABSENT", "DISPLAY"} & set(sent)

@@ -10,7 +10,7 @@ import pytest
 from tests.builders import a_job, a_site
 from tests.fakes.node import a_node
 from vtorque import doctor_slurm, slurmconf, slurmstarts
-from vtorque.backends.batch import slurm
+from vtorque.backends.batch import front, slurm
 from vtorque.backends.batch.slurm import Slurm
 from vtorque.doctor_checks import Level
 from vtorque.errors import Blame, CommandError, RequestError, StateError
@@ -95,9 +95,9 @@ def test_the_time_is_slurmds_own_but_not_without_end(conf: str, seconds: int) ->
 
 @pytest.mark.parametrize("printed", [b"12\n", b"12;cluster\n", b"Submitted batch job 12\n"])
 def test_the_job_id_is_what_sbatch_says(printed: bytes) -> None:
-    assert Slurm().job_id_from(printed) == "12"
+    assert front.Slurm().job_id_from(printed) == "12"
     with pytest.raises(CommandError):
-        Slurm().job_id_from(b"")
+        front.Slurm().job_id_from(b"")
 
 
 def test_a_script_finds_the_variables_of_both_batch_systems() -> None:
@@ -106,7 +106,7 @@ def test_a_script_finds_the_variables_of_both_batch_systems() -> None:
         "SLURM_ARRAY_JOB_ID": "8", "HOME": "/h", "USER": "ann", "ENVIRONMENT": "BATCH", "OTHER": "x",
         "HYDRA_LAUNCHER": "fork",
     }
-    found = Slurm().job_environment(environ)
+    found = front.Slurm().job_environment(environ)
     expected = {
         "SLURM_JOB_ID": "9", "PBS_JOBID": "9", "PBS_JOBNAME": "a", "PBS_O_WORKDIR": "/d", "PBS_ARRAYID": "4",
         "PBS_ARRAY_ID": "8", "PBS_O_HOME": "/h", "PBS_O_LOGNAME": "ann", "PBS_ENVIRONMENT": "PBS_BATCH",
@@ -115,7 +115,7 @@ def test_a_script_finds_the_variables_of_both_batch_systems() -> None:
     assert expected.items() <= found.items()
     assert found["HYDRA_LAUNCHER"] == "fork", "the user's own choice"
     assert not {"OTHER", "HOME", "PBS_QUEUE"} & set(found)
-    assert Slurm().job_environment({"SLURM_JOB_ID": "9"})["PBS_ENVIRONMENT"] == "PBS_INTERACTIVE"
+    assert front.Slurm().job_environment({"SLURM_JOB_ID": "9"})["PBS_ENVIRONMENT"] == "PBS_INTERACTIVE"
 
 
 def test_a_configuration_is_read_with_what_it_includes(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from vtorque.backends import batch
+from vtorque.backends.batch import front
 from vtorque.backends.batch.torque import Torque
 from vtorque.errors import Blame, CommandError, ConfigError, RequestError, StateError
 from vtorque.model import PelogKind
@@ -87,9 +88,9 @@ def test_the_time_is_moms_own(config: str, seconds: int) -> None:
 
 
 def test_the_job_id_is_the_last_word_of_qsub() -> None:
-    assert Torque().job_id_from(b"note: something\n12[].srv.example.org\n") == "12[].srv.example.org"
+    assert front.Torque().job_id_from(b"note: something\n12[].srv.example.org\n") == "12[].srv.example.org"
     with pytest.raises(CommandError, match="printed no job id"):
-        Torque().job_id_from(b"\n")
+        front.Torque().job_id_from(b"\n")
 
 
 def test_a_batch_system_that_is_none_of_ours_is_named() -> None:

@@ -19,7 +19,7 @@ from types import FrameType
 from typing import Any
 
 from vtorque import config, display, files, published, run, wakeups
-from vtorque.backends import batch
+from vtorque.backends.batch import front
 from vtorque.backends.transport.kept import Kept, take
 from vtorque.backends.transport.session import Session, Terminal
 from vtorque.backends.transport.ssh import Ssh
@@ -75,7 +75,7 @@ class _Bridge:
         self._directory = Path(pwd.getpwuid(os.getuid()).pw_dir, ".vtorque", request_id)
         self._arguments = arguments
         self._site: SiteConfig = config.load(config.find(PREFIX), trusted_owner=0)
-        self._batch = batch.by_name(self._site.batch_system).job_environment(os.environ)
+        self._batch = front.by_name(self._site.batch_system).job_environment(os.environ)
         self._job = job_id(self._batch.get("PBS_JOBID", ""))
         self._state = Path(self._site.state_dir) / "jobs" / job_key(self._job)
         self._guests: Guests = run.proven(self._state, self._job)

@@ -9,7 +9,7 @@ import signal
 from pathlib import Path
 
 from vtorque import accounts, config, foreground, imageentry, qsub, request, submission, submit
-from vtorque.backends import batch
+from vtorque.backends.batch import front
 from vtorque.cli.prefix import PREFIX
 from vtorque.cli.vsub import here, own_account, say, show
 from vtorque.config import SiteConfig
@@ -109,7 +109,7 @@ def _submit(draft: Submission, site: SiteConfig, line: CommandLine, real: str) -
         from vtorque import sbatch
 
         shown = sbatch.job_id
-    dialect = batch.by_name(site.batch_system)
+    dialect = front.by_name(site.batch_system)
     home = Path(own_account().pw_dir)
     with submit.job_directory(home, wanted.request_id) as directory:
         encoded = request.encode(wanted._replace(public_key=directory.public_key))
@@ -170,7 +170,7 @@ def _preview(draft: Submission, site: SiteConfig, real: str) -> tuple[list[str],
     wanted = draft.resolved.request._replace(public_key=_NO_KEY)
     directory = Path(own_account().pw_dir, ".vtorque", wanted.request_id)
     path = submit.wrapper_path(directory, draft.script.name)
-    dialect, encoded = batch.by_name(site.batch_system), request.encode(wanted)
+    dialect, encoded = front.by_name(site.batch_system), request.encode(wanted)
     command = draft.command(real, path, carried=dialect.submit_options(encoded))
     return [*sbatch.environ_words(draft.environ), *command], _wrapper(draft, dialect.script_comment(encoded))
 

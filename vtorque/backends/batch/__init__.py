@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a batch system is to us: a dialect. No member does any I/O."""
+"""What a batch system is to root's hooks: a dialect. No member does any I/O. What it is to users: see `front`."""
 
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from typing import Protocol
 
-from vtorque.errors import Blame, CommandError, ConfigError, RequestError
-from vtorque.job import Job, JobId, PelogKind, job_id
+from vtorque.errors import Blame, ConfigError
+from vtorque.job import Job, PelogKind
 
 _MEMBERS = {
     "torque": "vtorque.backends.batch.torque:Torque",
@@ -18,9 +18,12 @@ _MEMBERS = {
 
 NAMES = tuple(_MEMBERS)
 
+CLASSIC_COMMENT = "#VTORQUE "
+"""What the line of a job's script begins with in which OpenPBS's classic scripts find the request."""
+
 
 class BatchSystem(Protocol):
-    """How one batch system speaks to its hooks, and how it wants to be spoken to.
+    """How one batch system speaks to its hooks, and what it makes of how they end.
 
     Where `failure_drains`, a hook that fails takes its node out of the cluster.
     """
@@ -41,45 +44,16 @@ class BatchSystem(Protocol):
         """Seconds after which mom kills a hook, from the text of mom's own config file."""
         ...
 
-    def submit_options(self, request: str) -> list[str]:
-        """The qsub options that carry an encoded request."""
-        ...
 
-    def script_comment(self, request: str) -> bytes:
-        """What the job's script has to carry of it besides, as lines below its first."""
-        ...
-
-    def job_id_from(self, stdout: bytes) -> JobId:
-        """The job id in what the submit command printed; CommandError when there is none."""
-        ...
-
-    def job_environment(self, environ: Mapping[str, str]) -> dict[str, str]:
-        """The variables of the batch system that a job's script expects, from those of the job's own process."""
-        ...
-
-
-CORES = ("NCPUS", "OMP_NUM_THREADS")
-"""Variables in which a batch system counts cores; the host's, of which a guest has fewer."""
-
-
-def pbs_environment(environ: Mapping[str, str]) -> dict[str, str]:
-    """What the moms of both PBS set for a job themselves."""
-    return {name: value for name, value in environ.items() if name.startswith("PBS_") or name == "ENVIRONMENT"}
-
-
-def last_job_id(stdout: bytes) -> JobId:
-    """The job id that a submit command printed last; CommandError when there is none."""
-    words = stdout.decode(errors="backslashreplace").split()
-    try:
-        return job_id(words[-1])
-    except (IndexError, RequestError):
-        raise CommandError("qsub printed no job id", details=repr(stdout[:500])) from None
+def require_known(name: str) -> None:
+    """ConfigError unless there is a batch system of this name."""
+    if name not in _MEMBERS:
+        raise ConfigError(f"BATCH_SYSTEM: {name!r} is not one of {', '.join(NAMES)}")
 
 
 def by_name(name: str) -> BatchSystem:
     """The dialect called `name` in the configuration; ConfigError when there is none."""
-    if name not in _MEMBERS:
-        raise ConfigError(f"BATCH_SYSTEM: {name!r} is not one of {', '.join(NAMES)}")
+    require_known(name)
     module, _, member = _MEMBERS[name].partition(":")
     system: BatchSystem = getattr(import_module(module), member)()
     return system

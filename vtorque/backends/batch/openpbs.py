@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""OpenPBS's dialect: how a job carries its request, and what hooks and classic scripts are told of it.
+"""OpenPBS's dialect: what hooks and classic scripts are told of it.
 
 Hooks are told everything, on every node. The classic prologue knows nothing of
 the job's resources: its shim finds the request in the job's script, where vsub
@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vtorque.backends.batch import CORES, last_job_id, pbs_environment
+from vtorque.backends.batch import CLASSIC_COMMENT
 from vtorque.errors import Blame, StateError
-from vtorque.job import JOB_EXEC_RETRY, Job, JobId, PelogKind, job_id
+from vtorque.job import JOB_EXEC_RETRY, Job, PelogKind, job_id
 
 # Anything but 0 and 1 is another start, until the server holds the job after the 20th (req_runjob.c:1276-1285).
 REQUEUE = 3
@@ -38,7 +38,6 @@ _STARTS = ("execjob_begin", "execjob_prologue", "execjob_launch")
 
 CLASSIC_REQUEST = "VTORQUE_REQUEST"
 """The variable in which the shim of a classic script hands the line of the job's script over."""
-_COMMENT = "#VTORQUE "
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +66,7 @@ class OpenPbs:
         if len(arguments) < _OWNER + 1:
             raise StateError(f"{kind} was called with {len(arguments)} arguments")
         status = arguments[_EPILOGUE_STATUS] if len(arguments) > _EPILOGUE_STATUS else ""
-        request = environ.get(CLASSIC_REQUEST, "").removeprefix(_COMMENT)
+        request = environ.get(CLASSIC_REQUEST, "").removeprefix(CLASSIC_COMMENT)
         return Job(
             id=job_id(arguments[_ID]),
             user=_user(arguments[_OWNER]),
@@ -98,22 +97,6 @@ class OpenPbs:
         """`$prologalarm` in seconds, 30 by default; the script is killed exactly then (prolog.c)."""
         found = _ALARM.findall(mom_config)
         return int(found[-1]) if found else _DEFAULT_ALARM_SECONDS
-
-    def submit_options(self, request: str) -> list[str]:
-        """`site` is the free text resource that a stock server takes."""
-        return ["-l", f"site={request}"]
-
-    def script_comment(self, request: str) -> bytes:
-        """The second line of a job's script: where the shims of classic scripts look for the request."""
-        return f"{_COMMENT}{request}\n".encode()
-
-    def job_id_from(self, stdout: bytes) -> JobId:
-        """The last word that qsub printed."""
-        return last_job_id(stdout)
-
-    def job_environment(self, environ: Mapping[str, str]) -> dict[str, str]:
-        """Mom's own variables, those that say how many cores a node's part of the job has with them (start_exec.c)."""
-        return pbs_environment(environ) | {name: environ[name] for name in CORES if name in environ}
 
 
 def _job(data: Mapping[str, Any], home: Path, *, starts: bool) -> Job:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Slurm's dialect: what Prolog and Epilog are told, its verdicts, its jobs' environment.
+"""Slurm's dialect: what Prolog and Epilog are told, and its verdicts.
 
 Nothing here comes as an argument: slurmd tells its scripts everything by
 environment variables (prolog_epilog(1): "Prolog and Epilog Guide").
@@ -9,9 +9,8 @@ import re
 from collections.abc import Mapping, Sequence
 
 from vtorque import hostlist, slurmconf
-from vtorque.backends.batch import last_job_id
 from vtorque.errors import Blame, StateError
-from vtorque.job import Job, JobId, PelogKind, job_id
+from vtorque.job import Job, PelogKind, job_id
 
 DRAIN = 1
 """Whatever is not 0: slurmd drains the node, and the job is requeued and held (slurm.conf(5): Prolog)."""
@@ -22,36 +21,6 @@ _UNLIMITED_SECONDS = 600
 _USER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}\$?", re.ASCII)
 _REQUEST = re.compile(r"vt1\.[A-Za-z0-9_-]{1,4096}", re.ASCII)
 _NUMBER = re.compile(r"[0-9]{1,9}", re.ASCII)
-
-# What scripts that were written for a PBS look for, beside Slurm's own variables.
-_PBS = {
-    "PBS_JOBID": "SLURM_JOB_ID",
-    "PBS_JOBNAME": "SLURM_JOB_NAME",
-    "PBS_QUEUE": "SLURM_JOB_PARTITION",
-    "PBS_ACCOUNT": "SLURM_JOB_ACCOUNT",
-    "PBS_NUM_NODES": "SLURM_JOB_NUM_NODES",
-    "PBS_NODENUM": "SLURM_NODEID",
-    "PBS_ARRAYID": "SLURM_ARRAY_TASK_ID",
-    "PBS_ARRAY_INDEX": "SLURM_ARRAY_TASK_ID",
-    "PBS_ARRAY_ID": "SLURM_ARRAY_JOB_ID",
-    "PBS_O_WORKDIR": "SLURM_SUBMIT_DIR",
-    "PBS_O_HOST": "SLURM_SUBMIT_HOST",
-    "PBS_O_QUEUE": "SLURM_JOB_PARTITION",
-    "PBS_O_HOME": "HOME",
-    "PBS_O_LANG": "LANG",
-    "PBS_O_LOGNAME": "USER",
-    "PBS_O_PATH": "PATH",
-    "PBS_O_SHELL": "SHELL",
-}
-# An MPI that sees SLURM_JOBID starts its ranks with srun, on nodes; there is no srun in a guest.
-_LAUNCHERS = {
-    "OMPI_MCA_plm": "rsh",
-    "OMPI_MCA_ras": "^slurm",
-    "HYDRA_LAUNCHER": "ssh",
-    "HYDRA_RMK": "user",
-    "I_MPI_HYDRA_BOOTSTRAP": "ssh",
-    "I_MPI_HYDRA_RMK": "user",
-}
 
 
 class Slurm:
@@ -102,30 +71,6 @@ class Slurm:
         """PrologEpilogTimeout in seconds, from the text of slurm.conf; 600 where slurmd would wait for ever."""
         found = slurmconf.seconds(slurmconf.parse(mom_config), "PrologEpilogTimeout")
         return float(found or _UNLIMITED_SECONDS)
-
-    def submit_options(self, request: str) -> list[str]:
-        """The comment is a job's only free text that its Prolog is told."""
-        return [f"--comment={request}"]
-
-    def script_comment(self, request: str) -> bytes:
-        """The job's comment is all there is."""
-        return b""
-
-    def job_id_from(self, stdout: bytes) -> JobId:
-        """The id that sbatch prints last, with or without --parsable and its `;cluster`."""
-        return last_job_id(stdout.partition(b";")[0])
-
-    def job_environment(self, environ: Mapping[str, str]) -> dict[str, str]:
-        """Slurm's own variables, and those of a PBS that say the same."""
-        own = {name: value for name, value in environ.items() if name.startswith("SLURM_")}
-        same = {name: environ[source] for name, source in _PBS.items() if source in environ}
-        batch = environ.get("ENVIRONMENT") == "BATCH"
-        return {
-            **{name: environ.get(name, value) for name, value in _LAUNCHERS.items()},
-            **own, **same,
-            "ENVIRONMENT": "BATCH" if batch else "INTERACTIVE",
-            "PBS_ENVIRONMENT": "PBS_BATCH" if batch else "PBS_INTERACTIVE",
-        }
 
 
 def kind_of(context: str, environ: Mapping[str, str]) -> PelogKind:

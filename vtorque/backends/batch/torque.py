@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Torque's dialect: its hooks' arguments, its verdicts, its qsub."""
+"""Torque's dialect: its hooks' arguments, and its verdicts."""
 
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from vtorque.backends.batch import last_job_id, pbs_environment
 from vtorque.errors import Blame, StateError
-from vtorque.job import Job, JobId, PelogKind, job_id
+from vtorque.job import Job, PelogKind, job_id
 
 REQUEUE = 3
 
@@ -74,22 +73,6 @@ class Torque:
         found = re.findall(_ALARM, mom_config, re.MULTILINE | re.ASCII)
         alarm = int(found[-1]) if found else _DEFAULT_ALARM_SECONDS
         return alarm - _KILLED_EARLIER_SECONDS if alarm > _KILLED_EARLIER_SECONDS else alarm
-
-    def submit_options(self, request: str) -> list[str]:
-        """`other` is the free text resource that a stock server takes and hands to every hook."""
-        return ["-l", f"other={request}"]
-
-    def script_comment(self, request: str) -> bytes:
-        """A request rides in the resources alone."""
-        return b""
-
-    def job_id_from(self, stdout: bytes) -> JobId:
-        """The last word that qsub printed."""
-        return last_job_id(stdout)
-
-    def job_environment(self, environ: Mapping[str, str]) -> dict[str, str]:
-        """Mom's own variables."""
-        return pbs_environment(environ)
 
 
 def _at(arguments: Sequence[str], place: int) -> str:
