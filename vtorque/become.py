@@ -7,6 +7,7 @@ import resource
 import socket
 import struct
 from collections.abc import Callable, Collection
+from typing import Any
 
 from vtorque.proc import Identity
 
@@ -20,7 +21,7 @@ def fork_as(
 ) -> tuple[int, socket.socket]:
     """Fork a child that has become `identity` for good, and runs `serve` on its end of a socket pair.
 
-    Of root's capabilities it and what it starts have those that it `keeps`, by their numbers below 32.
+    Of root's capabilities it and what it starts have those that it `keeps`, by their numbers, which are below 32.
     With no identity it stays who it is. Call it before the first thread is started. The child is in a session of its
     own, holds nothing open but 0 to 2 and the socket, and ends with `serve`.
     """
@@ -63,10 +64,13 @@ def _become(identity: Identity | None, keeps: Collection[int]) -> None:
     os.chdir("/")
 
 
-def _keep(capabilities: Collection[int], libc: ctypes.CDLL) -> None:
-    """Have these capabilities and no others, and hand them down to what is executed."""
-    kept = sum(1 << each for each in capabilities)
-    failed = libc.capset(_VERSION_3, _CAPABILITIES.pack(kept, kept, kept, 0, 0, 0))
-    failed = failed or any(libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE, each, 0, 0) for each in capabilities)
-    if failed:
-        raise PermissionError("no capabilities could be kept")
+def _keep(capabilities: Collection[int], libc: Any) -> None:
+    """Have these capabilities, as far as root has them, and no others, and hand them down to what is executed."""
+    # The kernel may write into both.
+    version, held = ctypes.create_string_buffer(_VERSION_3), ctypes.create_string_buffer(_CAPABILITIES.size)
+    libc.capget(version, held)
+    kept = _CAPABILITIES.unpack(held.raw)[1] & sum(1 << each for each in capabilities)
+    if libc.capset(version, _CAPABILITIES.pack(kept, kept, kept, 0, 0, 0)) or any(
+        libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE, each, 0, 0) for each in capabilities if kept >> each & 1
+    ):
+        raise PermissionError("the capabilities were not dropped")

@@ -2,6 +2,7 @@
 """What an administrator does to the catalogue: add and pull images, describe, check and delete them."""
 
 import contextlib
+import os
 import re
 import shutil
 import stat
@@ -16,6 +17,7 @@ from urllib.parse import unquote, urlsplit
 from vtorque import files, imageheader, imageprobe, imagepull, images
 from vtorque.deadline import Deadline
 from vtorque.errors import ImageError, RequestError, printable
+from vtorque.imageformat import QCOW2_MAGIC
 from vtorque.images import Header, Revision
 from vtorque.options import OPTIONS
 
@@ -141,9 +143,15 @@ def _inspect(path: Path, name: str) -> Header:
     return imageprobe.probe(path, name=name, deadline=Deadline(_INSPECTION_SECONDS)).header
 
 
+def _is_qcow2(path: Path) -> bool:
+    """Whether the file begins as qcow2 does; that says nothing about the rest of it."""
+    with imageheader.opened(path) as (handle, _):
+        return os.pread(handle, len(QCOW2_MAGIC), 0) == QCOW2_MAGIC
+
+
 def _named(about: About, base: str, path: Path | None) -> About:
     """With a name: that of its file, `base`, but with the ending that the first bytes of `path` ask for."""
-    qcow2 = path is not None and imageheader.is_qcow2(path)
+    qcow2 = path is not None and _is_qcow2(path)
     if about.name:
         images.require_name(about.name)
         if qcow2 and not about.name.endswith(".qcow2"):

@@ -59,12 +59,6 @@ def disk_bytes(path: Path) -> int:
         return 0
 
 
-def is_qcow2(path: Path) -> bool:
-    """Whether the file begins as qcow2 does; that says nothing about the rest of it."""
-    with opened(path) as (handle, _):
-        return os.pread(handle, len(QCOW2_MAGIC), 0) == QCOW2_MAGIC
-
-
 def backing_file(path: Path) -> str:
     """The file that a qcow2 is an overlay on, as its header spells it; empty for any other file."""
     with opened(path) as (handle, _):

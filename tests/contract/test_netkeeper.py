@@ -10,10 +10,12 @@ import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.builders import a_plan, a_site
+from vtorque import become
 from vtorque.backends.address.apart import TableApart
 from vtorque.backends.filter.apart import FilterApart
 from vtorque.cli import assembly
@@ -84,6 +86,53 @@ def test_who_keeps_the_network_has_one_right_and_no_way_to_another() -> None:
     one = [f"{1 << CAP_NET_ADMIN:016x}"]
     assert [told[name] for name in ("CapEff", "CapPrm", "CapInh", "CapAmb")] == [one] * 4
     assert (told["Uid"], told["Gid"], told["Groups"], told["NoNewPrivs"]) == (_NOBODY, _NOBODY, [], ["1"])
+
+
+def test_where_root_has_no_such_right_that_is_said() -> None:
+    """As in a container."""
+    program = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "from tests.contract import test_netkeeper as t\n"
+        "with t.started() as keeper:\n"
+        "    try:\n"
+        "        t.FilterApart(keeper).tables(deadline=t.soon())\n"
+        "    except t.CommandError as error:\n"
+        "        print(error.brief)\n"
+        "    print(t.status(t.number(keeper))['CapPrm'])\n"
+    )
+    without = ("/usr/bin/setpriv", "--bounding-set=-net_admin")
+    words = [*without, sys.executable, "-c", program, str(Path(__file__).resolve().parents[2])]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    told = "the kernel does not tell the tables of the network filter: [Errno 1] Operation not permitted"
+    assert (done.stdout.splitlines(), done.stderr) == ([told, "['0000000000000000']"], "")
+
+
+class Kernel:
+    """One in which a call fails."""
+
+    def __init__(self, failing: str) -> None:
+        self.failing = failing
+
+    def capget(self, version: object, held: Any) -> int:
+        held[:] = b"\xff" * len(held)
+        return 0
+
+    def capset(self, version: object, wanted: bytes) -> int:
+        return -(self.failing == "capset")
+
+    def prctl(self, *words: int) -> int:
+        return -(self.failing == "prctl")
+
+
+@pytest.mark.parametrize("failing", ["capset", "prctl"])
+def test_a_child_that_cannot_drop_its_rights_does_nothing(monkeypatch: pytest.MonkeyPatch, failing: str) -> None:
+    keep = become._keep
+    keep((CAP_NET_ADMIN,), Kernel(""))
+    with pytest.raises(PermissionError, match="the capabilities were not dropped"):
+        keep((CAP_NET_ADMIN,), Kernel(failing))
+    monkeypatch.setattr(become, "_keep", lambda capabilities, libc: keep(capabilities, Kernel(failing)))
+    with started() as keeper, pytest.raises(CommandError, match="who sets the network filter for us has gone"):
+        FilterApart(keeper).tables(deadline=soon())
 
 
 @pytest.mark.parametrize("keeps", [(), (CAP_NET_ADMIN,)])
