@@ -258,6 +258,9 @@ class TestFind:
         system.parent.mkdir(parents=True)
         system.write_text("")
         assert config.find(Path("/opt/vtorque"), root=tmp_path) == system
+        own = tmp_path / "opt"
+        (own / "etc/vtorque.yaml").mkdir(parents=True)
+        assert config.find(own, root=tmp_path) == system, "a directory is no configuration"
 
     def test_one_that_cannot_be_looked_for_is_not_taken_for_none(self, tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=r"cannot read .*: File name too long") as caught:
