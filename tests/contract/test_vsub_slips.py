@@ -229,7 +229,9 @@ class TestSignals:
             if b"vsub" in Path(f"/proc/{vsub.pid}/cmdline").read_bytes():
                 os.killpg(vsub.pid, signal.SIGINT)
             said = vsub.communicate()[1]
-            assert said in (b"", b"vsub: interrupted\n"), (delay, said)
+            # Until it has run our first line the interpreter speaks for itself.
+            ours = b"core initialized" not in said and b"import _signal" not in said
+            assert said in (b"", b"vsub: interrupted\n") or not ours, (delay, said)
         assert left_by(front) == set()
 
     def test_whoever_stops_waiting_hears_that_the_job_goes_on(self, front: Front) -> None:
