@@ -27,7 +27,7 @@ def table(values: Mapping[str, float], there: Mapping[str, float] = NOTHING) -> 
                 f"{_number(there[budget.key])}{unit}" if budget.key in there else "",
                 f"{sign} {budget.gate:g}{unit}", f"{budget.aim:g}", budget.verdict(there.get(budget.key, value)),
             ))
-    return _columns(rows)
+    return _columns(rows if there else [(*row[:2], *row[3:]) for row in rows])
 
 
 def legend(interpreter: float) -> str:
