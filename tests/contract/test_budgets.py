@@ -83,7 +83,7 @@ def test_a_time_fails_a_strict_bench_only() -> None:
 
 def test_the_whole_life_of_a_job_with_one_guest_takes_these_processes(ours: tuple[int, dict[str, Any]]) -> None:
     """vsub, ssh-keygen, qsub; the hook's shell, which becomes Python, readlink, who looks at the image, who has
-    libvirt, who speaks SSH, who plans and writes, the user's side; the wrapper.
+    libvirt, who speaks SSH, who plans and writes, who keeps the network, the user's side; the wrapper.
     """
     counts = {name: each["processes"] for name, each in ours[1]["counts"].items()}
     names = ("vsub -vm", "prologue, 1 guest", "wrapper", "epilogue, 1 guest")
