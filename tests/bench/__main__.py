@@ -59,6 +59,7 @@ def _measure(here: World, options: argparse.Namespace) -> int:
         text += [report.legend(statistics.median(series[scenes.INTERPRETER].cpu)), report.series(series)]
     text.append(report.counted(counted))
     if starts:
+        text.append(report.costs(starts))
         (options.out / "bench.svg").write_text(report.svg(starts))
     sys.stdout.write("\n".join(text))
     failures = budgets.failures(values, strict=options.strict, there=there)

@@ -11,6 +11,7 @@ from tests.bench.trace import Counts
 
 Spans = Sequence[tuple[str, float, float]]
 
+_COSTS = 3
 _WIDTH, _LEFT, _BAR, _TOP = 1000, 230, 22, 40
 _COLOURS = ("#4878a8", "#6aa56a", "#b07aa1", "#d08a4e", "#8c6d4f", "#5aa7a7")
 
@@ -54,6 +55,20 @@ def counted(found: Mapping[str, Counts]) -> str:
             name, str(each.processes), str(each.calls), str(each.modules), f"{each.bytes_written / 1024:.0f}", packages,
         ))
     return _columns(rows)
+
+
+def costs(starts: Mapping[str, Spans]) -> str:
+    """The largest costs that are left in each start; why they stay is in doc/performance.md."""
+    lines = []
+    for title, spans in starts.items():
+        took: dict[str, float] = {}
+        for name, begin, end in spans:
+            if not name.startswith("phase: "):
+                took[name] = took.get(name, 0.0) + end - begin
+        largest = sorted(took, key=lambda name: -took[name])[:_COSTS]
+        told = ", ".join(f"{name} {1000 * took[name]:.0f} ms" for name in largest)
+        lines.append(f"{title}, largest costs on the clock, added up over guests: {told}\n")
+    return "".join(lines) + "why they stay: doc/performance.md\n"
 
 
 def svg(starts: Mapping[str, Spans]) -> str:

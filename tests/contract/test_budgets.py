@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.bench import standin
+from tests.bench import report, standin
 from tests.bench.budgets import BUDGETS, failures
 
 pytestmark = [
@@ -74,6 +74,13 @@ def test_every_budget_is_measured_and_where_a_start_goes_is_told(ours: tuple[int
     assert told.keys() == {"start of 1 guest", "start of 16 guests"}
     for labels in told.values():
         assert ({label for label, _, _ in standin.PHASES} | {"phase: planned", "phase: ssh"}) - labels == set()
+
+
+def test_the_three_largest_costs_of_a_start_are_named() -> None:
+    spans = [
+        ("a", 0.0, 1.0), ("b", 0.0, 2.0), ("c", 0.0, 3.0), ("a", 1.0, 4.0), ("d", 0.0, 0.5), ("phase: x", 0.0, 9.0),
+    ]
+    assert report.costs({"start": spans}).splitlines()[0].endswith(": a 4000 ms, c 3000 ms, b 2000 ms")
 
 
 def test_a_time_fails_a_strict_bench_only() -> None:

@@ -57,7 +57,7 @@ ONLY_IN = {
     "paramiko": {"backends.transport.ssh", "backends.transport.sshsession", "backends.transport.resumable"},
     "libvirt": {"backends.hypervisor.libvirt"},
     "yaml": {"siteyaml", "metadatafile", "render", "cloudcheck"},
-    "psutil": {"surroundings", "guard", "cli.vmgr"},
+    "psutil": {"surroundings"},
 }
 PURE = {"plan", "render", "domainshape", "domaincheck", "cloudcheck", "reservation"}
 IMPURE = {"proc", "files", "state", "backends"}
