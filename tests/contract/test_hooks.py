@@ -9,6 +9,7 @@ import json
 import os
 import pwd
 import shutil
+import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from tests import program
 from tests.builders import a_request
 from vtorque import request
 from vtorque.mom.life import Life, Timing
@@ -26,7 +28,6 @@ pytestmark = [
     pytest.mark.skipif(os.getuid() != 0, reason="mom is root"),
 ]
 
-ROOT = Path(__file__).resolve().parents[2]
 USER = pwd.getpwnam("nobody")
 HOOKS = ("prologue", "prologue.parallel", "epilogue", "epilogue.parallel", "epilogue.precancel")
 CONFIGURATION = """\
@@ -50,8 +51,7 @@ class Site:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.prefix = root / "vtorque"
-        for name in ("vtorque", "scripts", "templates", "templates-vm"):
-            shutil.copytree(ROOT / name, self.prefix / name, ignore=shutil.ignore_patterns("__pycache__"))
+        program.copy_to(self.prefix)
         (self.prefix / "etc").mkdir()
         self.configure(CONFIGURATION.format(root=root))
         self.home = Home(root / "torque")
@@ -178,6 +178,24 @@ def test_a_program_that_others_can_change_starts_nothing(site: Site, part: str) 
     assert ended.exit_status == 69
     assert "is writable by others" in site.output("e")
     assert not (site.root / "run").exists()
+
+
+def unreadable(site: Site) -> list[str]:
+    return [path.name for path in site.prefix.rglob("*.pyc") if not path.stat().st_mode & 0o004]
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077])
+def test_nothing_is_compiled_that_users_could_not_read(site: Site, umask: int) -> None:
+    for path in list(site.prefix.rglob("__pycache__")):
+        shutil.rmtree(path)
+    # Torque's umask for its hooks is 077.
+    site.run(wrapper(site), request.encode(a_request()))
+    subprocess.run([site.prefix / "scripts/vmgr", "--version"], umask=umask, check=True, stdout=subprocess.DEVNULL)
+    assert not unreadable(site)
+    # What this would see: the same program started in another way.
+    code = f"import sys; sys.path.insert(0, '{site.prefix}'); import vtorque.errors"
+    subprocess.run(["/usr/bin/python3", "-I", "-c", code], umask=0o077, check=True)
+    assert bool(unreadable(site)) == (umask == 0o077)
 
 
 def test_system_accounts_get_no_guests(site: Site) -> None:

@@ -18,7 +18,7 @@ from uuid import uuid4
 
 import pytest
 
-from tests import ports
+from tests import ports, program
 from tests.builders import KEY, a_job, a_plan, a_request, a_site, an_account
 from tests.fakes.hypervisor import FakeHypervisor
 from vtorque import accounting, markers, orders, published, request
@@ -35,7 +35,6 @@ pytestmark = [
     pytest.mark.skipif(os.getuid() != 0, reason="builds root's record of a job"),
 ]
 
-ROOT = Path(__file__).resolve().parents[2]
 USER = "uucp"
 XML = """\
 <domain type='test'><name>{name}</name><uuid>{uuid}</uuid>
@@ -62,8 +61,7 @@ class Scene:
 
     def __init__(self, root: Path, home: Path) -> None:
         self.root, self.home = root, home
-        for name in ("vtorque", "templates"):
-            shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
+        program.copy_to(root, ("vtorque", "templates"))
         for name in ("etc", "log", "disks"):
             (root / name).mkdir()
         (root / "log").chmod(0o750)

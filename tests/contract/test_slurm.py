@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import program
 from tests.builders import a_request
 from tests.e2e.slurm import Slurm, SlurmNode, a_slurm
 from vtorque import request
@@ -25,7 +26,6 @@ pytestmark = [
     pytest.mark.skipif(os.getuid() != 0, reason="slurmd is root"),
 ]
 
-ROOT = Path(__file__).resolve().parents[2]
 USER = pwd.getpwnam("nobody")
 NODE = "n1"
 CONFIGURATION = """\
@@ -81,8 +81,7 @@ def cluster() -> Iterator[Site]:
     root = Path("/var/lib") / f"vtorque-test-slurm-{os.getpid()}"
     root.mkdir(mode=0o755)
     try:
-        for name in ("vtorque", "scripts", "templates", "templates-vm"):
-            shutil.copytree(ROOT / name, root / "vtorque" / name, ignore=shutil.ignore_patterns("__pycache__"))
+        program.copy_to(root / "vtorque")
         for name in ("vtorque/etc", "home"):
             (root / name).mkdir()
         os.chown(root / "home", USER.pw_uid, USER.pw_gid)

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from tests import program
 from vtorque.deadline import Deadline
 from vtorque.model import Resource
 from vtorque.state import JobState
 
 pytestmark = pytest.mark.runs
 
-ROOT = Path(__file__).resolve().parents[2]
 NOBODY = pwd.getpwnam("nobody")
 
 
@@ -26,8 +26,7 @@ class Site:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        for name in ("vtorque", "scripts", "templates"):
-            shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
+        program.copy_to(root, ("vtorque", "scripts", "templates"))
         self.path = root / "etc/vtorque.yaml"
         self.path.parent.mkdir()
         self.configure("VCPUS_DEFAULT: 3\n")

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import program
 from tests.contract import corpus
 from vtorque import request
 from vtorque.model import VmRequest
@@ -23,7 +24,6 @@ from vtorque.run import ExitStatus
 
 pytestmark = pytest.mark.runs
 
-ROOT = Path(__file__).resolve().parents[2]
 JOBS = Path(pwd.getpwuid(os.getuid()).pw_dir) / ".vtorque"
 
 HOST = socket.gethostname().partition(".")[0]
@@ -64,8 +64,7 @@ class Front:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        for name in ("vtorque", "scripts", "templates", "templates-vm"):
-            shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
+        program.copy_to(root)
         (root / "etc").mkdir()
         (root / "images").mkdir()
         (root / "images/a.qcow2.json").write_text(json.dumps({

@@ -59,8 +59,6 @@ def main(argv: Sequence[str]) -> int:
     if argv[0] == _GUARD:
         return _guard()
     started = time.monotonic()
-    # What is compiled under our umask nobody else could read, and would have to compile anew each time.
-    sys.dont_write_bytecode = True
     # A twelfth of a start, and of the memory that children share with us. A hook is over before it pays for it.
     gc.disable()
     environ = dict(os.environ)

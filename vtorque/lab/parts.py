@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The lab's ground: the program, a user, a network; each made, removed and looked at separately."""
 
+import compileall
 import contextlib
 import os
 import pwd
@@ -91,6 +92,7 @@ class Program(Part):
             root=ROOT, images=IMAGES, address=ADDRESS, bridge=BRIDGE, state=STATE,
             hypervisor="kvm" if kvm_is_usable() else "qemu",
         )
+        compileall.compile_dir(PROGRAM / "vtorque", quiet=1)
         (PROGRAM / "etc").mkdir(exist_ok=True)
         files.replace(PROGRAM / "etc/vtorque.yaml", text.encode(), mode=0o644)
         for path in (PROGRAM, *PROGRAM.rglob("*")):
