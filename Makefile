@@ -26,6 +26,7 @@ deps: ## Install the Debian packages that are missing
 .PHONY: test-deps
 test-deps: deps $(TOOLS)/ruff
 	@contrib/install-packages $(TESTING)
+	@contrib/make-account
 
 $(TOOLS)/ruff:
 	@contrib/install-packages $(TESTING)

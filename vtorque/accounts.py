@@ -10,6 +10,9 @@ from pathlib import Path
 from vtorque.errors import ConfigError, RequestError
 from vtorque.job import Account, Group
 
+PROGRAM = "vtorque"
+"""The account that all is done as on a node that needs no right of root's."""
+
 # Names and shells go into a guest's passwd and group files, which know no quoting.
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}", re.ASCII)
 _SHELL = re.compile(r"(?:/[A-Za-z0-9_.+-]{1,64}){0,16}", re.ASCII)
@@ -47,6 +50,17 @@ def primary_group(user: str) -> int:
         return pwd.getpwnam(user).pw_gid
     except KeyError:
         return 0
+
+
+def program() -> tuple[int, int]:
+    """Numeric user and group of the account that all is done as that needs no right of root's; ConfigError."""
+    try:
+        entry = pwd.getpwnam(PROGRAM)
+    except KeyError:
+        raise ConfigError(f"there is no user {PROGRAM!r} on this node", hint="vmgr install makes one") from None
+    if entry.pw_uid == 0:
+        raise ConfigError(f"user {PROGRAM!r} is root")
+    return entry.pw_uid, entry.pw_gid
 
 
 def user_ids(user: str) -> tuple[int, int]:

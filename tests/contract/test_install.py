@@ -268,6 +268,23 @@ def test_what_is_written_names_where_this_site_has_things(tmp_path: Path) -> Non
     assert "/opt/vt2/scripts/vmgr sweep" in node.path("etc/cron.d/vtorque").read_text()
 
 
+def test_an_image_that_lacks_the_account_is_told_what_makes_it(node: Node) -> None:
+    says = f"note     {node.root} has no user vtorque, and unless a directory service will, no job gets guests: " \
+        f"useradd --system --root {node.root} --user-group --no-create-home --home-dir /nonexistent " \
+        "--shell /usr/sbin/nologin vtorque\n"
+    assert says in node.install().stdout
+    passwd = node.put("etc/passwd", "root:x:0:0::/root:/bin/sh\nvtorque2:x:5:5::/:/bin/sh\n", mode=0o644)
+    assert says in node.install().stdout
+    with passwd.open("a") as file:
+        file.write("vtorque:x:990:990::/nonexistent:/usr/sbin/nologin\n")
+    assert "no user vtorque" not in node.install().stdout
+    assert "the user vtorque stays" not in node.uninstall().stdout, "nobody has made it"
+
+
+def test_a_front_end_needs_no_account(node: Node) -> None:
+    assert "user vtorque" not in node.install("--front-end").stdout
+
+
 def test_with_systemd_a_timer_sweeps_and_without_cron_does(node: Node) -> None:
     node.install()
     assert node.path("etc/cron.d/vtorque").is_file() and not node.path("etc/systemd").exists()
@@ -770,7 +787,7 @@ def test_without_a_configuration_it_says_where_one_comes_from_and_goes_to(tmp_pa
     settings = node.path("etc/vtorque/vtorque.yaml")
     settings.unlink()
     for done in (node.install(*words), node.install(*words)):
-        (note,) = (line for line in done.stdout.splitlines() if "configuration" in line)
+        (note,) = (line for line in done.stdout.splitlines() if "no configuration: " in line)
         assert note.startswith("note     there is no configuration: ")
         sample = node.path("opt/vtorque/contrib/vtorque.yaml")
         assert note.endswith(f"copy {sample} to {settings} and adapt it, with BATCH_SYSTEM: openpbs")

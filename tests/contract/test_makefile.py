@@ -28,3 +28,9 @@ def test_a_target_starts_what_it_says_with_what_it_is_given(words: list[str], la
     )
     assert done.stdout.strip().splitlines()[-1].strip() == f"/usr/bin/python3 {last}"
     assert "install-packages tests" not in done.stdout
+
+
+def test_those_who_test_have_the_account_that_hooks_run_as() -> None:
+    done = subprocess.run(["make", "--dry-run", "test-deps"], cwd=ROOT, check=True, capture_output=True, text=True,
+                          env={"PATH": "/usr/bin:/bin"})
+    assert done.stdout.strip().splitlines()[-1].strip() == "contrib/make-account"

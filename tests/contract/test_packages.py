@@ -248,6 +248,87 @@ def test_dpkg_installs_upgrades_removes_and_purges_it_and_nothing_is_left(
     assert not node.path("usr/lib/vtorque").exists() and not node.path("var/lib/vtorque").exists()
 
 
+USERADD = "--no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin vtorque"
+
+
+def account(node: Machine) -> list[str]:
+    """Its entry, but for the numbers; none where there is no such user."""
+    fields = node.run("getent", "passwd", "vtorque", status=None).strip().split(":")
+    assert len(fields) == 1 or 0 < int(fields[2]) < 1000
+    return [each for number, each in enumerate(fields) if number not in (2, 3)]
+
+
+LAB = """\
+import sys
+sys.path.insert(0, "/usr/lib/vtorque")
+from vtorque.lab.parts import ProgramUser
+user = ProgramUser()
+was, _, _, now, _ = user.is_up(), user.up(), user.up(), user.is_up(), user.down()
+print(was, now, user.is_up())
+"""
+
+
+def without_account(node: Machine) -> None:
+    node.run("userdel", "vtorque", status=None)
+    assert account(node) == [""]
+
+
+def test_the_package_an_installation_the_script_and_the_lab_make_one_and_the_same_account(
+    node: Machine, package: Path
+) -> None:
+    like = ["vtorque", "x", "", "/nonexistent", "/usr/sbin/nologin"]
+    without_account(node)
+    dpkg(node, "-i", f"/tmp/{package.name}")
+    assert account(node) == like
+    assert node.run("id", "-Gn", "vtorque") == "vtorque\n"
+    without_account(node)
+    line = f"run      useradd --system --user-group {USERADD}\n"
+    shown = node.run("vmgr", "install", "--system", "torque", "--dry-run")
+    assert line in shown and account(node) == [""]
+    assert node.run("vmgr", "install", "--system", "torque").splitlines()[:-1] == shown.splitlines()[:-1]
+    assert account(node) == like and node.path("etc/passwd").stat().st_mode & 0o777 == 0o644
+    assert node.run("vmgr", "install").endswith("nothing to do\n")
+    without_account(node)
+    node.run("groupadd", "--system", "vtorque")
+    assert node.run("vmgr", "install").endswith("installed, 1 changes made\n")
+    assert account(node) == like and node.run("id", "-Gn", "vtorque") == "vtorque\n"
+    assert "note     the user vtorque stays, " in node.run("vmgr", "uninstall")
+    assert account(node) == like
+    for group in ((), ("groupadd", "--system", "vtorque")):
+        without_account(node)
+        if group:
+            node.run(*group)
+        assert node.run("/usr/lib/vtorque/contrib/make-account") == ""
+        assert account(node) == like and node.run("id", "-Gn", "vtorque") == "vtorque\n"
+    without_account(node)
+    assert node.run("/usr/bin/python3", "-I", "-c", LAB) == "False True True\n"
+    assert account(node) == like
+    passwd = node.path("etc/passwd").read_text()
+    assert node.run("/usr/lib/vtorque/contrib/make-account") == ""
+    assert node.path("etc/passwd").read_text() == passwd
+    dpkg(node, "-P", "vtorque")
+    assert account(node) == like, "nobody else gets its number"
+
+
+def test_a_front_end_gets_no_account_from_an_installation(node: Machine, package: Path) -> None:
+    dpkg(node, "-i", f"/tmp/{package.name}")
+    without_account(node)
+    said = node.run("vmgr", "install", "--system", "torque", "--front-end")
+    assert "useradd" not in said and account(node) == [""]
+    assert "the user vtorque" not in node.run("vmgr", "uninstall")
+
+
+def test_an_account_that_cannot_be_made_stops_an_installation_before_there_are_hooks(
+    node: Machine, package: Path
+) -> None:
+    dpkg(node, "-i", f"/tmp/{package.name}")
+    without_account(node)
+    node.put("usr/sbin/useradd", "#!/bin/sh\necho 'useradd: cannot lock /etc/passwd' >&2\nexit 1\n", mode=0o755)
+    said = node.run("vmgr", "install", "--system", "torque", status=1)
+    assert "useradd failed with exit status 1: useradd: cannot lock /etc/passwd" in said
+    assert not node.path(f"{MOM_PRIV}/prologue").is_symlink()
+
+
 def test_a_package_that_a_job_still_needs_is_not_removed(node: Machine, package: Path) -> None:
     dpkg(node, "-i", f"/tmp/{package.name}")
     node.run("vmgr", "install", "--system", "torque")
@@ -283,6 +364,18 @@ def test_the_role_looks_at_a_nodes_health_each_time_and_takes_back_what_it_has_c
     removed = {task["ansible.builtin.file"]["path"] for task in documents()["tasks/absent.yml"]
                if task.get("ansible.builtin.file", {}).get("state") == "absent"}
     assert copied - removed == {"/etc/vtorque/vtorque.yaml"}, "the site's own"
+
+
+def test_the_role_makes_the_account_before_hooks_that_need_it_as_the_package_would() -> None:
+    steps = documents()["tasks/present.yml"]
+    actions = [next(key for key in task if key.startswith("ansible.builtin.")) for task in steps]
+    place = actions.index("ansible.builtin.user")
+    assert actions.index("ansible.builtin.getent") < actions.index("ansible.builtin.group") < place
+    assert place < next(number for number, task in enumerate(steps) if "deb" in task.get("ansible.builtin.apt", {}))
+    about = steps[place]["ansible.builtin.user"]
+    assert (about["name"], about["group"], about["system"], about["create_home"]) == ("vtorque", "vtorque", True, False)
+    assert f"--home-dir {about['home']} --shell {about['shell']} {about['name']}" in USERADD
+    assert not any("ansible.builtin.user" in task for task in documents()["tasks/absent.yml"])
 
 
 def test_the_roles_files_and_variables_are_there() -> None:

@@ -84,11 +84,13 @@ def test_each_node_says_what_came_of_it_and_why_it_failed(
     elif over == "pdsh":
         shutil.copy("/usr/bin/pdsh", hub.path("usr/bin/pdsh"))
     vmgr = ("/opt/vtorque/scripts/vmgr",)
+    nodes["n1"].run("userdel", "vtorque", status=None)
     lines = hub.run(*vmgr, "install", "--system", "torque", "-w", "n[1-3]", status=1).splitlines()
     assert lines[0].startswith("n1  ok          installed, ") and lines[0].endswith(" changes made")
     assert lines[1] == f"n2  failed 1    vmgr: there is no /{MOM_PRIV} (set TORQUE_HOME)"
     assert lines[2].startswith("n3  failed 255  ") and lines[2].endswith("port 22: Connection refused")
     assert lines[3:] == ["3 nodes, 2 failed: n[2-3]"]
+    assert nodes["n1"].run("id", "-un", "vtorque") == "vtorque\n", "it is made there"
     hooks = {name: node.path(f"{MOM_PRIV}/prologue") for name, node in nodes.items()}
     assert str(hooks["n1"].readlink()) == "/opt/vtorque/scripts/prologue"
     assert not os.path.lexists(hooks["n2"]) and hooks["n3"].is_file() and not hooks["n3"].is_symlink()

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What an installation decides, from what is there: no file system is touched here."""
 
+import grp
+import pwd
 from itertools import product
 from pathlib import Path
 
@@ -9,7 +11,7 @@ import pytest
 from vtorque import hostlist
 from vtorque.config import SiteConfig
 from vtorque.errors import ConfigError, RequestError
-from vtorque.install import nodes, parts, pbshook, slurm
+from vtorque.install import account, nodes, parts, pbshook, slurm
 from vtorque.install.nodes import Answer
 from vtorque.install.parts import Item, Setup, slurm_place
 from vtorque.install.steps import Made, Seen, Step, Verb, digest, to_install, to_uninstall
@@ -119,6 +121,48 @@ def test_a_front_end_gets_no_hooks_and_nothing_that_runs(system: str) -> None:
     setup = Setup(system=system, prefix=PREFIX, site=SiteConfig(), front_end=True)
     places = {str(item.path.parent) for item in parts.items(setup, sources, {}, {})}
     assert places and all(place.startswith(("/etc/profile.d", "/usr/local/share")) for place in places)
+
+
+def known(monkeypatch: pytest.MonkeyPatch, *, user: bool, group: bool, uid: int = 990) -> None:
+    """Whether the name service knows a user vtorque, and a group."""
+    def getpwnam(name: str) -> pwd.struct_passwd:
+        if not user:
+            raise KeyError(name)
+        return pwd.struct_passwd((name, "x", uid, uid, "", "/nonexistent", "/usr/sbin/nologin"))
+
+    def getgrnam(name: str) -> grp.struct_group:
+        if not group:
+            raise KeyError(name)
+        return grp.struct_group((name, "x", uid, []))
+
+    monkeypatch.setattr(pwd, "getpwnam", getpwnam)
+    monkeypatch.setattr(grp, "getgrnam", getgrnam)
+
+
+@pytest.mark.parametrize("system", parts.SYSTEMS)
+def test_a_node_without_the_account_gets_it_before_all_else(monkeypatch: pytest.MonkeyPatch, system: str) -> None:
+    node = Setup(system=system, prefix=PREFIX, site=SiteConfig())
+    front_end = Setup(system=system, prefix=PREFIX, site=SiteConfig(), front_end=True)
+    rest = "--no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin vtorque"
+    known(monkeypatch, user=False, group=False)
+    (command,) = account.first(node, Path("/"))
+    assert " ".join(command) == f"useradd --system --user-group {rest}"
+    known(monkeypatch, user=False, group=True)
+    (command,) = account.first(node, Path("/"))
+    assert " ".join(command) == f"useradd --system --gid vtorque {rest}"
+    assert account.first(front_end, Path("/")) == ()
+    assert account.first(node, Path("/srv/image")) == (), "nothing is run in another's tree"
+    known(monkeypatch, user=True, group=False)
+    assert account.first(node, Path("/")) == (), "wherever it comes from"
+
+
+def test_an_account_that_is_root_is_refused_but_keeps_nobody_from_taking_us_out(
+    monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known(monkeypatch, user=True, group=True, uid=0)
+    with pytest.raises(ConfigError, match="user 'vtorque' is root"):
+        account.first(Setup(system="torque", prefix=PREFIX, site=SiteConfig()), Path("/"))
+    assert len(list(account.left(Path("/"), front_end=False))) == 1
 
 
 @pytest.mark.parametrize("setting, path, own", [

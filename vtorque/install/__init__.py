@@ -16,14 +16,14 @@ from vtorque import config, proc, state
 from vtorque.config import SiteConfig
 from vtorque.deadline import Deadline
 from vtorque.errors import ConfigError, StateError, VtorqueError
-from vtorque.install import checks, manifest, modes, parts, pbshook, slurm, steps, tree
+from vtorque.install import account, checks, manifest, modes, parts, pbshook, slurm, steps, tree
 from vtorque.install.manifest import Manifest
 from vtorque.install.parts import Setup
 from vtorque.install.steps import Step, Verb
+from vtorque.install.tree import ROOT
 
-__all__ = ["Plan", "Setup", "earlier", "has_systemd", "perform", "site_of", "to_install", "to_uninstall"]
+__all__ = ["ROOT", "Plan", "Setup", "earlier", "has_systemd", "perform", "site_of", "to_install", "to_uninstall"]
 
-ROOT = Path("/")
 _SOURCE_LIMIT = 1 << 20
 _COMMAND_SECONDS = 60.0
 _SYSTEMD = Path("/run/systemd/system")
@@ -105,9 +105,10 @@ def to_install(setup: Setup, root: Path, *, force: bool, qmgr: str | None) -> Pl
         made=changes.made, directories=tuple(dict.fromkeys(directories)),
         pbs_hook=bool(last) or (before is not None and before.pbs_hook), mended=mended,
     )
-    is_due = bool(mends or changes.steps or last or before != done)
+    first = account.first(setup, root)
+    is_due = bool(first or mends or changes.steps or last or before != done)
     return Plan(
-        root=root, begun=replace(done, is_complete=False), steps=(*mends, *changes.steps),
+        root=root, begun=replace(done, is_complete=False), first=first, steps=(*mends, *changes.steps),
         last=(*(_timer_started(setup, root) if is_due else ()), *last),
         record=done, notes=(*notes, *says), is_due=is_due,
     )
@@ -130,7 +131,7 @@ def to_uninstall(root: Path, *, force: bool, qmgr: str | None) -> Plan | None:
     held = tree.held(root, steps.paths((), before.made) | {each.path for each in before.mended})
     restored = [each.path for each in changes.steps if each.verb is Verb.RESTORE]
     unmends = modes.to_uninstall(before.mended, before.made, held, restored)
-    notes = list(changes.notes)
+    notes = [*changes.notes, *account.left(root, front_end=before.front_end)]
     last: tuple[tuple[str, ...], ...] = ()
     if before.pbs_hook and qmgr:
         last = tuple((qmgr, "-c", each) for each in pbshook.remove()) if pbshook.is_there(qmgr) else ()

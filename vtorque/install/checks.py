@@ -9,6 +9,7 @@ from pathlib import Path
 from vtorque import config, doctor_checks, files
 from vtorque.doctor_checks import REMOTE, Level, filesystem
 from vtorque.errors import ConfigError, VtorqueError
+from vtorque.install import account
 from vtorque.install.manifest import Manifest
 from vtorque.install.modes import Demand
 from vtorque.install.parts import KEPT_LINK, Item, Setup
@@ -79,6 +80,7 @@ def notes(setup: Setup, root: Path) -> Iterator[str]:
     else:
         if site.batch_system != setup.system:
             yield f"set BATCH_SYSTEM: {setup.system} in the configuration, which says {site.batch_system}"
+    yield from account.notes(setup, root)
     if not setup.links_hooks:
         return
     mom_priv = inside(root, setup.mom_priv)

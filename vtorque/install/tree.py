@@ -13,6 +13,9 @@ from vtorque.errors import StateError
 from vtorque.install.modes import Held
 from vtorque.install.steps import Seen, Step, Verb, digest, temporary
 
+ROOT = Path("/")
+"""A node's own, while vtorque runs there."""
+
 _LIMIT = 1 << 20
 _LINKS = 16
 

@@ -35,7 +35,7 @@ def up(source: Path, *, progress: Progress, number: int | None = None) -> None:
 
 
 def down(source: Path, *, progress: Progress) -> None:
-    """Remove what `up` made, and nothing else; the image cache stays."""
+    """Remove what `up` made, and nothing else; the image cache stays, and the account that the program runs as."""
     if not _RECORD.exists():
         return
     trouble: VtorqueError | None = None
@@ -70,6 +70,6 @@ def _parts(source: Path) -> list[Part]:
     hosts = nodes.hosts(size())
     simulated: list[Part] = [nodes.Cluster(len(hosts)), *map(nodes.Node, hosts)]
     return [
-        parts.Program(source), parts.Account(), parts.Network(),
+        parts.Program(source), parts.ProgramUser(), parts.Account(), parts.Network(),
         *(simulated if hosts else [services.Hypervisor()]), services.Shares(), services.Engine(hosts),
     ]

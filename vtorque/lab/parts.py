@@ -10,9 +10,10 @@ import socket
 from collections.abc import Sequence
 from pathlib import Path
 
-from vtorque import files, proc
+from vtorque import accounts, files, proc
 from vtorque.deadline import Deadline
 from vtorque.errors import ConfigError, StateError
+from vtorque.install import account
 from vtorque.lab.daemons import Daemon
 
 ROOT = Path("/var/lib/vtorque-lab")
@@ -136,6 +137,22 @@ class Account(Part):
             return pwd.getpwnam(USER).pw_gecos == "user of the vtorque lab"
         except KeyError:
             return False
+
+
+class ProgramUser(Part):
+    """The account that the program runs as, here as on any node; it stays, as the lab need not be the only one."""
+
+    name = f"user {accounts.PROGRAM}"
+
+    def up(self) -> None:
+        if command := account.making():
+            do(*command)
+
+    def down(self) -> None:
+        pass
+
+    def is_up(self) -> bool:
+        return not account.making()
 
 
 class Network(Part):
