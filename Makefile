@@ -72,7 +72,7 @@ mutation: ## Say how many wrong validators the tests notice: a quarter of an hou
 	$(PYTHON) -m tests.mutation $(MODULES)
 
 .PHONY: coverage
-coverage: test-deps ## Say which branches of the privileged modules no test takes: ten minutes; TESTS=tests/unit for a part
+coverage: test-deps ## Say which branches of the privileged modules no test takes: twenty minutes; TESTS=tests/unit for a part
 	@contrib/install-packages python3-coverage
 	$(PYTHON) -m tests.coverage $(TESTS)
 

@@ -3,16 +3,18 @@
 
 An effect is a call that changes something outside of the process. Killed before
 the N-th one for N = 1, 2, … until nothing is hit any more, it has died after
-every effect it has. Costs milliseconds a point; with strace, which sees
+every effect it has. What it forks, root's program and whoever else is asked for something, is counted
+with it: of them the one dies, or fails, whose effect it is. Costs milliseconds a point; with strace, which sees
 everything and needs no counting, `make soak` does the same to the real hooks.
 """
 
 import ctypes
 import errno
+import mmap
+import multiprocessing
 import os
 import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -32,16 +34,17 @@ KINDS = (KILL, "ENOSPC", "EIO", "EACCES", FULL)
 
 _EFFECTS = (
     "open", "write", "pwrite", "fsync", "rename", "replace", "unlink", "rmdir", "mkdir", "chmod", "fchmod", "fchown",
-    "truncate", "link", "symlink", "kill", "fork",
+    "chown", "truncate", "link", "symlink", "kill", "fork",
 )
 _NEED_ROOM = ("open", "write", "pwrite", "mkdir", "rename", "truncate", "link", "symlink")
 _POSSIBLE = {
     "ENOSPC": (*_NEED_ROOM, "fsync"),
     "EIO": ("open", "write", "pwrite", "fsync", "rename", "unlink", "rmdir", "mkdir", "chmod", "fchmod", "truncate"),
-    "EACCES": ("open", "rename", "unlink", "rmdir", "mkdir", "chmod", "fchmod", "fchown", "kill", "fork"),
+    "EACCES": ("open", "rename", "unlink", "rmdir", "mkdir", "chmod", "fchmod", "fchown", "chown", "kill", "fork"),
 }
 _PR_SET_CHILD_SUBREAPER = 36
 _PATIENCE_SECONDS = 20.0
+_COUNTING_SECONDS = 2.0
 _MEANWHILE_SECONDS = 0.06
 
 
@@ -63,16 +66,22 @@ class Outcome:
 
 
 class _Injector:
-    """Stands before the functions of `os` by which Python changes the world, in this process only."""
+    """Stands before the functions of `os` by which Python changes the world, here and in what is forked here."""
 
     def __init__(self, fault: Fault, meanwhile: Callable[[], object]) -> None:
         self._fault = fault
         self._meanwhile = meanwhile
         self._fork = os.fork
-        self._pid = os.getpid()
-        self._lock = threading.Lock()
         self._kill = os.kill
-        self.count = 0
+        self._counts = True
+        # Neither is a descriptor, which whoever is forked here closes.
+        self._lock = multiprocessing.get_context("fork").Lock()
+        self._shared = mmap.mmap(-1, mmap.PAGESIZE)
+
+    @property
+    def count(self) -> int:
+        """The effects there were until now, in all processes together."""
+        return int.from_bytes(self._shared[:8], sys.byteorder)
 
     def arm(self) -> None:
         for name in _EFFECTS:
@@ -81,7 +90,7 @@ class _Injector:
 
     def _before(self, name: str, real: Callable[..., Any]) -> Callable[..., Any]:
         def call(*words: Any, **named: Any) -> Any:
-            if os.getpid() == self._pid and (name != "open" or words[1] & os.O_CREAT):
+            if self._counts and (name != "open" or words[1] & os.O_CREAT):
                 words = self._strike(name, words)
             return real(*words, **named)
 
@@ -89,9 +98,7 @@ class _Injector:
 
     def _strike(self, name: str, words: tuple[Any, ...]) -> tuple[Any, ...]:
         """The call's arguments, changed if it is to do less; it raises what it is to fail with."""
-        with self._lock:
-            self.count += 1
-            number = self.count
+        number = self._next()
         kind = self._fault.kind
         if kind == FULL and 0 < self._fault.number <= number and name in _NEED_ROOM and name != "rename":
             if number == self._fault.number and name == "write" and len(words[1]) > 1:
@@ -99,17 +106,26 @@ class _Injector:
             raise _error("ENOSPC", words)
         if number == self._fault.number:
             if kind == KILL:
-                self._kill(self._pid, signal.SIGKILL)
+                self._kill(os.getpid(), signal.SIGKILL)
             elif kind == BESIDE:
                 self._do_meanwhile()
             elif name in _POSSIBLE.get(kind, ()):
                 raise _error(kind, words)
         return words
 
+    def _next(self) -> int:
+        # A thread of a process that has died here gives it back no more.
+        held = self._lock.acquire(timeout=_COUNTING_SECONDS)
+        number = self.count + 1
+        self._shared[:8] = number.to_bytes(8, sys.byteorder)
+        if held:
+            self._lock.release()
+        return number
 
     def _do_meanwhile(self) -> None:
         pid = self._fork()
         if pid == 0:
+            self._counts = False
             try:
                 # A lock belongs to whoever has its descriptor: what is beside us is no child of ours.
                 os.closerange(3, 1024)
@@ -137,7 +153,6 @@ def under(
     fault: Fault, work: Callable[[], int], *, said: Path, meanwhile: Callable[[], object] = lambda: None
 ) -> Outcome:
     """Do `work` in a child that meets the fault; `work` returns its exit status. `said` is a file for its words.
-
     `meanwhile` is what BESIDE does.
     """
     ours, theirs = os.pipe()

@@ -12,6 +12,7 @@ import logging
 import os
 import random
 import shutil
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,17 +24,18 @@ from tests.builders import a_job, a_request, a_shape, a_site, an_image
 from tests.crash import timeless
 from tests.fakes.guest import HOST_KEY
 from tests.fakes.hypervisor import FakeHypervisor, _Domain
-from tests.fakes.node import a_node
-from vtorque import admission, bringup, demand, discover, guard, guardpost, lifecycle, plan, request
+from tests.fakes.node import OURSELVES, a_node
+from vtorque import admission, bringup, demand, discover, files, guard, guardpost, lifecycle, plan, request
 from vtorque.backends.transport import KeyPair
 from vtorque.boot import Started
+from vtorque.cli import rooted
 from vtorque.deadline import Deadline
 from vtorque.errors import VtorqueError
 from vtorque.guard import Orders
+from vtorque.kinds import DIRECTORY, DOMAIN, FILE
 from vtorque.model import Guest, Job, JobId, JobPlan, Resource, VmPlan
 from vtorque.node import Node
 from vtorque.state import JobState
-from vtorque.teardown import DIRECTORY, DOMAIN, FILE
 
 NODES = 64
 STEPS = 25
@@ -91,7 +93,9 @@ class _Fate:
             self._dead = True
             raise Killed
         meanwhile, self.meanwhile = self.meanwhile, None
-        with contextlib.suppress(VtorqueError, OSError):
+        with contextlib.suppress(VtorqueError, OSError), pytest.MonkeyPatch.context() as patch:
+            # It is another process, which waits for no lock between threads of this one.
+            patch.setattr(files, "_UMASK", threading.Lock())
             meanwhile()
 
 
@@ -137,9 +141,16 @@ class _SimNode:
         self.cut_off = False
         self.node = a_node(
             a_site(state_dir=str(self.root / "run"), disk_dir=str(self.root / "disks"), torque_home=str(self.root),
-                   min_uid=1, host_os_core_count=0, host_os_ram_mb=0, requeue_limit=3),
+                   log_dir=str(self.root / "log"), image_cache_dir=str(self.root / "cache"),
+                   ramdisk_dir=str(self.root / "ram"), min_uid=1, host_os_core_count=0, host_os_ram_mb=0,
+                   requeue_limit=3),
             shape=a_shape(name=self.name, cpus=tuple(range(_CORES))), hypervisor=self.hypervisor,
         )
+
+    def hooked(self) -> Node:
+        """The node as a hook or a sweep has it that begins now: root has prepared it."""
+        rooted.prepare(self.node.site, OURSELVES)
+        return self.node
 
     def launch(self, told: Orders, place: int) -> None:
         self.guards.append((told, os.dup(place)))
@@ -185,8 +196,9 @@ class _SimNode:
             path.unlink()
 
     def left(self) -> list[str]:
+        own = {self.root / "disks/node"}
         places = [path for name in ("run/jobs", "run/seeds", "run/admission", "run/guards", "disks")
-                  for path in (self.root / name).rglob("*")]
+                  for path in (self.root / name).rglob("*") if path not in own]
         return [f"{self.name}: {name}" for name in (*map(str, places), *self.hypervisor._domains)]
 
 
@@ -233,7 +245,7 @@ class _Cluster:
             (sim.jobs / f"{job.key}.JB").touch()
             verb = lifecycle.prologue if index == 0 else lifecycle.prologue_parallel
             self.perhaps(lambda job=job, sim=sim, verb=verb: verb(  # type: ignore[misc]
-                job, sim.node, sim.launch, deadline=timeless()), job, sim)
+                job, sim.hooked(), sim.launch, deadline=timeless()), job, sim)
         if not (nodes[0].node.state(job.key).path / "ready").exists() and self.chance.random() < 0.7:
             self.end(number)
             self.waiting.append(number)
@@ -249,7 +261,7 @@ class _Cluster:
             # Never, once, twice.
             for _ in range(self.chance.choice((0, 1, 1, 1, 1, 2))):
                 self.perhaps(lambda job=job, sim=sim, verb=verb: verb(  # type: ignore[misc]
-                    job, sim.node, deadline=timeless()), job, sim)
+                    job, sim.hooked(), deadline=timeless()), job, sim)
 
     def perhaps(self, work: Callable[[], object], job: Job, sim: _SimNode) -> None:
         """Do it, killed on the way or held up while another hook runs, or as it should be."""
@@ -258,8 +270,8 @@ class _Cluster:
         number = chance.randint(1, _MOST_EFFECTS) if what != "whole" else 0
         self.found.faults += number > 0
         other: list[Callable[[], object]] = [
-            lambda: lifecycle.epilogue_parallel(job._replace(exit_status=0), sim.node, deadline=timeless()),
-            lambda: lifecycle.sweep(sim.node, deadline=timeless()), sim.guard_looks,
+            lambda: lifecycle.epilogue_parallel(job._replace(exit_status=0), sim.hooked(), deadline=timeless()),
+            lambda: lifecycle.sweep(sim.hooked(), deadline=timeless()), sim.guard_looks,
         ]
         with self.fate.of(number, chance.choice(other) if what == "held up" else None):
             work()
@@ -285,7 +297,7 @@ class _Cluster:
         with self.fate.of(0):
             sim.guard_looks()
         with self.fate.of(0):
-            lifecycle.sweep(sim.node, deadline=timeless())
+            lifecycle.sweep(sim.hooked(), deadline=timeless())
 
     def settle(self) -> None:
         """All jobs are over, whoever was told; a sweep's interval passes."""
@@ -294,7 +306,7 @@ class _Cluster:
             for path in sim.jobs.iterdir():
                 path.unlink()
             sim.guard_looks()
-            lifecycle.sweep(sim.node, deadline=timeless())
+            lifecycle.sweep(sim.hooked(), deadline=timeless())
             self.found.outlived += sim.left()
 
     def job(self, number: int, index: int) -> Job:
@@ -305,7 +317,7 @@ class _Cluster:
         )
 
     @contextlib.contextmanager
-    def side(self, wanted: demand.Demand) -> Iterator[_Side]:
+    def side(self, wanted: demand.Demand, node: Node) -> Iterator[_Side]:
         yield _Side(self.homes.setdefault(wanted.job.key, {}), usable=not self._here(wanted.job).cut_off)
 
     def _here(self, job: Job) -> _SimNode:

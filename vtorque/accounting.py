@@ -19,7 +19,6 @@ from typing import NamedTuple
 from vtorque import files
 from vtorque.errors import StateError, VtorqueError
 from vtorque.job import Job
-from vtorque.options import SiteConfig
 
 log = logging.getLogger(__name__)
 
@@ -162,11 +161,6 @@ def start(record: Path, *, otherwise: Start) -> Start:
         job, user, begun = json.loads(files.read(record / _BEGUN, limit=_BEGUN_LIMIT))
         return Start(str(job), str(user), float(begun))
     return otherwise
-
-
-def directory(site: SiteConfig) -> Path:
-    """Where a site's accounting files are."""
-    return Path(site.accounting_dir) if site.accounting_dir else Path(site.log_dir, "accounting")
 
 
 def day_files(directory: Path) -> list[Path]:

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 from vtorque.errors import ConfigError, RequestError
-from vtorque.job import Account, Group
+from vtorque.identity import Account, Group
 
 PROGRAM = "vtorque"
 """The account that all is done as on a node that needs no right of root's."""

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterator
 from pathlib import Path
 
-from vtorque import demand, guardpost, names, state, teardown
+from vtorque import demand, guardpost, state, teardown
 from vtorque.deadline import Deadline
 from vtorque.errors import RequestError, known
 from vtorque.model import Job
@@ -43,21 +43,13 @@ def _give_back(steps: contextlib.ExitStack, job: Job, node: Node, deadline: Dead
         node.journal.note("ended", facts=facts)
         steps.callback(_note_gone, node, record)
     steps.callback(guardpost.is_taken, Path(node.site.state_dir), job.key)
-    steps.callback(_release_unrecorded, job, node, deadline)
-    steps.callback(teardown.release, record, hypervisor=node.hypervisor, rules=node.filter, deadline=deadline)
+    steps.callback(teardown.release_unrecorded, job.key, node, deadline=deadline)
+    steps.callback(teardown.release, record, node, deadline=deadline)
 
 
 def _note_gone(node: Node, record: JobState) -> None:
     if not record.exists:
         node.journal.note("torn-down")
-
-
-def _release_unrecorded(job: Job, node: Node, deadline: Deadline) -> None:
-    directories = (*names.directories(node.site, job.key).values(), Path(node.site.state_dir) / "seeds")
-    teardown.release_unrecorded(
-        job.key, hypervisor=node.hypervisor, rules=node.filter, table=names.table(job.key, node.site),
-        directories=directories, deadline=deadline,
-    )
 
 
 def _remove_job_directory(job: Job, node: Node, side: UserSide | None, deadline: Deadline) -> None:
@@ -74,7 +66,7 @@ def _side_of(job: Job, node: Node) -> Iterator[UserSide | None]:
     with contextlib.ExitStack() as stack:
         side = None
         try:
-            side = stack.enter_context(demand.user_side(demand.demand(job, node)))
+            side = stack.enter_context(demand.user_side(demand.demand(job, node), node))
         except (RequestError, OSError) as error:
             log.warning("the job directory is left alone: %s", known(error).brief)
         yield side

@@ -6,12 +6,9 @@ what a guest writes there, a little is read once, and nothing is passed on.
 """
 
 import contextlib
-import logging
 import os
 import socket
 from pathlib import Path
-
-log = logging.getLogger(__name__)
 
 CHANNEL = "org.vtorque.ready"
 """The channel's name, by which the guest finds it: /dev/virtio-ports/org.vtorque.ready."""
@@ -30,19 +27,13 @@ def fits(path: Path) -> bool:
 class Announcement:
     """One guest's channel, from the outside. With an image that says nothing it stays silent."""
 
-    def __init__(self, path: Path | None) -> None:
+    def __init__(self, channel: socket.socket | None) -> None:
         self.heard = False
         """Whether the guest has said that it is ready."""
         self._said = b""
-        self._socket: socket.socket | None = None
-        if path is None or not path.is_socket():
-            return
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-        try:
-            self._socket.connect(str(path))
-        except OSError as error:
-            log.debug("nobody will be announced at %s: %s", path, error.strerror)
-            self.close()
+        self._socket = channel
+        if channel is not None:
+            channel.setblocking(False)
 
     def fileno(self) -> int:
         """What can be read when the guest has said something, or is gone; below 0 when nobody listens any more."""

@@ -11,10 +11,11 @@ import logging
 import os
 import socket
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from vtorque.errors import VtorqueError
-from vtorque.model import Resource
+from vtorque.kinds import Resource
 
 FILE = "audit.log"
 """Its name in LOG_DIR."""
@@ -24,8 +25,9 @@ DONE, FAILED = "done", "failed"
 log = logging.getLogger("vtorque-audit")
 
 # Of a value as it is written. A line stays below the 4096 bytes that one write appends in one piece.
-_FIELD_LIMIT = 600
-_REASON = 200
+_FIELD_LIMIT = 450
+_REASON, _LARGEST_BITS = 200, 64
+_FIELDS = ("job", "user", "uid", "act", "kind", "object", "result", "reason")
 # syslog(3): LOG_AUTHPRIV | LOG_INFO.
 _PRIORITY = 10 << 3 | 6
 _SYSLOG = Path("/dev/log")
@@ -72,13 +74,40 @@ class _Sink(logging.Handler):
 
 def setup(where: str, directory: Path, *, step: str, syslog: Path = _SYSLOG) -> None:
     """Send this process's lines where AUDIT_LOG says: file (in `directory`), syslog, both or none."""
+    file = directory / FILE if where in ("file", "both") else None
+    _begin(_Sink(step, file=file, syslog=syslog if where in ("syslog", "both") else None))
+
+
+class _Forward(logging.Handler):
+    """To root, who writes them."""
+
+    def __init__(self, tell: Callable[[Mapping[str, object]], None]) -> None:
+        super().__init__()
+        self._tell = tell
+
+    def emit(self, record: logging.LogRecord) -> None:
+        # What cannot be said to root is lost, as what root cannot write.
+        with contextlib.suppress(VtorqueError, OSError):
+            self._tell(vars(record)["about"])
+
+
+def forward(tell: Callable[[Mapping[str, object]], None]) -> None:
+    """Send this process's lines to root, who has opened the log already."""
+    _begin(_Forward(tell))
+
+
+def write(about: Mapping[str, object]) -> None:
+    """A line that the program has sent."""
+    log.info("", extra={"about": {name: about.get(name) for name in _FIELDS}})
+
+
+def _begin(handler: logging.Handler) -> None:
     while log.handlers:
         log.handlers[0].close()
         log.removeHandler(log.handlers[0])
     log.setLevel(logging.INFO)
     log.propagate = False
-    file = directory / FILE if where in ("file", "both") else None
-    log.addHandler(_Sink(step, file=file, syslog=syslog if where in ("syslog", "both") else None))
+    log.addHandler(handler)
 
 
 class Trail:
@@ -119,7 +148,8 @@ def note(
 
 
 def _capped(value: object) -> object:
-    if isinstance(value, int):
+    # A number that the program has sent may have thousands of digits.
+    if isinstance(value, int) and value.bit_length() <= _LARGEST_BITS:
         return value
     text = str(value)[-_FIELD_LIMIT:]
     while len(json.dumps(text)) > _FIELD_LIMIT:

@@ -4,6 +4,7 @@
 import ctypes
 import os
 import resource
+import signal
 import socket
 import struct
 from collections.abc import Callable, Collection
@@ -12,20 +13,22 @@ from typing import Any
 from vtorque.proc import Identity
 
 # linux/prctl.h, and linux/capability.h: version 3 has 64 bits of each set, in two parts.
-_PR_SET_KEEPCAPS, _PR_SET_NO_NEW_PRIVS, _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE = 8, 38, 47, 2
+_PR_SET_PDEATHSIG, _PR_SET_KEEPCAPS, _PR_SET_NO_NEW_PRIVS, _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE = 1, 8, 38, 47, 2
 _CAPABILITIES, _VERSION_3 = struct.Struct("=6I"), struct.Struct("=Ii").pack(0x20080522, 0)
 
 
 def fork_as(
-    identity: Identity | None, serve: Callable[[socket.socket], None], *, keeps: Collection[int] = ()
+    identity: Identity | None, serve: Callable[[socket.socket], int | None], *, keeps: Collection[int] = (),
+    holds: Collection[int] = (), dies_with_us: bool = False,
 ) -> tuple[int, socket.socket]:
     """Fork a child that has become `identity` for good, and runs `serve` on its end of a socket pair.
 
     Of root's capabilities it and what it starts have those that it `keeps`, by their numbers, which are below 32.
     With no identity it stays who it is. Call it before the first thread is started. The child is in a session of its
-    own, holds nothing open but 0 to 2 and the socket, and ends with `serve`.
+    own, holds nothing open but 0 to 2, the socket and what it `holds`, and ends with `serve`, whose status is its own.
     """
     ours, theirs = socket.socketpair()
+    parent = os.getpid()
     pid = os.fork()
     if pid:
         theirs.close()
@@ -33,15 +36,29 @@ def fork_as(
     status = 1
     try:
         os.setsid()
-        keep = theirs.fileno()
-        os.closerange(3, keep)
-        os.closerange(keep + 1, os.sysconf("SC_OPEN_MAX"))
+        _close_all_but({theirs.fileno(), *holds})
         _become(identity, keeps)
-        serve(theirs)
-        status = 0
+        if dies_with_us:
+            _die_with(parent)
+        status = serve(theirs) or 0
     finally:
         # Nothing of the parent may run here: no atexit, no flushing of its buffers.
         os._exit(status)
+
+
+def _close_all_but(handles: Collection[int]) -> None:
+    low = 3
+    for handle in sorted(handles):
+        os.closerange(low, handle)
+        low = handle + 1
+    os.closerange(low, os.sysconf("SC_OPEN_MAX"))
+
+
+def _die_with(parent: int) -> None:
+    """Whoever kills the parent kills us; to become somebody takes that back, so it comes after that (prctl(2))."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _become(identity: Identity | None, keeps: Collection[int]) -> None:

@@ -1,25 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
 """Start this node's guests of a job. What is taken is in the ledger before it exists."""
 
+import contextlib
 import logging
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from vtorque import diskserving, files, guestnet, imageprobe, logs, serving, sitescripts
+from vtorque import files, guestnet, guestscripts, imageprobe, logs
 from vtorque.backends.transport import KeyPair
 from vtorque.deadline import Deadline
-from vtorque.diskserving import DISK
 from vtorque.errors import VtorqueError
 from vtorque.imageprobe import Probed
+from vtorque.kinds import DIRECTORY, DISK, DOMAIN, FILE, SHARE
 from vtorque.model import GuestKeys, JobPlan, Order, Resource, VmPlan
 from vtorque.node import Node
-from vtorque.serving import SHARE
 from vtorque.state import JobState
-from vtorque.teardown import DIRECTORY, DOMAIN, FILE
 
 log = logging.getLogger(__name__)
+
+Said = Callable[[], list[tuple[Path, str]]]
+"""What servers of shares have said until now, by their sockets."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,15 +46,18 @@ def start(plan: JobPlan, base: Probed, *, node: Node, state: JobState, deadline:
     was begun.
     """
     guestnet.fence(plan, node=node, state=state, deadline=deadline)
-    _directory(plan.vms[0].overlay.parent, state, deadline)
-    files.directory(Path(node.site.state_dir, "seeds"), mode=0o711)
+    place = plan.vms[0].overlay.parent
+    # Before it is in the ledger: what is there is removed by its name. Root makes sure of it, too.
+    files.require_private(place)
+    with state.taking(Resource(kind=DIRECTORY, name=str(place)), deadline=deadline):
+        node.root.make_place(plan.request.fs_type, deadline=deadline)
     probe = node.transport.make_key()
-    scripts = sitescripts.read(node.site.vm_scripts_dir)
+    scripts = node.root.scripts() if node.site.vm_scripts_dir else {}
 
     def one(vm: VmPlan, domain_xml: str, host_key: str) -> Started:
         with logs.about(job=plan.job.id, guest=vm.name), logs.step("start"):
             _start(plan, vm, base, domain_xml, node=node, state=state, deadline=deadline)
-        ends_cleanly = sitescripts.ends_cleanly(vm, sitescripts.of_rank(scripts, vm.rank))
+        ends_cleanly = guestscripts.ends_cleanly(vm, guestscripts.of_rank(scripts, vm.rank))
         return Started(vm=vm, host_key=host_key, probe=probe, ends_cleanly=ends_cleanly)
 
     hosts = [node.transport.make_key() for _ in plan.vms]
@@ -67,12 +73,16 @@ def start(plan: JobPlan, base: Probed, *, node: Node, state: JobState, deadline:
         return tuple(pool.map(one, *told))
 
 
-def _directory(path: Path, state: JobState, deadline: Deadline) -> None:
-    # Before it is in the ledger: what is there is removed by its name.
-    files.require_private(path)
-    # QEMU has to reach its overlay by its name.
-    with state.taking(Resource(kind=DIRECTORY, name=str(path)), deadline=deadline):
-        files.directory(path, mode=0o711)
+@contextlib.contextmanager
+def _made(path: Path, *, node: Node, state: JobState, deadline: Deadline) -> Iterator[int]:
+    """A guest's file, to be written; QEMU's in the end."""
+    with state.taking(Resource(kind=FILE, name=str(path)), deadline=deadline):
+        handle = node.root.create(path, deadline=deadline)
+        try:
+            yield handle
+        finally:
+            os.close(handle)
+        node.root.give(path, deadline=deadline)
 
 
 def _write(
@@ -80,67 +90,75 @@ def _write(
     node: Node, state: JobState, deadline: Deadline,
 ) -> str:
     """Have a guest's seed and its domain document written, by somebody who can do nothing else; the document."""
-    uid, gid = plan.runs_as or node.qemu_ids
     order = Order(
-        slot=vm.slot, announce=node.announce, scripts=tuple(sitescripts.of_rank(scripts, vm.rank).items()),
+        slot=vm.slot, announce=node.announce, scripts=tuple(guestscripts.of_rank(scripts, vm.rank).items()),
         keys=GuestKeys(host_private=host.private, host_public=host.public, probe_public=probe.public),
     )
-    taken = Resource(kind=FILE, name=str(vm.seed))
-    with logs.about(job=plan.job.id, guest=vm.name), state.taking(taken, deadline=deadline):
-        with files.created(vm.seed, mode=0o600) as handle:
-            domain_xml = node.plans.write(plan, order, handle=handle, deadline=deadline)
-        files.give(vm.seed, uid=uid, gid=gid)
-    return domain_xml
+    with (
+        logs.about(job=plan.job.id, guest=vm.name),
+        _made(vm.seed, node=node, state=state, deadline=deadline) as handle,
+    ):
+        return node.plans.write(plan, order, handle=handle, deadline=deadline)
 
 
 def _start(
     plan: JobPlan, vm: VmPlan, base: Probed, domain_xml: str, *, node: Node, state: JobState, deadline: Deadline
 ) -> None:
-    uid, gid = plan.runs_as or node.qemu_ids
-    with state.taking(Resource(kind=FILE, name=str(vm.overlay)), deadline=deadline):
-        imageprobe.make_overlay(base, vm.overlay, size_mib=plan.request.disk_size_mib)
-        files.give(vm.overlay, uid=uid, gid=gid)
+    with _made(vm.overlay, node=node, state=state, deadline=deadline) as handle:
+        imageprobe.make_overlay(base, handle, size_mib=plan.request.disk_size_mib)
     # Others make these, when the domain starts.
     for path in filter(None, (vm.console, vm.channel)):
         with state.taking(Resource(kind=FILE, name=str(path)), deadline=deadline):
             pass
-    _serve(plan, vm, owner=(uid, gid), state=state, deadline=deadline)
-    _serve_disk(plan, vm, owner=(uid, gid), state=state, deadline=deadline)
+    said = _serve(plan, vm, node=node, state=state, deadline=deadline)
+    _serve_disk(plan, vm, node=node, state=state, deadline=deadline)
     with state.taking(Resource(kind=DOMAIN, name=vm.name), deadline=deadline):
         node.journal.note("defined", rank=vm.rank)
         base.require_same()
         try:
             node.hypervisor.create(domain_xml, deadline=deadline)
         except VtorqueError:
-            for path in vm.share_sockets:
-                log.error("the server of %s said: %s", path, serving.said(_share_log(vm, path)))  # noqa: TRY400
+            for path, text in said():
+                log.error("the server of %s said: %s", path, text)  # noqa: TRY400
             raise
     node.journal.note("started", rank=vm.rank)
 
 
-def _serve(plan: JobPlan, vm: VmPlan, *, owner: tuple[int, int], state: JobState, deadline: Deadline) -> None:
-    """Start the servers of the guest's shares, when they are processes of their own."""
-    for mount, path in zip(plan.mounts, vm.share_sockets, strict=False):
+def _serve(plan: JobPlan, vm: VmPlan, *, node: Node, state: JobState, deadline: Deadline) -> Said:
+    """Start the servers of the guest's shares, when they are processes of their own; what each says is kept."""
+    shares = tuple(zip(plan.mounts, vm.share_sockets, strict=False))
+    for mount, path in shares:
         share_log = _share_log(vm, path)
         with state.taking(Resource(kind=FILE, name=str(share_log)), deadline=deadline):
-            pass
-        with state.taking(Resource(kind=SHARE, name=str(path)), deadline=deadline):
-            serving.start(mount, path, account=plan.account, owner=owner, log=share_log, deadline=deadline)
+            handle = node.root.create(share_log, deadline=deadline)
+        try:
+            with state.taking(Resource(kind=SHARE, name=str(path)), deadline=deadline):
+                assert mount.directory is not None
+                node.root.serve_share(
+                    path, mount.directory, readonly=mount.readonly, log=handle, deadline=deadline
+                )
+        finally:
+            os.close(handle)
+    return lambda: [(path, node.root.console(_share_log(vm, path))) for _, path in shares]
 
 
-def _serve_disk(plan: JobPlan, vm: VmPlan, *, owner: tuple[int, int], state: JobState, deadline: Deadline) -> None:
+def _serve_disk(plan: JobPlan, vm: VmPlan, *, node: Node, state: JobState, deadline: Deadline) -> None:
     """Start the server of the user's own disk, if the guest has it."""
     path = vm.disk_socket
     if path is None:
         return
     disk_log = _share_log(vm, path)
     with state.taking(Resource(kind=FILE, name=str(disk_log)), deadline=deadline):
-        pass
-    with state.taking(Resource(kind=DISK, name=str(path)), deadline=deadline):
-        diskserving.start(
-            plan.request, path, account=plan.account, owner=owner, holder=f"job {plan.job.id} on node {vm.node}",
-            log=disk_log, deadline=deadline,
-        )
+        handle = node.root.create(disk_log, deadline=deadline)
+    try:
+        with state.taking(Resource(kind=DISK, name=str(path)), deadline=deadline):
+            said = node.root.serve_disk(
+                path, plan.request.disk, new_mib=plan.request.disk_new_mib,
+                holder=f"job {plan.job.id} on node {vm.node}", deadline=deadline,
+            )
+        files.write_all(handle, said.encode())
+    finally:
+        os.close(handle)
 
 
 def _share_log(vm: VmPlan, path: Path) -> Path:

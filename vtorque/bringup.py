@@ -78,7 +78,7 @@ def start(wanted: Demand, node: Node, record: JobState, *, deadline: Deadline) -
 def _start(wanted: Demand, node: Node, record: JobState, *, deadline: Deadline) -> tuple[JobPlan, tuple[Started, ...]]:
     with _image(wanted, node, deadline) as image:
         node.journal.note("image")
-        base = imageprobe.probe(image.path, deadline=deadline, trusted=True)
+        base = imageprobe.probe(image.path, deadline=deadline, trusted=True, look=node.root.inspect)
         decided = _decide(wanted, image, base.header, node, record, deadline)
         record.save_plan(orders.plain(decided))
         node.journal.note("planned", facts={
@@ -125,7 +125,9 @@ def _image(wanted: Demand, node: Node, deadline: Deadline) -> Iterator[Image]:
     imageentry.require_trusted(image)
     if node.site.vm_images_verified:
         image = image._replace(verified=imageentry.is_sealed(image.path.parent, image.sha256))
-    with imagecache.local(image, fs_type=wanted.request.fs_type, site=node.site, deadline=deadline) as local:
+    with imagecache.local(
+        image, fs_type=wanted.request.fs_type, site=node.site, deadline=deadline, root=node.root
+    ) as local:
         yield local
 
 

@@ -18,6 +18,7 @@ _NOBODY = 65534
 _POWERLESS = ("--no-new-privs", "--inh-caps=-all")
 _NOBODYS = (f"--reuid={_NOBODY}", f"--regid={_NOBODY}", "--clear-groups", "--bounding-set=-all")
 _OPEN_FILES = 16
+_IMAGE = Path(__file__).with_name("imageformat.py")
 
 
 class Limits(NamedTuple):
@@ -28,18 +29,31 @@ class Limits(NamedTuple):
     answer: int
 
 
+_IMAGE_LIMITS = Limits(cpu_seconds=2, memory_mib=256, answer=256)
+
+
+def powerless() -> tuple[str, ...]:
+    """What a command is begun with that is to have no capability and get none; where root begins it, as nobody."""
+    return (_SETPRIV, *_POWERLESS, *(_NOBODYS if os.geteuid() == 0 else ()), "--")
+
+
+def look_at_image(handle: int, *, deadline: Deadline) -> bytes:
+    """What imageformat.py says of the image behind `handle`. CommandError, DeadlineExceeded."""
+    return run(_IMAGE, handle=handle, limits=_IMAGE_LIMITS, deadline=deadline)
+
+
 def run(script: Path, *, handle: int, limits: Limits, deadline: Deadline) -> bytes:
     """What `script` says of the file behind `handle`. Root becomes nobody for it; anybody else stays who he is.
 
     The child has no environment, no capability and can get none, writes no file and starts
     no process. Raises CommandError when it fails or says too much, and DeadlineExceeded.
     """
-    rights = (*_POWERLESS, *(_NOBODYS if os.geteuid() == 0 else ()))
+    rights = powerless()
     caps = (
         f"--cpu={limits.cpu_seconds}", f"--as={limits.memory_mib << 20}", f"--nofile={_OPEN_FILES}", "--fsize=0",
         "--nproc=0", "--core=0",
     )
-    argv = [_SETPRIV, *rights, "--", _PRLIMIT, *caps, "--", sys.executable, "-I", "-S", str(script)]
+    argv = [*rights, _PRLIMIT, *caps, "--", sys.executable, "-I", "-S", str(script)]
     child = proc.spawn(argv, stdin=handle, stdout=proc.PIPE, stderr=proc.DEVNULL, env={}, cwd=Path("/"))
     assert child.stdout is not None
     try:

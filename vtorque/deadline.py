@@ -32,6 +32,10 @@ class Deadline:
     def expired(self) -> bool:
         return self.remaining == 0.0
 
+    def since(self, moment: float) -> "Deadline":
+        """The same, had it been made then, at a moment of the monotonic clock."""
+        return Deadline(self.remaining - (time.monotonic() - moment))
+
     def within(self, seconds: float) -> "Deadline":
         """The earlier of this deadline and `seconds` from now."""
         return self._in(min(self.remaining, seconds))

@@ -10,7 +10,6 @@ from vtorque.deadline import Deadline
 from vtorque.errors import RequestError
 from vtorque.model import Account, Job, VmRequest
 from vtorque.node import Node
-from vtorque.proc import Identity
 from vtorque.userside import UserSide
 
 _USER_SIDE_SECONDS = 5.0
@@ -35,13 +34,9 @@ def demand(job: Job, node: Node) -> Demand:
 
 
 @contextlib.contextmanager
-def user_side(wanted: Demand) -> Iterator[UserSide]:
-    """The user's side of a job; forked, so it has to be opened before anything starts a thread."""
-    account = wanted.account
-    identity = Identity(
-        uid=account.uid, gid=account.group.gid, groups=tuple(group.gid for group in account.groups)
-    )
-    with contextlib.closing(UserSide(identity, account.home, wanted.request.request_id)) as side:
+def user_side(wanted: Demand, node: Node) -> Iterator[UserSide]:
+    """The user's side of a job."""
+    with contextlib.closing(UserSide(node.clerk(wanted.account), wanted.request.request_id)) as side:
         yield side
 
 

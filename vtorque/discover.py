@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from vtorque import accounting, files, guestnet, keeping, logs, wakeups
+from vtorque import accounting, guestnet, keeping, logs, wakeups
 from vtorque.announcement import Announcement
 from vtorque.backends.transport import Proven, Prover
 from vtorque.boot import Started
@@ -22,10 +22,10 @@ from vtorque.errors import (
     WrongHostKey,
     printable,
 )
+from vtorque.kinds import SHUTDOWN
 from vtorque.model import Account, Guest, Job, Resource, VmPlan
 from vtorque.node import Node
 from vtorque.state import JobState
-from vtorque.teardown import SHUTDOWN
 from vtorque.wakeups import Changes, Wakeup
 
 log = logging.getLogger(__name__)
@@ -34,8 +34,6 @@ log = logging.getLogger(__name__)
 # that is still booting would take what it boots with: each costs it a refused connection.
 _LONGEST_PAUSE_SECONDS = 0.25
 _STATUS_LIMIT = 4096
-_CONSOLE_LIMIT = 4 << 20
-_CONSOLE_LINES = 20
 _TOLD = 3
 
 
@@ -116,7 +114,7 @@ class _Search:
 
     def trouble(self, seconds: float) -> VtorqueError:
         """Why the guest was not found in this time: every address that was tried, with what is there."""
-        vm, console = self._guest.vm, _console(self._guest.vm)
+        vm, console = self._guest.vm, _console(self._guest.vm, self._node)
         if not self._troubles:
             return AddressError(
                 f"guest {vm.hostname} got no address within {seconds:.0f} s", details=console,
@@ -156,8 +154,10 @@ class _Search:
             if vm.rank == 0 and not self._kept:
                 # Now, because the guest has time for it while it is being set up.
                 self._kept = True
-                keeping.keep(found, self._prover, uid=self._account.uid, state=self._state, deadline=self._deadline)
-            _await_setup(vm, guest, self._deadline)
+                keeping.keep(
+                    found, self._prover, root=self._node.root, state=self._state, deadline=self._deadline
+                )
+            _await_setup(vm, guest, self._node, self._deadline)
             journal.note("cloud-init", rank=vm.rank, word=accounting.GUEST)
         return found
 
@@ -170,7 +170,7 @@ def _await(
     waited = deadline.remaining
     with (
         contextlib.closing(node.addresses(guests, deadline)) as book,
-        contextlib.closing(Announcement(vm.channel)) as word,
+        contextlib.closing(_announcement(vm, node)) as word,
     ):
         search = _Search(guest, word, prover, account=account, node=node, state=state, deadline=deadline)
         try:
@@ -190,31 +190,34 @@ def _await(
             raise search.trouble(waited) from error
 
 
-def _await_setup(vm: VmPlan, guest: Proven, deadline: Deadline) -> None:
+def _await_setup(vm: VmPlan, guest: Proven, node: Node, deadline: Deadline) -> None:
     """The guest's own word on its set-up: a hint that may fail the start, never a proof."""
     try:
         said = guest.ask("await-setup", limit=_STATUS_LIMIT, deadline=deadline)
     except DeadlineExceeded:
-        raise GuestError(f"guest {vm.hostname} did not finish its set-up", details=_console(vm)) from None
+        raise GuestError(f"guest {vm.hostname} did not finish its set-up", details=_console(vm, node)) from None
     word, _, rest = printable(said.decode(errors="backslashreplace")).partition(" ")
     if word == "refused:":
         raise RequestError(rest)
     if word != "ready":
         reason = rest or "did not say how its set-up ended"
-        raise GuestError(f"guest {vm.hostname}: {reason}", details=_console(vm))
+        raise GuestError(f"guest {vm.hostname}: {reason}", details=_console(vm, node))
     if rest.lower() != str(vm.uuid):
         raise GuestError(f"guest {vm.hostname} has the DMI UUID {rest[:40]!r}, not {vm.uuid}")
 
 
 def _check_alive(vm: VmPlan, node: Node, deadline: Deadline) -> None:
     if not node.hypervisor.is_running(vm.name, deadline=deadline):
-        raise HypervisorError(f"guest {vm.hostname} stopped while it was booting", details=_console(vm))
+        raise HypervisorError(f"guest {vm.hostname} stopped while it was booting", details=_console(vm, node))
 
 
-def _console(vm: VmPlan) -> str:
+def _announcement(vm: VmPlan, node: Node) -> Announcement:
+    return Announcement(None if vm.channel is None else node.root.connect(vm.channel))
+
+
+def _console(vm: VmPlan, node: Node) -> str:
     """The end of the guest's console, for root's log."""
     try:
-        text = files.read(vm.console, limit=_CONSOLE_LIMIT)
-    except (OSError, VtorqueError):
+        return node.root.console(vm.console)
+    except VtorqueError:
         return "no console output"
-    return "\n".join(text.decode(errors="backslashreplace").splitlines()[-_CONSOLE_LINES:])

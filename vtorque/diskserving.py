@@ -7,31 +7,26 @@ import os
 import sys
 from pathlib import Path
 
-from vtorque import files, proc, serving
+from vtorque import proc, serving
 from vtorque.deadline import Deadline
 from vtorque.diskserver import QEMU_NBD
 from vtorque.errors import ConfigError, DeadlineExceeded, RequestError, printable
-from vtorque.model import Account, VmRequest
-
-DISK = "disk"
-"""The kind of such a server in the ledger; its name is the socket."""
+from vtorque.identity import Account
 
 _SCRIPT = Path(__file__).with_name("diskserver.py")
-# A crowded file server takes what its client has not yet handed over; after that nothing more is worth waiting for.
-_PATIENCE_SECONDS = 20.0
 
 
 def start(
-    request: VmRequest, path: Path, *, account: Account, owner: tuple[int, int], holder: str, log: Path,
-    deadline: Deadline,
-) -> None:
-    """Serve the request's disk as `account` at the socket `path`, to which only `owner` may connect.
+    disk: str, new_mib: int, path: Path, *, account: Account, owner: tuple[int, int], holder: str, deadline: Deadline
+) -> bytes:
+    """Serve the user's `disk`, which is made with `new_mib` where it is missing, as `account` at the socket `path`,
+    to which only `owner` may connect; what the server said.
 
     `holder` is what the next one who wants it is told. Raises RequestError with
     the reason when the user cannot have it, ConfigError when the node has no
     server, and DeadlineExceeded when there was no time for it.
     """
-    deadline.require(f"opening the disk {request.disk}")
+    deadline.require(f"opening the disk {disk}")
     if not QEMU_NBD.exists():
         raise ConfigError(f"-vm disk= needs {QEMU_NBD} on the node", hint="apt-get install qemu-utils")
     gids = tuple(group.gid for group in account.groups)
@@ -43,18 +38,13 @@ def start(
             env=serving.environment(path), cwd=Path("/"), identity=identity, pass_fds=[listener.fileno()],
         )
         order = {
-            "path": request.disk, "new_mib": request.disk_new_mib, "holder": holder, "socket": listener.fileno(),
-            "format": "qcow2" if request.disk.endswith(".qcow2") else "raw",
+            "path": disk, "new_mib": new_mib, "holder": holder, "socket": listener.fileno(),
+            "format": "qcow2" if disk.endswith(".qcow2") else "raw",
         }
         status, said = _until_it_serves(child, json.dumps(order).encode(), deadline)
-    files.write_new(log, said, mode=0o600, durable=False)
     if status != 0:
-        raise _failure(request, status, said.decode(errors="backslashreplace"))
-
-
-def end(path: Path, *, deadline: Deadline) -> None:
-    """End the server at the socket `path`: what its guest has written goes to the image first. DeadlineExceeded."""
-    serving.end(path, patience=_PATIENCE_SECONDS, deadline=deadline)
+        raise _failure(disk, status, said.decode(errors="backslashreplace"))
+    return said
 
 
 def _until_it_serves(child: proc.Child, order: bytes, deadline: Deadline) -> tuple[int | None, bytes]:
@@ -79,10 +69,10 @@ def _until_it_serves(child: proc.Child, order: bytes, deadline: Deadline) -> tup
         return status, said.read(serving.SAID_LIMIT) or b""
 
 
-def _failure(request: VmRequest, status: int | None, said: str) -> RequestError:
+def _failure(disk: str, status: int | None, said: str) -> RequestError:
     """Always the user's: who traces his own process has it say, and end, as he likes."""
     reason = printable(said.partition("\n")[0].removeprefix("qemu-nbd: ")) or "cannot be opened"
     if status != 1 or said.startswith("Traceback"):
         reason = "cannot be opened in time" if status is None else f"its server ended with status {status}"
-    hint = f"disk={request.disk}:20G makes one" if "no such file" in reason or "is empty" in reason else ""
-    return RequestError(f"-vm disk={request.disk}: {reason}", details=said, hint=hint)
+    hint = f"disk={disk}:20G makes one" if "no such file" in reason or "is empty" in reason else ""
+    return RequestError(f"-vm disk={disk}: {reason}", details=said, hint=hint)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from vtorque import doctor_checks as checks
 from vtorque import doctor_network, doctor_openpbs, doctor_service, doctor_site, doctor_slurm, proc, topology
-from vtorque.backends.hypervisor.libvirt import Libvirt
+from vtorque.backends.hypervisor.inspector import Inspector
 from vtorque.config import SiteConfig
 from vtorque.deadline import Deadline
 from vtorque.doctor_checks import Finding, Level, error, ok, warning
@@ -70,6 +70,7 @@ def _of_nodes(site: SiteConfig, prefix: Path, within: Deadline) -> list[tuple[st
         ("accelerator", lambda: checks.accelerator(site, device=checks.kvm_of_libvirt())),
         ("libvirt", partial(libvirt, site, deadline=within)),
         ("machine", partial(machine, site, deadline=within)),
+        ("account", partial(doctor_site.account, site, prefix)),
         ("qemu-user", partial(doctor_site.qemu_user, site)),
         ("commands", partial(doctor_site.commands, doctor_site.QEMU_IMG, doctor_site.KEYGEN)),
         ("commands", partial(doctor_site.own_disks, site)),
@@ -160,7 +161,7 @@ def defining(uri: str, *, kind: str, machine: str, deadline: Deadline) -> Findin
     name = f"{_DOMAIN_PREFIX}{uuid.uuid4().hex[:12]}"
     about = f" arch='x86_64' machine='{machine}'" if machine else ""
     xml = _DOMAIN.format(kind=kind, name=name, uuid=uuid.uuid4(), about=about)
-    with contextlib.closing(Libvirt(uri)) as hypervisor:
+    with contextlib.closing(Inspector(uri)) as hypervisor:
         _forget_earlier(uri, hypervisor, deadline=deadline.within(_TOOL_SECONDS))
         started = time.monotonic()
         try:
@@ -258,7 +259,7 @@ def _synchronised(deadline: Deadline) -> bool | None:
     return None
 
 
-def _forget_earlier(uri: str, hypervisor: Libvirt, *, deadline: Deadline) -> None:
+def _forget_earlier(uri: str, hypervisor: Inspector, *, deadline: Deadline) -> None:
     """Remove what an examination left that ran out of time; a libvirt that hangs defines its guest later."""
     with contextlib.suppress(VtorqueError):
         for name in _output(_VIRSH, "-c", uri, "list", "--all", "--name", deadline=deadline).split():

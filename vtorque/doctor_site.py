@@ -2,7 +2,9 @@
 """Whether what the configuration names is there: programs, directories, scripts and huge pages."""
 
 import contextlib
+import grp
 import os
+import pwd
 import shutil
 import stat
 from collections.abc import Iterator
@@ -20,6 +22,8 @@ _PACKAGES = {KEYGEN: "openssh-client", QEMU_IMG: "qemu-utils", QEMU_NBD: "qemu-u
 _GIB = 1 << 30
 _SCARCE = 10 * _GIB
 _SBATCH = "/usr/bin/sbatch"
+# Who is in one of these is root in all but name, or opens what guests are kept in.
+_MIGHTY = ("root", "disk", "kmem", "shadow", "sudo", "wheel", "docker", "lxd", "kvm", "libvirt", "libvirt-qemu")
 
 
 def qemu_user(site: SiteConfig) -> Iterator[Finding]:
@@ -30,6 +34,20 @@ def qemu_user(site: SiteConfig) -> Iterator[Finding]:
         yield error("qemu-user", trouble.brief, "set QEMU_USER, or apt-get install libvirt-daemon-system")
     else:
         yield ok("qemu-user", f"{site.qemu_user} has uid {uid} and gid {gid}")
+
+
+def account(site: SiteConfig, prefix: Path) -> Iterator[Finding]:
+    """The account that the program runs as is one of its own, and in no group that gives back what it has not."""
+    name = accounts.PROGRAM
+    try:
+        uid, gid = accounts.program()
+    except ConfigError as trouble:
+        # Without a hint there is one, which is root.
+        hint = f"{prefix}/contrib/make-account" if trouble.hint else f"usermod -u N {name}"
+        yield error("account", trouble.brief, hint)
+        return
+    bad = [*_sharers(site, name, uid), *_groups(site, name, gid)]
+    yield from bad or [ok("account", f"{name} has uid {uid} and gid {gid}")]
 
 
 def commands(*needed: Path) -> Iterator[Finding]:
@@ -107,6 +125,43 @@ def huge_pages(site: SiteConfig, shape: NodeShape) -> Iterator[Finding]:
         yield ok("pages", f"huge pages have {there} MiB for guests")
 
 
+def _sharers(site: SiteConfig, name: str, uid: int) -> Iterator[Finding]:
+    """Who else has this uid, and with it all that is the program's."""
+    others = {pwd.getpwuid(uid).pw_name, *([site.qemu_user] if _uid(site.qemu_user) == uid else [])} - {name}
+    if others:
+        yield error("account", f"{name} has uid {uid}, and so has {', '.join(sorted(others))}", f"usermod -u N {name}")
+
+
+def _groups(site: SiteConfig, name: str, gid: int) -> Iterator[Finding]:
+    mighty = {each: _group(each) for each in os.getgrouplist(name, gid) if _is_mighty(site, each)}
+    hint = f"groupadd --system {name}; usermod -g {name} {name}"
+    if own := mighty.pop(gid, ""):
+        yield error("account", f"the group of {name} is {own}, which it is not to be in", hint)
+    elif _group(gid) != name:
+        yield warning("account", f"the group of {name} is {_group(gid)}, which may read logs and accounting", hint)
+    if mighty:
+        # A hook takes none of these along; whatever else becomes this account does.
+        among = ", ".join(sorted(mighty.values()))
+        yield warning("account", f"{name} is in {among}, which it is not to be in", f"usermod -G '' {name}")
+
+
+def _uid(user: str) -> int | None:
+    with contextlib.suppress(ConfigError):
+        return accounts.user_ids(user)[0]
+    return None
+
+
+def _is_mighty(site: SiteConfig, gid: int) -> bool:
+    qemus = accounts.primary_group(site.qemu_user)
+    return gid in (0, qemus) or _group(gid) in _MIGHTY
+
+
+def _group(gid: int) -> str:
+    with contextlib.suppress(KeyError):
+        return grp.getgrgid(gid).gr_name
+    return str(gid)
+
+
 def _untrusted(site: SiteConfig, prefix: Path) -> Iterator[Finding]:
     """What root refuses to act on, and with it each start of guests."""
     places = {"the program": prefix / "scripts", "its templates": prefix / "templates-vm"}
@@ -132,13 +187,14 @@ def _scripts(site: SiteConfig) -> Iterator[Finding]:
 
 
 def _places(site: SiteConfig) -> Iterator[Finding]:
-    for name, path, meaning in (
-        ("DISK_DIR", site.disk_dir, "no job gets guests"),
-        ("RAMDISK_DIR", site.ramdisk_dir, "no job gets fs_type=ramdisk"),
-        ("IMAGE_CACHE_DIR", site.image_cache_dir, "no job gets an image by URL"),
+    for name, path, owner, meaning in (
+        ("DISK_DIR", site.disk_dir, 0, "no job gets guests"),
+        ("RAMDISK_DIR", site.ramdisk_dir, 0, "no job gets fs_type=ramdisk"),
+        # The first hook makes it the program's.
+        ("IMAGE_CACHE_DIR", site.image_cache_dir, _uid(accounts.PROGRAM) or 0, "no job gets an image by URL"),
     ):
         try:
-            files.require_private(Path(path))
+            files.require_private(Path(path), owner=owner)
         except ConfigError as trouble:
             yield error("site", f"{name}: {trouble.brief}, so {meaning}", trouble.hint)
     if site.filesystem_type_default == "ramdisk" and not Path(site.ramdisk_dir).is_dir():

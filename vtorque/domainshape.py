@@ -14,7 +14,7 @@ from xml.etree.ElementTree import Element
 from xml.sax.saxutils import unescape
 
 from vtorque.errors import ConfigError
-from vtorque.model import Templates
+from vtorque.kinds import Templates
 
 # What Jinja takes out of a text, and what it puts a value in place of.
 _NOTHING = re.compile(r"{%.*?%}|{#.*?#}|<!--.*?-->", re.DOTALL)
@@ -69,6 +69,13 @@ class Shape:
                     f"template domain.xml: no template has <{name[:40]}> as it is there",
                     hint="elements and attributes are written out in templates; only values may be expressions",
                 )
+
+    def whole(self, name: str, root: Element) -> bool:
+        """Whether the document has elements of this name just if a template has, and each all of its attributes."""
+        tags, found = self._tags.get(name, ()), list(root.iter(name))
+        return bool(tags) == bool(found) and all(
+            any(tag.fits(each) and len(tag.attributes) == len(each.attrib) for tag in tags) for each in found
+        )
 
     def says(self, name: str, text: str) -> bool:
         """Whether it is a template that has this text in an element of this name, or in an attribute of one."""

@@ -2,6 +2,7 @@
 """What root's child does that downloads images and is nobody: it speaks HTTP, and writes into the file it is handed."""
 
 import os
+import socket
 import time
 import urllib.error
 import urllib.request
@@ -11,7 +12,7 @@ from typing import IO, Any
 from urllib.parse import urlsplit
 from urllib.request import HTTPDefaultErrorHandler, HTTPHandler, HTTPSHandler, ProxyHandler
 
-from vtorque import __version__
+from vtorque import __version__, servant
 from vtorque.deadline import Deadline
 from vtorque.errors import ImageError, StateError
 
@@ -56,6 +57,13 @@ class Downloader:
             _put(block, position, handle)
             position += len(block)
         return [position, False, ""]
+
+
+def main() -> int:
+    """The life of a downloader: its standard input is the socket at which it is asked."""
+    with socket.socket(fileno=0) as orders:
+        servant.serve(Downloader(), orders)
+    return 0
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):

@@ -11,7 +11,7 @@ import fcntl
 import os
 import stat
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -50,27 +50,45 @@ def new_directory(path: Path, *, mode: int) -> None:
             os.umask(before)
 
 
-def write_new(path: Path, data: bytes, *, mode: int, group: int = -1, durable: bool = True) -> None:
-    """Create `path`, which must not exist, with `mode` and, when given, the numeric `group`.
+def write_new(path: Path, data: bytes, *, mode: int, durable: bool = True) -> None:
+    """Create `path`, which must not exist, with `mode`.
 
     What is not `durable` may be empty after a power failure.
     """
-    with created(path, mode=mode, group=group, durable=durable) as handle:
+    with created(path, mode=mode, durable=durable) as handle:
         write_all(handle, data)
 
 
 @contextlib.contextmanager
-def created(path: Path, *, mode: int, group: int = -1, durable: bool = True) -> Iterator[int]:
+def created(path: Path, *, mode: int, durable: bool = True) -> Iterator[int]:
     """A descriptor to write what `write_new` creates."""
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
     try:
-        os.fchown(handle, -1, group)
         os.fchmod(handle, mode)
         yield handle
         if durable:
             os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def hand_over(path: Path, *, mode: int, uid: int, gid: int) -> None:
+    """Make a directory of root's that belongs to another account, and what a version before that left there as well.
+
+    What is above it has to be root's. ConfigError when it is anybody else's, or no directory.
+    """
+    if not path.exists():
+        directory(path, mode=mode)
+    about = path.lstat()
+    if about.st_uid == uid:
+        return
+    if about.st_uid != 0 or not stat.S_ISDIR(about.st_mode):
+        raise ConfigError(f"{path} is no directory of root's", hint=f"mv {path} {path}.old")
+    # From below: as long as it is root's nobody else can put something there.
+    for _, _, entries, handle in os.fwalk(path, topdown=False, follow_symlinks=False):
+        for name in entries:
+            os.chown(name, uid, gid, dir_fd=handle, follow_symlinks=False)
+        os.fchown(handle, uid, gid)
 
 
 def write_all(handle: int, data: bytes) -> None:
@@ -80,11 +98,19 @@ def write_all(handle: int, data: bytes) -> None:
         view = view[os.write(handle, view):]
 
 
-def replace(path: Path, data: bytes, *, mode: int, group: int = -1) -> None:
-    """Put `data` at `path` in one step: a reader sees the old file or the new one, whole."""
+def replace(
+    path: Path, data: bytes, *, mode: int, owner: tuple[int, int] = (-1, -1),
+    ready: "Callable[[Path], None] | None" = None,
+) -> None:
+    """Put `data` at `path` in one step: a reader sees the old file or the new one, whole, its `owner`'s and `ready`."""
     fresh = path.with_name(f".{path.name}.{os.getpid()}")
     fresh.unlink(missing_ok=True)
-    write_new(fresh, data, mode=mode, group=group)
+    with created(fresh, mode=mode) as handle:
+        # Not by its name, at which an owner of the directory could put another's.
+        os.fchown(handle, *owner)
+        write_all(handle, data)
+    if ready is not None:
+        ready(fresh)
     fresh.rename(path)
 
 
@@ -104,12 +130,16 @@ def give(path: Path, *, uid: int = -1, gid: int = -1, mode: int | None = None) -
     try:
         if stat.S_ISLNK(os.fstat(handle).st_mode):
             raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
-        itself = f"/proc/self/fd/{handle}"
-        os.chown(itself, uid, gid)
+        give_handle(handle, uid=uid, gid=gid)
         if mode is not None:
-            os.chmod(itself, mode)  # noqa: PTH101
+            os.chmod(f"/proc/self/fd/{handle}", mode)  # noqa: PTH101
     finally:
         os.close(handle)
+
+
+def give_handle(handle: int, *, uid: int = -1, gid: int = -1) -> None:
+    """Make what a descriptor is of, which may be of the kind that only names it, belong to others."""
+    os.chown(f"/proc/self/fd/{handle}", uid, gid)
 
 
 def lock(handle: int, *, how: int = fcntl.LOCK_EX, doing: str, deadline: "Deadline") -> None:
@@ -135,7 +165,7 @@ def read(path: Path, *, limit: int, owner: int | None = None) -> bytes:
         about = os.fstat(handle)
         if not stat.S_ISREG(about.st_mode):
             raise StateError(f"{path} is not a regular file")
-        if owner is not None and about.st_uid != owner:
+        if owner is not None and about.st_uid not in (0, owner):
             raise StateError(f"{path} belongs to uid {about.st_uid}, not {owner}")
         data = b""
         while len(data) <= limit and (part := os.read(handle, limit + 1 - len(data))):
@@ -156,14 +186,14 @@ def require_trusted(path: Path, *, owner: int = 0) -> None:
         _require_ours(each, each.lstat(), owner)
 
 
-def require_private(path: Path) -> None:
-    """Refuse `path`, which need not exist, when anybody but root can put something there, or in place of it.
+def require_private(path: Path, *, owner: int = 0) -> None:
+    """Refuse `path`, which need not exist, when anybody but root and `owner` can put something there, or replace it.
 
     In a directory like /tmp, everybody's to write with the sticky bit, root's own is safe, and what is missing is not.
     """
     there = next(each for each in (path, *path.parents) if os.path.lexists(each))
-    require_trusted(there)
-    _require_ours(there, there.lstat(), 0, unless=0)
+    require_trusted(there, owner=owner)
+    _require_ours(there, there.lstat(), owner, unless=0)
 
 
 @contextlib.contextmanager

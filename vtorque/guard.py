@@ -67,7 +67,7 @@ def watch(orders: Orders, node: Node) -> None:
     record.bound = orders.generation
     node.journal.resume(orders.demand.job, record.path)
     try:
-        with demand.user_side(orders.demand) as side:
+        with demand.user_side(orders.demand, node) as side:
             if orders.started and not _publish(orders, node, record, side):
                 reason = "its guests do not come"
             else:
@@ -99,7 +99,7 @@ def _publish(orders: Orders, node: Node, record: JobState, side: UserSide) -> bo
         node.journal.failed(error)
         text = published.failure_text(node.shape.name, error.one_line(), error.blame)
         side.replace(published.name(job), text, deadline=Deadline(_CALL_SECONDS))
-        service.failed(node.site, job, error, ran=True)
+        service.failed(node.site, job, error, ran=True, make=node.root.make_standing)
         return False
     service.succeeded(node.site)
     text = published.guests_text(guests)
@@ -119,7 +119,7 @@ def _until_over(orders: Orders, node: Node, record: JobState, side: UserSide) ->
     pauses = growing(longest=_STARTING_PAUSE_SECONDS)
     with (
         node.hypervisor.changes() as ends,
-        contextlib.closing(Changes(record.path, node.jobs_directory)) as changes,
+        contextlib.closing(Changes(record.path, onto=node.watch())) as changes,
     ):
         while not record.closed:
             now = time.monotonic()
@@ -194,5 +194,5 @@ def _tear_down(orders: Orders, record: JobState, node: Node) -> None:
         return
     node.journal.note("ended")
     with contextlib.suppress(VtorqueError, OSError), logs.step("tear down"):
-        teardown.release(record, hypervisor=node.hypervisor, rules=node.filter, deadline=Deadline(_TEARDOWN_SECONDS))
+        teardown.release(record, node, deadline=Deadline(_TEARDOWN_SECONDS))
         node.journal.note("torn-down")

@@ -35,11 +35,11 @@ def given(job: Job, request: VmRequest, site: SiteConfig, *, slot: int, node: st
         "vcpus": request.vcpus,
         "memory_mib": request.memory_mib,
         "overlay": disks / f"{name}.qcow2",
-        "seed": Path(site.state_dir) / "seeds" / f"{name}.iso",
+        "seed": names.seeds(site) / f"{name}.iso",
         "console": disks / f"{name}.console",
         "share_sockets": shares.sockets(name, site),
         "disk_socket": datadisk.socket(request, name, rank, site),
-        "channel": _channel(job, slot, site),
+        "channel": _channel(name, site),
     }
 
 
@@ -63,8 +63,8 @@ def guest_mac(prefix: str, job_id: str, rank: int) -> str:
     return (octets + digest)[:_MAC_BYTES].hex(":")
 
 
-def _channel(job: Job, slot: int, site: SiteConfig) -> Path | None:
-    path = Path(site.state_dir, "jobs", job.key, f"channel.{slot + 1}")
+def _channel(name: str, site: SiteConfig) -> Path | None:
+    path = names.seeds(site) / f"{name}.channel"
     return path if announcement.fits(path) else None
 
 

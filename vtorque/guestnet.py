@@ -11,8 +11,8 @@ from pathlib import Path
 from vtorque import files, names
 from vtorque.deadline import Deadline
 from vtorque.errors import GenerationClosed, VtorqueError
+from vtorque.kinds import FILTER
 from vtorque.model import JobPlan, Resource, VmPlan
-from vtorque.names import FILTER
 from vtorque.node import Node
 from vtorque.state import JobState, jobs
 

@@ -11,15 +11,16 @@ import fcntl
 import logging
 import os
 import re
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from vtorque import files, imageheader, names, proc
+from vtorque import files, imageheader, proc, state
 from vtorque.deadline import Deadline
 from vtorque.errors import CommandError, ConfigError, DeadlineExceeded, ImageError, RequestError
 from vtorque.model import Image
 from vtorque.options import SiteConfig
+from vtorque.rootside import RootSide
 
 log = logging.getLogger(__name__)
 
@@ -32,18 +33,21 @@ _MIB = 1 << 20
 
 
 @contextlib.contextmanager
-def local(image: Image, *, fs_type: str, site: SiteConfig, deadline: Deadline) -> Iterator[Image]:
+def local(
+    image: Image, *, fs_type: str, site: SiteConfig, deadline: Deadline, root: RootSide | None = None
+) -> Iterator[Image]:
     """The image where this node's guests read it: in the RAM disk, in the cache of images by URL, or in the catalogue.
 
     Inside the `with` it cannot go away; afterwards it stays while there are
-    overlays on it. Raises ImageError, ConfigError or DeadlineExceeded.
+    overlays on it. `root` makes the cache for us, and has a child that is nobody download. Raises
+    ImageError, ConfigError or DeadlineExceeded.
     """
     if fs_type != "ramdisk" and not image.url:
         yield image
         return
     cache = ramdisk(site) if fs_type == "ramdisk" else disk(site)
-    with cache.holding(image, deadline=deadline) as path:
-        files.require_trusted(path)
+    with cache.holding(image, deadline=deadline, root=root) as path:
+        files.require_trusted(path, owner=os.geteuid())
         yield image._replace(path=path)
 
 
@@ -55,12 +59,12 @@ def ramdisk(site: SiteConfig) -> "Cache":
         files.require_private(place)
     except (ConfigError, OSError) as error:
         raise RequestError(f"-vm fs_type=ramdisk: this node has no RAMDISK_DIR of root's own: {error}") from error
-    return Cache(place / "images", site.ramdisk_limit << 20, overlays=_overlays(site))
+    return Cache(place / "images", site.ramdisk_limit << 20, state=Path(site.state_dir))
 
 
 def disk(site: SiteConfig) -> "Cache":
     """The cache in IMAGE_CACHE_DIR."""
-    return Cache(Path(site.image_cache_dir), site.image_cache_limit << 20, overlays=_overlays(site))
+    return Cache(Path(site.image_cache_dir), site.image_cache_limit << 20, state=Path(site.state_dir))
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,23 +79,25 @@ class Kept:
 class Cache:
     """A directory of images with a limit in bytes, 0 for half of its file system.
 
-    Below each of `overlays` the jobs have their directories; a limit counts
+    Jobs whose guests have overlays on them are recorded below `state`; a limit counts
     what files really take, so that holes are free.
     """
 
-    def __init__(self, directory: Path, limit: int, *, overlays: Collection[Path]) -> None:
-        self.directory, self._limit, self._overlays = directory, limit, overlays
+    def __init__(self, directory: Path, limit: int, *, state: Path) -> None:
+        self.directory, self._limit, self._state = directory, limit, state
 
     @contextlib.contextmanager
-    def holding(self, image: Image, *, deadline: Deadline) -> Iterator[Path]:
+    def holding(
+        self, image: Image, *, deadline: Deadline, root: RootSide | None = None
+    ) -> Iterator[Path]:
         """The file of the image, fetched if need be by one of all who ask, and kept until the end of the `with`."""
         if _DIGEST.fullmatch(image.sha256) is None:
             raise ImageError(f"the catalogue entry of {image.name} has no digest")
-        self._make()
+        self._make(root, deadline)
         target = self.directory / f"{image.sha256}{image.path.suffix}"
         with contextlib.ExitStack() as held:
             try:
-                self._hold(image, target, held, deadline)
+                self._hold(image, target, held, root, deadline)
             except DeadlineExceeded as error:
                 # A slow catalogue is not this node's fault, nor is it of those who wait for who fetches.
                 raise ImageError(f"image {image.name} is not on this node in time", details=error.brief) from error
@@ -99,14 +105,17 @@ class Cache:
             os.utime(_beside(target, "lock"))
             yield target
 
-    def _hold(self, image: Image, target: Path, held: contextlib.ExitStack, deadline: Deadline) -> None:
+    def _hold(
+        self, image: Image, target: Path, held: contextlib.ExitStack, root: RootSide | None,
+        deadline: Deadline,
+    ) -> None:
         for _ in deadline.ticks(doing=f"waiting until image {image.name} is on this node"):
             if held.enter_context(_locked(target, fcntl.LOCK_SH)) and target.exists():
                 return
             held.close()
             with _locked(target, fcntl.LOCK_EX) as ours:
                 if ours and not target.exists():
-                    self._fetch(image, target, deadline)
+                    self._fetch(image, target, root, deadline)
 
     def kept(self) -> list[Kept]:
         """All there is, the least recently used first."""
@@ -141,8 +150,10 @@ class Cache:
             f"have {_mib(left)} MiB, and {free + own >> 20} MiB are free"
         )
 
-    def _make(self) -> None:
-        files.require_private(self.directory)
+    def _make(self, root: RootSide | None, deadline: Deadline) -> None:
+        if root is not None:
+            root.make_cache(self.directory, deadline=deadline)
+        files.require_private(self.directory, owner=os.geteuid())
         files.directory(self.directory, mode=0o711)
 
     def _space(self) -> tuple[int, int]:
@@ -154,19 +165,21 @@ class Cache:
         """Delete an image, unless somebody is at it or has an overlay on it."""
         with _locked(kept.path, fcntl.LOCK_EX) as ours:
             # Only under its lock: nobody can be about to make an overlay.
-            if ours and kept.path not in _backing(self._overlays):
+            if ours and kept.path not in _used(self._state):
                 log.info("gave up image %s of %d MiB", kept.path, _mib(kept.size))
                 _forget(kept.path)
                 kept.path.unlink(missing_ok=True)
                 _beside(kept.path, "lock").unlink(missing_ok=True)
 
-    def _fetch(self, image: Image, target: Path, deadline: Deadline) -> None:
+    def _fetch(
+        self, image: Image, target: Path, root: RootSide | None, deadline: Deadline
+    ) -> None:
         source = image.url or str(image.path)
         log.info("fetching image %s from %s", image.name, source.partition("?")[0])
         self._tidy()
         try:
             if image.url:
-                self._download(image, target, deadline)
+                self._download(image, target, root, deadline)
             else:
                 self._copy(image, target, deadline)
         except OSError as error:
@@ -181,7 +194,9 @@ class Cache:
                     if ours:
                         part.unlink(missing_ok=True)
 
-    def _download(self, image: Image, target: Path, deadline: Deadline) -> None:
+    def _download(
+        self, image: Image, target: Path, root: RootSide | None, deadline: Deadline
+    ) -> None:
         part = _beside(target, "part")
 
         def watch(done: int, total: int | None) -> None:
@@ -196,7 +211,10 @@ class Cache:
         from vtorque import imagepull  # 20 ms, for what is fetched over HTTP
 
         try:
-            imagepull.pull(image.url, target, sha256=image.sha256, progress=watch, deadline=deadline)
+            imagepull.pull(
+                image.url, target, sha256=image.sha256, progress=watch, deadline=deadline,
+                child=root.downloader if root else None,
+            )
         except (ImageError, RequestError) as error:
             raise ImageError(f"image {image.name}: {error.brief}") from error
         files.give(target, mode=0o444)
@@ -222,19 +240,14 @@ class Cache:
             raise
 
 
-def _overlays(site: SiteConfig) -> list[Path]:
-    return list(names.places(site).values())
-
-
-def _backing(directories: Iterable[Path]) -> set[Path]:
-    """The files that overlays of jobs refer to."""
+def _used(root: Path) -> set[Path]:
+    """The images that jobs on this node were planned on."""
     found = set()
-    for job in (job for directory in directories if directory.exists() for job in directory.iterdir()):
-        # A job that ends meanwhile takes its directory with it.
-        with contextlib.suppress(FileNotFoundError):
-            for overlay in job.glob("*.qcow2"):
-                with contextlib.suppress(ImageError):
-                    found.add(Path(imageheader.backing_file(overlay)))
+    for key in state.jobs(root):
+        # Another version's plan may tell of it in another way.
+        with contextlib.suppress(KeyError, TypeError):
+            if (plan := state.JobState(root, key).plan()) is not None:
+                found.add(Path(str(plan["image"]["path"])))
     return found
 
 

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 from vtorque import files, servant
 from vtorque.deadline import Deadline
 from vtorque.errors import DeadlineExceeded, ImageError, RequestError, StateError, printable
-from vtorque.servant import Servant
+from vtorque.servant import Caller, Servant
 
 # For one connect or read. A whole image may take hours, but a server that is silent for a minute is gone.
 _SOCKET_SECONDS = 60.0
@@ -37,20 +37,22 @@ _AGAIN = "run the command again to go on from there"
 _Progress = Callable[[int, int | None], None]
 
 
-def pull(url: str, target: Path, *, sha256: str | None, progress: _Progress, deadline: Deadline = _NEVER) -> str:
+def pull(
+    url: str, target: Path, *, sha256: str | None, progress: _Progress, deadline: Deadline = _NEVER,
+    child: Callable[[], Caller] | None = None,
+) -> str:
     """Download `url` to `target`, replacing it; the SHA-256 of what came, in hexadecimal.
 
-    HTTP is spoken by a child that, where we are root, is nobody; it writes into a file that root has opened.
-    What came before a cut stays in `<target>.part` for the next call, if the
-    server names a version of its file. `progress` is told the bytes so far and
-    the bytes in all, None when the server does not say. Raises RequestError for
-    an URL or digest that cannot be, DeadlineExceeded, ImageError for everything else.
+    HTTP is spoken by a `child`, else by one of our own who, where we are root, is nobody; into a file that we opened.
+    What came before a cut stays in `<target>.part` for the next call, if the server names a version of its file.
+    `progress` is told the bytes so far and in all, None when the server does not say. Raises RequestError for an
+    URL or digest that cannot be, DeadlineExceeded, ImageError for everything else.
     """
     source = require(url, sha256, deadline)
     part = target.with_name(f"{target.name}.part")
     try:
         with _locked(part) as handle:
-            with _spoken(source, handle) as speech:
+            with _spoken(source, handle, child or _own_child) as speech:
                 download = _Download(source, part, handle, speech, progress, checked=sha256 is not None)
                 download.fetch()
             with open(handle, "rb", closefd=False) as whole:
@@ -145,7 +147,7 @@ class _Answer(NamedTuple):
 class _Speech:
     """HTTP, spoken by the child. What it tells is checked like what a server says, for it may be one that tells it."""
 
-    def __init__(self, child: Servant, source: _Source, handle: int) -> None:
+    def __init__(self, child: Caller, source: _Source, handle: int) -> None:
         self._child, self._source, self._handle = child, source, handle
 
     def open(self, headers: Mapping[str, str]) -> _Answer:
@@ -177,14 +179,17 @@ class _Speech:
             raise ImageError(f"cannot download {self._source.shown}: what does so for us has ended") from None
 
 
-@contextlib.contextmanager
-def _spoken(source: _Source, handle: int) -> Iterator[_Speech]:
+def _own_child() -> Caller:
     def make() -> object:
         from vtorque.downloader import Downloader
-
         return Downloader()
 
-    child = Servant("the download", make, identity=servant.NOBODY if os.geteuid() == 0 else None)
+    return Servant("the download", make, identity=servant.NOBODY if os.geteuid() == 0 else None)
+
+
+@contextlib.contextmanager
+def _spoken(source: _Source, handle: int, make: Callable[[], Caller]) -> Iterator[_Speech]:
+    child = make()
     try:
         yield _Speech(child, source, handle)
     finally:

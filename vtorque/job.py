@@ -4,24 +4,20 @@
 Apart from `model`, which a submission has no need of.
 """
 
-import re
 from enum import StrEnum
 from pathlib import Path
-from typing import NamedTuple, NewType
+from typing import NamedTuple
 
-from vtorque.errors import RequestError
-
-JobId = NewType("JobId", str)
+from vtorque.identity import Account as Account
+from vtorque.identity import Group as Group
+from vtorque.identity import JobId as JobId
+from vtorque.identity import job_id as job_id
+from vtorque.identity import job_key as job_key
 
 JOB_EXEC_RETRY = -3
 _SIGNALLED = 256
 # Mom gave up (-1, -2) or the job went over a limit (-10 to -12): the server does not start it again.
 _FINAL = frozenset((-1, -2, -10, -11, -12))
-
-# `1234.server`, `58[2].server`, or the bare number when the server's
-# display_job_server_suffix is off (Torque: req_quejob.c:470-512).
-_JOB_ID = re.compile(r"[0-9]{1,12}(?:\[[0-9]{0,9}\])?(?:\.[A-Za-z0-9][A-Za-z0-9._-]{0,200})?", re.ASCII)
-
 
 class PelogKind(StrEnum):
     """The hooks of a mom, by the name of their file in mom_priv."""
@@ -36,18 +32,6 @@ class PelogKind(StrEnum):
     def starts(self) -> bool:
         """Whether this hook brings a job up rather than down."""
         return self in (PelogKind.PROLOGUE, PelogKind.PROLOGUE_PARALLEL)
-
-
-def job_id(text: str) -> JobId:
-    """A job id that is safe to build names from, or RequestError."""
-    if _JOB_ID.fullmatch(text) is None:
-        raise RequestError(f"not a job id: {text[:80]!r}")
-    return JobId(text)
-
-
-def job_key(job: JobId) -> str:
-    """The job id as a file or domain name: `58[2].srv` becomes `58-2.srv`, as in mom's own spool."""
-    return job.replace("[", "-").replace("]", "")
 
 
 def node_file_path(job: JobId) -> str:
@@ -134,24 +118,6 @@ class VmRequest(NamedTuple):
     iocm_min_cores: int = 0
     iocm_max_cores: int = 0
     elements: int = 1
-
-
-class Group(NamedTuple):
-    """A group of the job's user, by name and number."""
-
-    name: str
-    gid: int
-
-
-class Account(NamedTuple):
-    """The job's user as the node's name service knows him."""
-
-    name: str
-    uid: int
-    group: Group
-    groups: tuple[Group, ...]
-    home: Path
-    shell: str
 
 
 class Image(NamedTuple):

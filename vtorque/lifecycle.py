@@ -5,6 +5,7 @@ import contextlib
 import logging
 import os
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 from vtorque import (
@@ -54,7 +55,7 @@ def prologue(job: Job, node: Node, launch: Launch, *, deadline: Deadline) -> Non
     node.journal.begin(job)
     with undoing(job, node, record, deadline):
         wanted = demand.demand(job, node)
-        with demand.user_side(wanted) as side, _telling_sisters(job, side, deadline):
+        with demand.user_side(wanted, node) as side, _telling_sisters(job, side, deadline):
             service.require(node.site, node=node.shape.name)
             _bring_up(wanted, node, record, side, launch, deadline=deadline.reserve(node.site.undo_reserve))
         state.forget_attempts(Path(node.site.state_dir), job.key)
@@ -67,10 +68,10 @@ def prologue_parallel(job: Job, node: Node, launch: Launch, *, deadline: Deadlin
     node.journal.begin(job)
     with undoing(job, node, record, deadline):
         wanted = demand.demand(job, node)
-        with demand.user_side(wanted) as side, _telling_mother(job, node, side, deadline):
+        with demand.user_side(wanted, node) as side, _telling_mother(job, node, side, deadline):
             service.require(node.site, node=node.shape.name)
             orphans.adopt(job.key, node, deadline=deadline)
-            teardown.release(record, hypervisor=node.hypervisor, rules=node.filter, deadline=deadline)
+            teardown.release(record, node, deadline=deadline)
             with _place(job, node, deadline) as place:
                 # Not before: the guard of an earlier start may have had a last word.
                 for name in (published.name(job), published.lost_name(job.node_index), ABORTED):
@@ -101,14 +102,17 @@ def muster(job: Job, node: Node, *, deadline: Deadline) -> None:
     with undoing(job, node, record, deadline, ran=True):
         wanted = demand.demand(job, node)
         with (
-            demand.user_side(wanted) as side, _telling_sisters(job, side, deadline),
+            demand.user_side(wanted, node) as side, _telling_sisters(job, side, deadline),
             _dismissing_guard(job, node, record, deadline),
         ):
             enough = deadline.reserve(node.site.undo_reserve)
             peers = bringup.gather(wanted, side, record, deadline=enough.within(node.site.timeout), first=0)
             bringup.reporter(wanted, side, node.journal, enough)("ready")
             with record.act(deadline=enough):
-                record.publish(state.READY, markers.ready_marker(wanted, peers), group=wanted.account.group.gid)
+                record.publish(
+                    state.READY, markers.ready_marker(wanted, peers),
+                    share=partial(node.root.share, deadline=enough),
+                )
             node.journal.note("ready")
         state.forget_attempts(Path(node.site.state_dir), job.key)
 
@@ -127,13 +131,12 @@ def _bring_up(
     report = bringup.reporter(wanted, side, node.journal, deadline)
     sweep(node, deadline=deadline.within(_SWEEP_SECONDS))
     orphans.adopt(job.key, node, deadline=deadline)
-    teardown.release(record, hypervisor=node.hypervisor, rules=node.filter, deadline=deadline)
+    teardown.release(record, node, deadline=deadline)
     record.create(user=wanted.account.name, uid=wanted.account.uid)
     node.journal.keep(record.path)
     side.forget(published.LOST, deadline=demand.brief(deadline))
     report("planned")
     decided, started = bringup.start(wanted, node, record, deadline=deadline)
-    node.hypervisor.rest()
     node.plans.close()
     report("started")
     guests = discover.guests(
@@ -143,7 +146,7 @@ def _bring_up(
     peers += bringup.gather(wanted, side, record, deadline=deadline.within(node.site.timeout))
     report("ready")
     with record.act(deadline=deadline):
-        if not is_wanted(job):
+        if not is_wanted(job, node):
             raise GenerationClosed(f"job {job.id} was deleted while its guests were being started")
         if len(peers) > 1:
             with _place(job, node, deadline) as place:
@@ -153,7 +156,9 @@ def _bring_up(
                     peers=tuple(sorted(peers, key=lambda peer: peer.rank)[1:]),
                 )
                 launch(orders, place)
-        record.publish(state.READY, markers.ready_marker(decided, peers), group=wanted.account.group.gid)
+        record.publish(
+            state.READY, markers.ready_marker(decided, peers), share=partial(node.root.share, deadline=deadline)
+        )
     node.journal.note("ready")
 
 
@@ -179,7 +184,7 @@ def _dismissing_guard(job: Job, node: Node, record: JobState, deadline: Deadline
     try:
         yield
     except BaseException:
-        teardown.release(record, hypervisor=node.hypervisor, rules=node.filter, deadline=deadline)
+        teardown.release(record, node, deadline=deadline)
         with _place(job, node, deadline):
             pass
         raise

@@ -51,6 +51,9 @@ def setup(path: Path | None, *, verbose: bool = False) -> None:
     A full or missing log disk must not keep an epilogue from giving back guests.
     """
     root = logging.getLogger()
+    while root.handlers:
+        root.handlers[0].close()
+        root.removeHandler(root.handlers[0])
     root.setLevel(logging.DEBUG if verbose else logging.INFO)
     # paramiko logs every failed connection attempt with a traceback; while a guest
     # boots these are the normal case.

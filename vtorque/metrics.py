@@ -18,10 +18,10 @@ from typing import Any
 from vtorque import errors, files, imagecache, service, state
 from vtorque.deadline import Deadline
 from vtorque.errors import VtorqueError
+from vtorque.kinds import DOMAIN
 from vtorque.node import Node
 from vtorque.options import SiteConfig
 from vtorque.published import NodeFailed
-from vtorque.teardown import DOMAIN
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ def publish(node: Node) -> None:
             count(totals, notes, took)
             files.replace(kept, json.dumps(totals).encode(), mode=0o600)
             shown = text(totals, gauges(node.site))
-            files.replace(Path(node.site.prometheus_file), shown.encode(), mode=0o644)
+            node.root.tell_prometheus(shown)
     except Exception as error:  # noqa: BLE001
         # Whatever it is, a hook must not end with another status because of it.
         log.warning("no metrics in %s: %s", node.site.prometheus_file, error)
@@ -120,11 +120,12 @@ def text(totals: Mapping[str, Any], now: Mapping[str, float]) -> str:
 @contextlib.contextmanager
 def _locked(root: Path) -> Iterator[Path]:
     """Where the totals are kept; nobody else counts meanwhile."""
-    files.directory(root, mode=0o711)
-    handle = os.open(root / "metrics.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    own = root / "node"
+    files.directory(own, mode=0o700)
+    handle = os.open(own / "metrics.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
         files.lock(handle, doing="waiting for the lock of the metrics", deadline=Deadline(_LOCK_SECONDS))
-        yield root / "metrics.json"
+        yield own / "metrics.json"
     finally:
         os.close(handle)
 

@@ -15,6 +15,8 @@ from vtorque.job import PelogKind as PelogKind
 from vtorque.job import VmRequest as VmRequest
 from vtorque.job import job_id as job_id
 from vtorque.job import job_key as job_key
+from vtorque.kinds import Resource as Resource
+from vtorque.kinds import Templates as Templates
 from vtorque.shape import NodeShape as NodeShape
 
 
@@ -138,14 +140,6 @@ class Peer:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Resource:
-    """Something that was taken and has to be given back: a line of the ledger."""
-
-    kind: str
-    name: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
     """All that a plan is made of, beside the site's configuration."""
 
@@ -176,7 +170,3 @@ class Order:
     keys: GuestKeys
     announce: str
     scripts: tuple[tuple[str, str], ...]
-
-
-Templates = tuple[tuple[str, str], ...]
-"""Names and texts: whoever renders need not be able to read a site's own directory of them."""

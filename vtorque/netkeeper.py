@@ -9,16 +9,16 @@ import json
 import os
 import socket
 import threading
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
-from vtorque import orders
 from vtorque.backends.filter.nft import Nft
-from vtorque.config import SiteConfig
 from vtorque.deadline import Deadline
 from vtorque.errors import AddressError, ConfigError
-from vtorque.model import JobPlan
 
 if TYPE_CHECKING:
+    from vtorque.options import SiteConfig
     from vtorque.surroundings import Surroundings
 
 _DAY_SECONDS = 86400.0
@@ -27,17 +27,32 @@ _DAY_SECONDS = 86400.0
 class NetKeeper:
     """The rules of this site's guests, the node's packet filter and its neighbours, in words that JSON can say."""
 
-    def __init__(self, site: SiteConfig) -> None:
-        self._site = site
+    def __init__(self, site: "Callable[[], SiteConfig]") -> None:
+        self._ask_site = site
         nft = Nft()
         self.load, self.renew, self.remove, self.tables = nft.load, nft.renew, nft.remove, nft.tables
+
+    @classmethod
+    def of_site(cls, told: Mapping[str, Any]) -> "NetKeeper":
+        """That of the site that root was told of."""
+        def site() -> "SiteConfig":
+            from vtorque.options import SiteConfig
+
+            return SiteConfig.told(told)
+
+        return cls(site)
+
+    @cached_property
+    def _site(self) -> "SiteConfig":
+        return self._ask_site()
 
     def rules(self, plan: str, addresses: dict[str, str], *, deadline: Deadline) -> tuple[str, list[str]]:
         """The text for all the plan's guests, with what is known of their addresses, and what it had to leave out.
 
         Raises ConfigError and AddressError.
         """
-        from vtorque import netfilter
+        from vtorque import netfilter, orders
+        from vtorque.model import JobPlan
 
         around, troubles = self._look(deadline)
         if not around.networks and not addresses:

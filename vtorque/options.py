@@ -5,9 +5,11 @@ One table drives the parser, the checks and the manual. Names are those of the
 vTorque manual, in lower case here and in upper case in the file.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 from vtorque.optionforms import Option, inert, option
+from vtorque.settings import Settings
 
 LIMITS = (
     ("max_vcpus", "vcpus_default"),
@@ -24,7 +26,7 @@ _SERVER = "nfs-server.my-domain.com:"
 _PACKAGES = "at every boot, which takes minutes of TIMEOUT"
 
 
-class SiteConfig:
+class SiteConfig(Settings):
     """What a site decided, frozen. Attributes are the options' names in lower case.
 
     Not a dataclass: what that generates for so many fields takes longer than all that vsub does with them.
@@ -231,6 +233,11 @@ class SiteConfig:
         if unknown := values.keys() - _DEFAULTS.keys():
             raise TypeError(f"not an option: {min(unknown)}")
         vars(self).update(_DEFAULTS | values)
+
+    @classmethod
+    def told(cls, values: Mapping[str, Any]) -> "SiteConfig":
+        """The site whose values went through JSON."""
+        return cls(**{name: tuple(each) if isinstance(each, list) else each for name, each in values.items()})
 
     def but(self, **changes: Any) -> "SiteConfig":
         """The same site with other values."""

@@ -22,8 +22,8 @@ _REFCOUNT_TABLE, _REFCOUNT_BLOCK, _L1_TABLE = (number * _CLUSTER for number in (
 _SECTOR = 512
 
 
-def write(path: Path, *, base: Path, base_format: str, size: int) -> None:
-    """Create `path`, which must not exist, as an overlay on `base`; `size` is in bytes, rounded up to a sector."""
+def write(handle: int, *, base: Path, base_format: str, size: int) -> None:
+    """Make the empty file behind `handle` an overlay on `base`; `size` is in bytes, rounded up to a sector."""
     size = -(-size // _SECTOR) * _SECTOR
     entries = -(-size // _BYTES_PER_ENTRY)
     clusters = 3 + max(1, -(-8 * entries // _CLUSTER))
@@ -33,11 +33,7 @@ def write(path: Path, *, base: Path, base_format: str, size: int) -> None:
         b"QFI\xfb", 3, _HEADER.size + len(extensions), len(name), _CLUSTER_BITS, size, 0, entries, _L1_TABLE,
         _REFCOUNT_TABLE, 1, 0, 0, 0, 0, 0, _REFCOUNT_ORDER, _HEADER.size,
     )
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    try:
-        os.truncate(handle, clusters * _CLUSTER)
-        os.pwrite(handle, header + extensions + name, 0)
-        os.pwrite(handle, struct.pack(">Q", _REFCOUNT_BLOCK), _REFCOUNT_TABLE)
-        os.pwrite(handle, struct.pack(">H", 1) * clusters, _REFCOUNT_BLOCK)
-    finally:
-        os.close(handle)
+    os.truncate(handle, clusters * _CLUSTER)
+    os.pwrite(handle, header + extensions + name, 0)
+    os.pwrite(handle, struct.pack(">Q", _REFCOUNT_BLOCK), _REFCOUNT_TABLE)
+    os.pwrite(handle, struct.pack(">H", 1) * clusters, _REFCOUNT_BLOCK)

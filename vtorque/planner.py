@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What root's child does that plans and writes, and is nobody. What root makes of its answers: see `planning`."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from vtorque import files, orders, plan, render, seed
 from vtorque.config import SiteConfig
 from vtorque.deadline import Deadline
@@ -14,6 +17,11 @@ class Planner:
         self._site = site
         self._templates = templates
         self._decided: JobPlan | None = None
+
+    @classmethod
+    def of_site(cls, told: Mapping[str, Any], templates: Templates) -> "Planner":
+        """A planner for the site that root was told of."""
+        return cls(SiteConfig.told(told), templates)
 
     def plan(self, question: str, *, deadline: Deadline) -> str:
         """The plan, which is kept for the texts. RequestError, NodeBusy, ConfigError."""

@@ -7,9 +7,7 @@ they get has to be what the request, the site and the job make of them, and each
 name and limit just that.
 """
 
-import contextlib
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from vtorque import domaincheck, guestnames, orders, servant, shares
@@ -18,22 +16,6 @@ from vtorque.deadline import Deadline
 from vtorque.errors import InternalError, StateError
 from vtorque.model import JobPlan, Order, Question, Templates
 from vtorque.servant import Asked
-
-_LARGEST = 1 << 20
-
-
-def read_templates(*directories: Path) -> Templates:
-    """All templates below `directories`, of one name that of the last; what is no text is none.
-
-    A site may have other things there, and an editor's.
-    """
-    found = {}
-    for directory in directories:
-        for path in sorted(directory.rglob("*")):
-            with contextlib.suppress(FileNotFoundError, UnicodeError):
-                if path.is_file() and path.stat().st_size <= _LARGEST:
-                    found[str(path.relative_to(directory))] = path.read_text(encoding="utf-8")
-    return tuple(found.items())
 
 
 class Planning:

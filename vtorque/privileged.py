@@ -19,7 +19,8 @@ ENTRIES = ("cli.pelog", "cli.pbshook", "shareserver")
 """Where root's processes begin: `scripts/hook`, `scripts/pbs-hook`, and the server of a share before it is the user."""
 
 AS_OTHERS: Mapping[str, str] = MappingProxyType({
-    "backends.transport.speaker": "nobody", "diskserver": "the job's user", "downloader": "nobody",
+    "backends.transport.speaker": "nobody", "cli.hooked": "vtorque", "cli.pbsverbs": "vtorque",
+    "diskserver": "the job's user", "downloader": "nobody",
     "imageformat": "nobody", "netkeeper": "nobody, with CAP_NET_ADMIN", "planner": "nobody",
     "userclerk": "the job's user",
 })

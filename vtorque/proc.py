@@ -23,7 +23,7 @@ PIPE, DEVNULL = subprocess.PIPE, subprocess.DEVNULL
 Child = subprocess.Popen[bytes]
 """A started process."""
 
-_EXCERPT, _MOST_KILLED, _REAP_SECONDS = 2000, 10_000, 1.0
+_EXCERPT, _MOST_KILLED, _REAP_SECONDS, _DYING_SECONDS = 2000, 10_000, 1.0, 5.0
 
 
 class Result(NamedTuple):
@@ -167,6 +167,24 @@ def name(pid: int) -> str:
         if fields[0] not in (b"Z", b"X"):
             return f"{pid} {int(fields[19])}"
     return ""
+
+
+def end(process: str, *, uid: int, deadline: Deadline) -> None:
+    """Kill a process, by its `name`, as long as it is `uid`'s; DeadlineExceeded when it does not die."""
+    pid = int(process.partition(" ")[0])
+    for _ in deadline.within(_DYING_SECONDS).ticks(doing=f"ending process {pid}"):
+        if name(pid) != process or _uids(pid) != {uid}:
+            break
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def _uids(pid: int) -> set[int]:
+    """All four of a process. Who owns its directory in /proc does not tell: that is root of whoever is not dumpable."""
+    with contextlib.suppress(OSError):
+        words = Path(f"/proc/{pid}/status").read_bytes().partition(b"\nUid:")[2].split(maxsplit=4)
+        return {int(word) for word in words[:4]}
+    return set()
 
 
 def _failure(argv: Sequence[str], status: int, stderr: bytes) -> CommandError:

@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any
 from vtorque import cloudcheck, datadisk, domaincheck
 from vtorque.config import SiteConfig
 from vtorque.errors import ConfigError
+from vtorque.guestscripts import ends_cleanly
 from vtorque.job import node_file_path
 from vtorque.model import GuestKeys, JobPlan, Templates, VmPlan
-from vtorque.sitescripts import ends_cleanly
 
 if TYPE_CHECKING:
     import jinja2

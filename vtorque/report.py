@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from vtorque import accounting, files, proc, timings
+from vtorque import accounting, files, names, proc, timings
 from vtorque.deadline import Deadline
 from vtorque.errors import StateError, VtorqueError
 from vtorque.job import phases_name
@@ -132,7 +132,7 @@ def bundle(job: Recorded, title: str, *, site: SiteConfig, guests: Callable[[], 
         ("plan", lambda: _spell(_without_secrets(job.plan))),
         ("ledger", lambda: files.read(job.path / "ledger", limit=_LIMIT).decode(errors="replace")),
         ("phases, as the job's user may have written them", lambda: _in_order(_phases(job))),
-        ("accounting", lambda: timings.job_text(timings.of_job(accounting.directory(site), job.id.__eq__))),
+        ("accounting", lambda: timings.job_text(timings.of_job(names.accounting(site), job.id.__eq__))),
         ("log", lambda: "".join(map(_log_line, log_entries(tail(log, going=None), job.id.__eq__)))),
         *((f"console of {vm['name']}", partial(_console, Path(vm["console"]))) for vm in job.vms),
         ("options that differ from their defaults", lambda: _options(site)),
@@ -222,9 +222,9 @@ def _spell(data: Mapping[str, Any] | None) -> str:
 def _without_secrets(plan: Mapping[str, Any]) -> dict[str, Any]:
     """The plan without the job's key, its request in the form that holds the key, and the user's own metadata."""
     kept = dict(plan)
-    for area, names in (("job", ("request",)), ("request", ("public_key", "metadata"))):
+    for area, secret in (("job", ("request",)), ("request", ("public_key", "metadata"))):
         if isinstance(part := kept.get(area), dict):
-            kept[area] = {name: value for name, value in part.items() if name not in names}
+            kept[area] = {name: value for name, value in part.items() if name not in secret}
     return kept
 
 

@@ -54,7 +54,7 @@ class NotStarted(VtorqueError):
 
 
 def proven(state: Path, job: str, *, owner: int = 0) -> Guests:
-    """What the prologue left for this job, believed only when it is root's and of this boot.
+    """What the prologue left for this job, believed only when it is root's or `owner`'s and of this boot.
 
     Raises NotStarted with the prologue's own reason.
     """

@@ -8,7 +8,7 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, Protocol
 
 from vtorque import become, errors, proc
@@ -25,12 +25,19 @@ CAP_NET_ADMIN = 12
 # The child keeps the deadline itself, and says what it could not do in time.
 _MARGIN_SECONDS = 1.0
 _LONGEST_ANSWER, _LONGEST_TEXT = 1 << 23, 4096
+_MOST_HANDLES = 4
+# Other kinds are the program's own.
+_SYSTEM = "OSError"
+# What is said in place of a descriptor that comes along.
+_HANDLE = "a descriptor"
 
 
 class Asked(Protocol):
     """Whoever does something for us, in a child."""
 
-    def ask(self, verb: str, *words: object, deadline: Deadline, handle: int | None = None) -> Any: ...
+    def ask(
+        self, verb: str, *words: object, deadline: Deadline, handle: int | Sequence[int] | None = None
+    ) -> Any: ...
 
     def dismiss(self) -> None: ...
 
@@ -39,30 +46,95 @@ class Gone(Exception):
     """The child is not there any more."""
 
 
-class Servant:
+class Handle(int):
+    """A descriptor that a verb gives whoever has asked; it is closed here then."""
+
+
+class Caller:
+    """Whoever is at the other end of the socket `orders`, called `name` when he does not answer.
+
+    Arguments and results are what JSON can say; descriptors may go along, and one may come back.
+    Threads may ask at the same time. Of what is answered no more is believed than that it is said.
+    """
+
+    def __init__(self, name: str, orders: socket.socket, *, process: str = "") -> None:
+        self._name = name
+        self.orders = orders
+        self._process = process
+
+    def ask(self, verb: str, *words: object, deadline: Deadline, handle: int | Sequence[int] | None = None) -> Any:
+        """What `verb` returns there, or the descriptor that it hands over.
+
+        Raises what it raises, if the program knows that; DeadlineExceeded, and Gone.
+        """
+        seconds = deadline.require(verb)
+        handles = () if handle is None else (handle,) if isinstance(handle, int) else handle
+        try:
+            order = {"verb": verb, "words": words, "seconds": seconds}
+            line, given = self._exchange(order, handles, seconds + _MARGIN_SECONDS)
+        except TimeoutError:
+            raise DeadlineExceeded(f"{self._name} did not answer in time: {verb}") from None
+        except OSError as error:
+            raise Gone(str(error)) from error
+        with contextlib.ExitStack() as held:
+            for each in given:
+                held.callback(os.close, each)
+            found = _understood(line)
+            if given and found == _HANDLE:
+                held.pop_all()
+                return given[0]
+        return found
+
+    @property
+    def process(self) -> str:
+        """Who is asked, by his `proc.name`, where that was told."""
+        return self._process
+
+    def leave(self) -> None:
+        """Ask no more: he finishes what he has begun, and goes when he likes."""
+        self.orders.close()
+
+    def dismiss(self) -> None:
+        """Ask no more."""
+        self.orders.close()
+
+    def _exchange(
+        self, order: dict[str, object], handles: Sequence[int], seconds: float
+    ) -> tuple[bytes, list[int]]:
+        """One order has one connection, so that none waits for another."""
+        ours, theirs = socket.socketpair()
+        with ours:
+            with theirs:
+                socket.send_fds(self.orders, [b"\0"], [theirs.fileno(), *handles])
+            ours.settimeout(seconds)
+            ours.sendall(json.dumps(order).encode() + b"\n")
+            line: bytes = b""
+            with contextlib.ExitStack() as held:
+                given: list[int] = []
+                while not line.endswith(b"\n") and len(line) < _LONGEST_ANSWER:
+                    most = min(1 << 16, _LONGEST_ANSWER - len(line))
+                    part, more, _, _ = socket.recv_fds(ours, most, 1, socket.MSG_CMSG_CLOEXEC)
+                    for each in more:
+                        held.callback(os.close, each)
+                    given += more
+                    if not part:
+                        break
+                    line += part
+                held.pop_all()
+            return line, given
+
+
+class Servant(Caller):
     """What `make` makes, in a child that has become `identity`, with the capabilities it `keeps`, or stays who we are.
 
-    Arguments and results are what JSON can say; one descriptor may go along.
-    Threads may ask at the same time. Of what the child says no more is believed than that it says so.
     When nobody asks it any more it does what its `finish` says, if there is one, and goes.
     """
 
     def __init__(
         self, name: str, make: Callable[[], object], *, identity: Identity | None, keeps: Collection[int] = ()
     ) -> None:
-        self._name = name
-        self._pid, self._orders = become.fork_as(identity, lambda orders: _serve(make, orders), keeps=keeps)
-
-    def ask(self, verb: str, *words: object, deadline: Deadline, handle: int | None = None) -> Any:
-        """What `verb` returns there. Raises what it raises, if the program knows that; DeadlineExceeded, and Gone."""
-        seconds = deadline.require(verb)
-        try:
-            line = self._exchange({"verb": verb, "words": words, "seconds": seconds}, handle, seconds + _MARGIN_SECONDS)
-        except TimeoutError:
-            raise DeadlineExceeded(f"{self._name} did not answer in time: {verb}") from None
-        except OSError as error:
-            raise Gone(str(error)) from error
-        return _understood(line)
+        self._pid, orders = become.fork_as(identity, lambda orders: _serve(make, orders), keeps=keeps)
+        super().__init__(name, orders)
 
     @property
     def process(self) -> str:
@@ -71,14 +143,14 @@ class Servant:
 
     def leave(self) -> None:
         """Ask no more: the child finishes what it has begun, and goes when it likes."""
-        self._orders.close()
+        self.orders.close()
         # Whoever lives on meanwhile keeps no zombie.
         threading.Thread(target=_reap, args=(self._pid,), daemon=True).start()
         self._pid = 0
 
     def dismiss(self) -> None:
         """Let the child go, whatever it is doing."""
-        self._orders.close()
+        self.orders.close()
         # Its number may be another child's the next time.
         pid, self._pid = self._pid, 0
         # Where SIGCHLD is ignored nobody waits for it, and its number may be somebody else's.
@@ -86,17 +158,6 @@ class Servant:
             if pid and os.waitpid(pid, os.WNOHANG)[0] == 0:
                 os.kill(pid, signal.SIGKILL)
                 _reap(pid)
-
-    def _exchange(self, order: dict[str, object], handle: int | None, seconds: float) -> bytes:
-        """One order has one connection, so that none waits for another."""
-        ours, theirs = socket.socketpair()
-        with ours:
-            with theirs:
-                socket.send_fds(self._orders, [b"\0"], [theirs.fileno(), *([] if handle is None else [handle])])
-            ours.settimeout(seconds)
-            ours.sendall(json.dumps(order).encode() + b"\n")
-            with ours.makefile("rb") as answer:
-                return answer.readline(_LONGEST_ANSWER)
 
 
 def _reap(pid: int) -> None:
@@ -109,6 +170,9 @@ def _understood(line: bytes) -> Any:
         answer = json.loads(line)
         if not answer["failed"]:
             return answer["found"]
+        if answer["failed"] == _SYSTEM:
+            number, text, path = answer["found"]
+            raise OSError(int(number), printable(str(text)), printable(str(path)) or None)
         kind = getattr(errors, str(answer["failed"]), None)
         texts = [printable(str(answer[name])[:_LONGEST_TEXT]) for name in ("brief", "hint")]
         details = str(answer["details"])[:_LONGEST_TEXT]
@@ -123,28 +187,49 @@ def _serve(make: Callable[[], object], orders: socket.socket) -> None:
     # The log is root's, and not open here.
     logging.disable()
     served = make()
-    while handles := socket.recv_fds(orders, 1, 2)[1]:
-        threading.Thread(target=_obey, args=(served, *handles), daemon=True).start()
+    serve(served, orders)
     if finish := getattr(served, "finish", None):
         finish()
 
 
+def serve(served: object, orders: socket.socket) -> None:
+    """Do what is asked for at the socket, each order in a thread of its own, until nobody asks any more."""
+    while handles := socket.recv_fds(orders, 1, 1 + _MOST_HANDLES, socket.MSG_CMSG_CLOEXEC)[1]:
+        threading.Thread(target=_obey, args=(served, *handles), daemon=True).start()
+
+
 def _obey(served: object, asker: int, *handles: int) -> None:
-    # Who has asked may have given up meanwhile.
+    given: list[int] = []
+    # Who has asked may have given up meanwhile, or make no sense.
     with contextlib.suppress(OSError), socket.socket(fileno=asker) as call, call.makefile("rb") as orders:
-        order = json.loads(orders.readline())
-        named: dict[str, Any] = {"handle": handles[0]} if handles else {}
         try:
-            found = getattr(served, order["verb"])(*order["words"], deadline=Deadline(order["seconds"]), **named)
+            found = _done(served, json.loads(orders.readline(_LONGEST_ANSWER)), handles)
+            if isinstance(found, Handle):
+                given, found = [found], _HANDLE
             answer = json.dumps({"failed": "", "found": found})
+        except OSError as error:
+            answer = json.dumps({"failed": _SYSTEM, "found": [error.errno or 0, error.strerror or "", _named(error)]})
         except Exception as error:  # noqa: BLE001
             trouble = known(error)
             answer = json.dumps({
                 "failed": _kind(trouble), "brief": trouble.brief, "details": trouble.details, "hint": trouble.hint,
             })
-        for handle in handles:
-            os.close(handle)
-        call.sendall(answer.encode() + b"\n")
+        line = answer.encode() + b"\n"
+        call.sendall(line[socket.send_fds(call, [line], given):])
+    for handle in (*handles, *given):
+        os.close(handle)
+
+
+def _done(served: object, order: dict[str, Any], handles: Sequence[int]) -> object:
+    verb = str(order["verb"])
+    if verb.startswith("_"):
+        raise InternalError(f"{verb[:80]!r} is not for others to ask for")
+    named: dict[str, Any] = {"handle": handles[0] if len(handles) == 1 else handles} if handles else {}
+    return getattr(served, verb)(*order["words"], deadline=Deadline(order["seconds"]), **named)
+
+
+def _named(error: OSError) -> str:
+    return "" if error.filename is None else str(error.filename)
 
 
 def _kind(error: VtorqueError) -> str:

@@ -8,11 +8,13 @@ that would not fail anyhow, or looks at a job without guests.
 
 import contextlib
 import logging
+import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from vtorque import audit, files, orders
+from vtorque import audit, files, names, orders
 from vtorque.config import SiteConfig
 from vtorque.errors import Blame, GenerationClosed, ImageError, NodeBusy, NodeOut, StateError, VtorqueError
 from vtorque.model import Job, Resource
@@ -21,7 +23,7 @@ from vtorque.published import NodeFailed
 log = logging.getLogger(__name__)
 
 NOTE = "service.json"
-"""The note's name, in DISK_DIR or STATE_DIR."""
+"""The note's name, in `node` below DISK_DIR or STATE_DIR."""
 
 BRING_BACK = "vmgr node return"
 
@@ -76,8 +78,10 @@ def succeeded(site: SiteConfig) -> None:
         _keep(site, replace(look(site), row=()))
 
 
-def failed(site: SiteConfig, job: Job, error: VtorqueError, *, ran: bool) -> None:
-    """Count a failed start; `ran` when one of the job's guests was running before.
+def failed(
+    site: SiteConfig, job: Job, error: VtorqueError, *, ran: bool, make: Callable[[], None] = lambda: None
+) -> None:
+    """Count a failed start; `ran` when one of the job's guests was running before, `make` makes the note's place.
 
     A job counts once, however often it is started. What one user's guests do
     after their start may be his doing, so it needs another's to tell of the
@@ -86,6 +90,8 @@ def failed(site: SiteConfig, job: Job, error: VtorqueError, *, ran: bool) -> Non
     limit = site.node_failure_limit
     if not limit or error.blame is Blame.USER or isinstance(error, NOT_ITS_OWN):
         return
+    with contextlib.suppress(VtorqueError, OSError):
+        make()
     before = look(site)
     one = Failed(job=job.key, user=job.user, by_itself=not ran and error.blame is Blame.NODE)
     row = (*(each for each in before.row if each.job != job.key), one)[-limit:]
@@ -117,8 +123,8 @@ def _keep(site: SiteConfig, standing: Standing) -> None:
     for path in _notes(site):
         if not kept:
             with contextlib.suppress(OSError):
-                files.directory(path.parent, mode=0o711)
-                files.replace(path, orders.encode(standing), mode=0o600)
+                files.directory(path.parent, mode=0o700)
+                files.replace(path, orders.encode(standing), mode=0o600, owner=_owner(path.parent))
                 kept = True
                 continue
         # An older one must not be found there, and to remove it takes no room.
@@ -128,5 +134,11 @@ def _keep(site: SiteConfig, standing: Standing) -> None:
         log.error("this node's failures cannot be noted, neither in %s nor in %s", site.disk_dir, site.state_dir)
 
 
+def _owner(directory: Path) -> tuple[int, int]:
+    """What an administrator notes is for the program, too."""
+    about = directory.stat()
+    return (about.st_uid, about.st_gid) if os.geteuid() == 0 else (-1, -1)
+
+
 def _notes(site: SiteConfig) -> tuple[Path, ...]:
-    return Path(site.disk_dir, NOTE), Path(site.state_dir, NOTE)
+    return names.standing(site) / NOTE, Path(site.state_dir, "node", NOTE)

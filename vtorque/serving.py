@@ -21,12 +21,9 @@ from pathlib import Path
 from vtorque import files, proc
 from vtorque.deadline import Deadline
 from vtorque.errors import ConfigError, DeadlineExceeded, RequestError, StateError
-from vtorque.model import Account, Mount
+from vtorque.identity import Account
 
 log = logging.getLogger(__name__)
-
-SHARE = "share"
-"""The kind of a server in the ledger; its name is the socket."""
 
 VIRTIOFSD = Path("/usr/lib/qemu/virtiofsd")
 """QEMU's own server, the one in C."""
@@ -49,23 +46,24 @@ _WITHOUT = "-chown:-dac_override:-fowner:-fsetid:-mknod:-setfcap"
 
 
 def start(
-    mount: Mount, path: Path, *, account: Account, owner: tuple[int, int], log: Path, deadline: Deadline
+    directory: Path, path: Path, *, readonly: bool, account: Account, owner: tuple[int, int], log: int,
+    deadline: Deadline,
 ) -> None:
-    """Serve the mount's directory as `account` at the socket `path`, to which only `owner` may connect.
+    """Serve a `directory` as `account` at the socket `path`, to which only `owner` may connect.
 
-    Raises RequestError with the reason when it is the user's that it does not serve, ConfigError and StateError when
-    it is not, and DeadlineExceeded.
+    What the server says is written to the descriptor `log`. Raises RequestError with the reason when it is the
+    user's that it does not serve, ConfigError and StateError when it is not, and DeadlineExceeded.
     """
     if not VIRTIOFSD.exists():
         raise ConfigError(f"SHARE: virtiofs needs {VIRTIOFSD}", hint="SHARE: nfs or 9p")
-    with listening(path, owner[0], account.uid) as listener, log.open("xb") as said:
+    with listening(path, owner[0], account.uid) as listener:
         child = proc.spawn(
-            [sys.executable, "-I", "-S", str(_SCRIPT)], stdin=proc.PIPE, stdout=proc.PIPE, stderr=said.fileno(),
+            [sys.executable, "-I", "-S", str(_SCRIPT)], stdin=proc.PIPE, stdout=proc.PIPE, stderr=log,
             env=environment(path), cwd=Path("/"), pass_fds=[listener.fileno()],
         )
         try:
-            _instruct(child, mount, account, listener.fileno(), deadline)
-            _await(child, mount, log, deadline)
+            _instruct(child, directory, readonly, account, listener.fileno(), deadline)
+            _await(child, directory, log, deadline)
         except BaseException:
             proc.kill_session(child.pid)
             proc.reap(child)
@@ -118,12 +116,10 @@ def serving(path: Path, *, before: float = math.inf) -> list[int]:
     return [int(each.name) for each in processes if _serves(each, path, before)]
 
 
-def said(log: Path) -> str:
+def said(log: int) -> str:
     """The end of what a server complained about."""
-    with contextlib.suppress(FileNotFoundError), log.open("rb") as file:
-        file.seek(max(0, os.fstat(file.fileno()).st_size - SAID_LIMIT))
-        return file.read(SAID_LIMIT).decode(errors="backslashreplace").strip()
-    return ""
+    begin = max(0, os.fstat(log).st_size - SAID_LIMIT)
+    return os.pread(log, SAID_LIMIT, begin).decode(errors="backslashreplace").strip()
 
 
 def _serves(process: Path, path: Path, before: float) -> bool:
@@ -153,7 +149,9 @@ def _signal(pid: int, path: Path, number: signal.Signals) -> None:
             os.close(handle)
 
 
-def _instruct(child: proc.Child, mount: Mount, account: Account, handle: int, deadline: Deadline) -> None:
+def _instruct(
+    child: proc.Child, directory: Path, readonly: bool, account: Account, handle: int, deadline: Deadline
+) -> None:
     """Give the order, and make the user and his groups the only ones that there are for the child."""
     assert child.stdin is not None and child.stdout is not None
     gids = list(dict.fromkeys((account.group.gid, *(group.gid for group in account.groups))))
@@ -161,17 +159,17 @@ def _instruct(child: proc.Child, mount: Mount, account: Account, handle: int, de
         gids.pop()
     options = ("sandbox=namespace", f"modcaps={_WITHOUT}", "cache=auto", "log_level=info")
     order = {
-        "uid": account.uid, "gid": account.group.gid, "groups": gids, "directory": str(mount.directory),
-        "readonly": mount.readonly, "keep_groups": True,
+        "uid": account.uid, "gid": account.group.gid, "groups": gids, "directory": str(directory),
+        "readonly": readonly, "keep_groups": True,
         # 0 leaves the limit as it is: to raise it takes a right that the host does not grant.
-        "argv": [str(VIRTIOFSD), f"--fd={handle}", "--rlimit-nofile=0", "-o", f"source={mount.directory}",
+        "argv": [str(VIRTIOFSD), f"--fd={handle}", "--rlimit-nofile=0", "-o", f"source={directory}",
                  *(word for option in options for word in ("-o", option))],
     }
     with contextlib.suppress(BrokenPipeError), child.stdin as orders, child.stdout as answers:
         orders.write(json.dumps(order).encode() + b"\n")
         orders.flush()
         os.set_blocking(answers.fileno(), False)
-        for _ in deadline.ticks(doing=f"starting the server of {mount.directory}"):
+        for _ in deadline.ticks(doing=f"starting the server of {directory}"):
             answer = answers.read()
             if answer is not None:
                 break
@@ -188,7 +186,7 @@ def _mapped(numbers: list[int]) -> str:
     return "".join(f"{number} {number} 1\n" for number in numbers)
 
 
-def _await(child: proc.Child, mount: Mount, log: Path, deadline: Deadline) -> None:
+def _await(child: proc.Child, directory: Path, log: int, deadline: Deadline) -> None:
     """Wait until the server says that it is there: by now it is the user, who may stop, kill and keep from it."""
     status, text = None, ""
     with contextlib.suppress(DeadlineExceeded):
@@ -199,8 +197,8 @@ def _await(child: proc.Child, mount: Mount, log: Path, deadline: Deadline) -> No
             if status is not None:
                 break
     if status is None:
-        raise RequestError(f"cannot serve {mount.directory}: it cannot be opened in time", details=text)
+        raise RequestError(f"cannot serve {directory}: it cannot be opened in time", details=text)
     reason = text.splitlines()[-1] if text and status > 0 else f"its server ended with status {status}"
     # 0 is what virtiofsd makes of a SIGTERM.
-    his = status <= 0 or reason == f"Permission denied: {mount.directory}"
-    raise (RequestError if his else StateError)(f"cannot serve {mount.directory}: {reason}", details=text)
+    his = status <= 0 or reason == f"Permission denied: {directory}"
+    raise (RequestError if his else StateError)(f"cannot serve {directory}: {reason}", details=text)

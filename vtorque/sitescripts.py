@@ -1,12 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The site's own scripts that guests run as root: read on the node, where only root may have written them."""
 
-from collections.abc import Mapping
 from pathlib import Path
 
 from vtorque import files
 from vtorque.errors import ConfigError, StateError
-from vtorque.model import VmPlan
 
 NAMES = ("prologue", "prologue.parallel", "epilogue", "epilogue.parallel")
 """Those of rank 0, and with an ending those of all other ranks; as mom's hooks on nodes."""
@@ -31,16 +29,6 @@ def read(directory: str) -> dict[str, str]:
         raise ConfigError(f"VM_SCRIPTS_DIR: {error.brief}", hint=error.hint) from error
     except StateError as error:
         raise ConfigError(f"VM_SCRIPTS_DIR: {error.brief}") from error
-
-
-def of_rank(scripts: Mapping[str, str], rank: int) -> dict[str, str]:
-    """Those that the guest of this rank gets."""
-    return {name: text for name, text in scripts.items() if name.endswith(".parallel") == (rank != 0)}
-
-
-def ends_cleanly(vm: VmPlan, scripts: Mapping[str, str]) -> bool:
-    """Whether a guest with these scripts has something to write or to run before it is destroyed."""
-    return vm.disk_socket is not None or any(name.startswith("epilogue") for name in scripts)
 
 
 def _script(path: Path) -> str:

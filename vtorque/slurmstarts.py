@@ -49,8 +49,6 @@ def begin(root: Path, job: Job, *, environ: Mapping[str, str], conf: str) -> Non
         spool=spool.replace("%h", "*") if contained else "",
     )
     path = _path(root, job.key)
-    # Users have to reach their jobs' markers below it.
-    files.directory(root, mode=0o711)
     files.directory(path.parent, mode=0o700)
     files.replace(path, orders.encode(start), mode=0o600)
 

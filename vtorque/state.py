@@ -11,8 +11,9 @@ import fcntl
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from vtorque import audit, files
 from vtorque.deadline import Deadline
@@ -158,10 +159,17 @@ class JobState:
         text = json.dumps({"schema": SCHEMA, **plan}, default=str, indent=1)
         files.write_new(self.path / _PLAN, text.encode(), mode=0o600)
 
-    def publish(self, name: str, data: dict[str, object], *, group: int) -> None:
-        """Put a file where the job's user (numeric `group`) may read but not write it."""
+    def plan(self) -> dict[str, Any] | None:
+        """The plan that is kept, if there is one that can be read."""
+        with contextlib.suppress(FileNotFoundError, StateError, ValueError):
+            found = json.loads(files.read(self.path / _PLAN, limit=_LIMIT))
+            return found if isinstance(found, dict) else None
+        return None
+
+    def publish(self, name: str, data: dict[str, object], *, share: Callable[[Path], None]) -> None:
+        """Put a file where the job's user may read but not write it, once it was `share`d with him."""
         text = json.dumps(data, sort_keys=True, indent=1)
-        files.replace(self.path / name, text.encode() + b"\n", mode=0o640, group=group)
+        files.replace(self.path / name, text.encode() + b"\n", mode=0o640, ready=share)
         self.audit.note("publish", Resource(kind="marker", name=name))
 
     def remove(self) -> None:

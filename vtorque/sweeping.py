@@ -43,7 +43,7 @@ def sweep(node: Node, *, deadline: Deadline, thorough: bool = False) -> list[str
         start = accounting.start(record.path, otherwise=Start(key, "", node.journal.begun))
         try:
             orphans.adopt(key, node, deadline=deadline)
-            teardown.release(record, hypervisor=node.hypervisor, rules=node.filter, deadline=deadline)
+            teardown.release(record, node, deadline=deadline)
             node.journal.note("swept", start=start)
             swept.append(key)
         except (VtorqueError, OSError):

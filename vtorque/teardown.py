@@ -2,33 +2,29 @@
 """Give back what a job holds on this node. May be repeated, and cut short, at any time."""
 
 import contextlib
-import glob
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from vtorque import admission, audit, diskserving, keeping, logs, names, serving
-from vtorque.backends.filter import Filter
+from vtorque import admission, audit, kinds, logs, names
 from vtorque.backends.hypervisor import Hypervisor
 from vtorque.deadline import Deadline
 from vtorque.errors import GenerationClosed, StateError, VtorqueError
+from vtorque.kinds import DOMAIN, FILE, FILTER, SHUTDOWN
 from vtorque.model import Resource
+from vtorque.node import Node
 from vtorque.state import JobState
 
 log = logging.getLogger(__name__)
 
-DOMAIN = "domain"
-FILE = "file"
-DIRECTORY = "directory"
-SHUTDOWN = "shutdown"
-"""A guest that has something to write or to run before it is destroyed; its name is the domain's."""
-
 _SHUTDOWN_SECONDS = 60.0
 # The first time there may have been nobody yet to see it.
 _PRESS_AGAIN_SECONDS = 5.0
+# A crowded file server takes what its client has not yet handed over; after that nothing more is worth waiting for.
+_DISK_SECONDS = 20.0
 
 
-def release(state: JobState, *, hypervisor: Hypervisor, rules: Filter, deadline: Deadline) -> None:
+def release(state: JobState, node: Node, *, deadline: Deadline) -> None:
     """Close the generation and give back all it holds, newest first; forget it when nothing is left.
 
     Everything is tried; raises StateError naming what could not be given back,
@@ -38,32 +34,32 @@ def release(state: JobState, *, hypervisor: Hypervisor, rules: Filter, deadline:
         return
     try:
         with state.closing(deadline=deadline):
-            _release_held(state, hypervisor, rules, deadline)
+            _release_held(state, node, deadline)
     except GenerationClosed:
         # Removed meanwhile, perhaps for another start, or by somebody who was killed when only the lock was gone.
         if state.exists and not state.generation:
-            _release_held(state, hypervisor, rules, deadline)
+            _release_held(state, node, deadline)
 
 
-def _release_held(state: JobState, hypervisor: Hypervisor, rules: Filter, deadline: Deadline) -> None:
+def _release_held(state: JobState, node: Node, deadline: Deadline) -> None:
     held = state.held()
     if any(resource.kind == DOMAIN and not state.certain(resource) for resource in held):
         # libvirtd goes on with a start whose caller was killed. It lists a domain before it opens
         # the files: once these are gone, a late one is either found or cannot start any more.
         # Its rules must be there as long.
-        for resource in (each for each in held if each.kind != names.FILTER):
+        for resource in (each for each in held if each.kind != FILTER):
             with contextlib.suppress(VtorqueError, OSError):
-                _give_back(resource, hypervisor, rules, deadline)
+                _give_back(resource, state, node, deadline)
     if guests := [each.name for each in held if each.kind == SHUTDOWN]:
-        _shut_down(guests, hypervisor, deadline)
+        _shut_down(guests, node.hypervisor, deadline)
     stuck: list[str] = []
     for resource in held:
-        if resource.kind == names.FILTER and stuck:
+        if resource.kind == FILTER and stuck:
             # A guest that is still there keeps its rules.
             continue
         try:
             with logs.about(guest=resource.name if resource.kind == DOMAIN else ""):
-                _give_back(resource, hypervisor, rules, deadline)
+                _give_back(resource, state, node, deadline)
                 log.info("gave back %s %s", resource.kind, resource.name)
             state.given_back(resource)
         except (VtorqueError, OSError) as error:
@@ -76,33 +72,30 @@ def _release_held(state: JobState, hypervisor: Hypervisor, rules: Filter, deadli
     state.remove()
 
 
-def release_unrecorded(
-    key: str, *, hypervisor: Hypervisor, rules: Filter, table: str, directories: Collection[Path], deadline: Deadline
-) -> None:
-    """Find the job's domains by their tag, its `table` and its files by their names, when no ledger tells of them.
-
-    `directories` hold nothing but files that are named `<key>_...`.
-    """
-    for name, owner in hypervisor.domains(deadline=deadline).items():
+def release_unrecorded(key: str, node: Node, *, deadline: Deadline) -> None:
+    """Find the job's domains by their tag, its table and its files by their names, when no ledger tells of them."""
+    for name, owner in node.hypervisor.domains(deadline=deadline).items():
         if owner == key:
             log.warning("domain %s was in no ledger", name)
-            hypervisor.destroy(name, deadline=deadline)
+            node.hypervisor.destroy(name, deadline=deadline)
             _audit(key, DOMAIN, name)
-    for directory in directories:
-        for path in directory.glob(f"{glob.escape(key)}_*"):
-            log.warning("file %s was in no ledger", path)
-            if path.is_socket():
-                serving.end(path, deadline=deadline)
-            path.unlink(missing_ok=True)
-            _audit(key, FILE, path)
-    if table in rules.tables(deadline=deadline):
+    everything = node.root.listing(deadline=deadline)
+    for place, found in everything.items():
+        for name, is_socket in found.items():
+            if names.owner_at(place / name, node.site) == key:
+                log.warning("file %s was in no ledger", place / name)
+                if is_socket:
+                    node.root.end_server(place / name, deadline=deadline)
+                node.root.remove(place / name, deadline=deadline)
+                _audit(key, FILE, place / name)
+    table = names.table(key, node.site)
+    if table in node.filter.tables(deadline=deadline):
         log.warning("table %s was in no ledger", table)
-        rules.remove(table, deadline=deadline)
-        _audit(key, names.FILTER, table)
-    own = [directory for directory in directories if directory.name == key]
-    for directory in own:
-        with contextlib.suppress(FileNotFoundError):
-            directory.rmdir()
+        node.filter.remove(table, deadline=deadline)
+        _audit(key, FILTER, table)
+    for place in everything:
+        if place.name == key:
+            node.root.leave_place(place, deadline=deadline)
 
 
 def _audit(key: str, kind: str, name: str | Path) -> None:
@@ -129,29 +122,28 @@ def _shut_down(guests: Sequence[str], hypervisor: Hypervisor, deadline: Deadline
         log.warning("not shut down cleanly: %s", error.brief)
 
 
-def _give_back(resource: Resource, hypervisor: Hypervisor, rules: Filter, deadline: Deadline) -> None:
+def _give_back(resource: Resource, state: JobState, node: Node, deadline: Deadline) -> None:
     path = Path(resource.name)
     match resource.kind:
-        case "domain":
-            hypervisor.destroy(resource.name, deadline=deadline)
-        case "file":
+        case kinds.DOMAIN:
+            node.hypervisor.destroy(resource.name, deadline=deadline)
+        case kinds.FILE if path.parent == state.path:
+            # What a version before this one has put there.
             path.unlink(missing_ok=True)
-            # virtlogd keeps older parts of a console log beside it.
-            for part in path.parent.glob(f"{path.name}.[0-9]"):
-                part.unlink(missing_ok=True)
-        case serving.SHARE:
-            serving.end(path, deadline=deadline)
-        case diskserving.DISK:
-            diskserving.end(path, deadline=deadline)
-        case keeping.KEEPER:
-            keeping.end(resource.name, deadline=deadline)
-        case names.FILTER:
-            rules.remove(resource.name, deadline=deadline)
-        case "shutdown":
+        case kinds.FILE:
+            node.root.remove(path, deadline=deadline)
+        case kinds.SHARE:
+            node.root.end_server(path, deadline=deadline)
+        case kinds.DISK:
+            node.root.end_server(path, patience=_DISK_SECONDS, deadline=deadline)
+        case kinds.KEEPER:
+            node.root.end_keeper(resource.name, deadline=deadline)
+        case kinds.FILTER:
+            node.filter.remove(resource.name, deadline=deadline)
+        case kinds.SHUTDOWN:
             # Done for all together, before; and the domain goes either way.
             pass
-        case "directory":
-            with contextlib.suppress(FileNotFoundError):
-                path.rmdir()
+        case kinds.DIRECTORY:
+            node.root.leave_place(path, deadline=deadline)
         case other:
             raise StateError(f"the ledger holds an unknown kind {other!r}")

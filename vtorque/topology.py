@@ -22,6 +22,11 @@ _CPUSETS = (
 )
 
 
+def node_name() -> str:
+    """The node, as it calls itself."""
+    return socket.gethostname()
+
+
 def node_shape(system: Path = Path("/sys/devices/system")) -> NodeShape:
     """CPUs that this process may run on, their cores and NUMA nodes, and the node's whole memory, in MiB.
 
@@ -29,7 +34,7 @@ def node_shape(system: Path = Path("/sys/devices/system")) -> NodeShape:
     """
     cpus = tuple(sorted(os.sched_getaffinity(0)))
     return NodeShape(
-        name=socket.gethostname(),
+        name=node_name(),
         cpus=cpus,
         memory_mib=_memory_mib(Path("/proc/meminfo")),
         cores=_cores(system, cpus),

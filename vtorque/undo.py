@@ -4,15 +4,15 @@
 import contextlib
 import logging
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
-from vtorque import accounts, markers, service, state, teardown
+from vtorque import markers, service, state, teardown
 from vtorque.deadline import Deadline
-from vtorque.diskserving import DISK
 from vtorque.errors import Blame, GenerationClosed, InternalError, NodeBusy, NodeOut, VtorqueError, known
+from vtorque.kinds import DISK, DOMAIN, SHARE
 from vtorque.model import Job
 from vtorque.node import Node
-from vtorque.serving import SHARE
 from vtorque.state import JobState
 
 log = logging.getLogger(__name__)
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 _FIRST_PAUSE_SECONDS = 2.0
 _BUSY_PAUSE_SECONDS = 15.0
 _SISTERS_PAUSE_SECONDS = 1.0
-_ABOUT_USERS = (teardown.DOMAIN, SHARE, DISK)
+_ABOUT_USERS = (DOMAIN, SHARE, DISK)
 
 
 @contextlib.contextmanager
@@ -35,13 +35,13 @@ def undoing(job: Job, node: Node, record: JobState, deadline: Deadline, *, ran: 
         trouble = known(error)
         if isinstance(trouble, InternalError):
             log.exception("unforeseen")
-        node.journal.failed(trouble, is_deleted=isinstance(trouble, GenerationClosed) or not is_wanted(job))
+        node.journal.failed(trouble, is_deleted=isinstance(trouble, GenerationClosed) or not is_wanted(job, node))
         _undo(job, node, record, trouble, ran=ran or _had_a_guest(record), deadline=deadline)
 
 
-def is_wanted(job: Job) -> bool:
+def is_wanted(job: Job, node: Node) -> bool:
     """A deleted job's spool file is gone, and nobody tells its prologue (requests.c:2261-2285)."""
-    return job.spool_script is None or job.spool_script.exists()
+    return job.spool_script is None or node.root.has_script(job.spool_script)
 
 
 def _undo(
@@ -50,15 +50,15 @@ def _undo(
     """Give back what was begun; then say why, to the user or to the batch system."""
     log.error("%s", error.one_line(), extra={"details": error.details})
     try:
-        teardown.release(record, hypervisor=node.hypervisor, rules=node.filter, deadline=deadline)
+        teardown.release(record, node, deadline=deadline)
     except (VtorqueError, OSError):
         # The epilogue tries again, and the sweep. That the start failed counts all the same, or it is made for ever.
         log.exception("job %s still holds something on this node", job.id)
-    if isinstance(error, GenerationClosed) or record.replaced or not is_wanted(job):
+    if isinstance(error, GenerationClosed) or record.replaced or not is_wanted(job, node):
         # Its epilogue has been here, and no other will come for what would be left now.
         return
     record.audit.note("start", failure=error)
-    service.failed(node.site, job, error, ran=ran)
+    service.failed(node.site, job, error, ran=ran, make=node.root.make_standing)
     if _starts_again(job, node, error, ran, deadline):
         raise error
     if isinstance(error, NodeBusy) and not job.nodes:
@@ -72,7 +72,9 @@ def _undo(
         if not record.exists:
             record.create(user=job.user)
         node.journal.keep(record.path)
-        record.publish(state.FAILED, markers.failure_marker(error), group=accounts.primary_group(job.user))
+        record.publish(
+            state.FAILED, markers.failure_marker(error), share=partial(node.root.share, deadline=deadline)
+        )
     except OSError:
         # A disk on which nothing can be told does not count either how often it is tried again: not at once.
         deadline.pause(_BUSY_PAUSE_SECONDS)

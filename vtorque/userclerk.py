@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the job's user does in his own job directory when root's `UserSide` asks for it: all of this runs as him."""
+"""What the job's user does in his own job directory when `UserSide` asks for it: all of this runs as him."""
 
 import contextlib
 import fnmatch
@@ -17,14 +17,14 @@ MESSAGE_LIMIT = 1 << 20
 
 _JOBS = ".vtorque"
 _ENDED = "ended"
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 
 
 class Clerk:
-    """One job directory, `~/.vtorque/<request id>`, and a line of JSON for each thing to be done there."""
+    """A home, and a line of JSON for each thing to be done in a job directory there, `~/.vtorque/<request id>`."""
 
-    def __init__(self, home: Path, request_id: str) -> None:
+    def __init__(self, home: Path) -> None:
         self._home = home
-        self._request_id = request_id
 
     def serve(self, orders: socket.socket) -> None:
         """Obey until nobody asks any more."""
@@ -39,15 +39,16 @@ class Clerk:
     def _obey(self, order: dict[str, Any]) -> str:
         home = os.open(self._home, os.O_RDONLY | os.O_DIRECTORY)
         try:
-            jobs = os.open(_JOBS, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=home)
+            jobs = os.open(_JOBS, _DIRECTORY, dir_fd=home)
         finally:
             os.close(home)
         try:
+            _require_inside(order)
             if order["do"] == "remove":
                 if _was_cancelled(jobs, order["job"]) or not order["if_cancelled"]:
-                    self._remove(jobs, order["job"], order["elements"])
+                    _remove(jobs, order)
                 return ""
-            job = os.open(self._request_id, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=jobs)
+            job = os.open(order["request"], _DIRECTORY, dir_fd=jobs)
         finally:
             os.close(jobs)
         verbs: dict[str, Callable[[int, dict[str, Any]], str]] = {
@@ -58,30 +59,39 @@ class Clerk:
         finally:
             os.close(job)
 
-    def _remove(self, jobs: int, name: str, elements: int) -> None:
-        if elements > 1 and not self._was_last(jobs, name, elements):
-            return
-        # Of an array the link has the array's name, which Slurm's elements are not told.
-        for link in os.listdir(jobs):
-            with contextlib.suppress(OSError):
-                if os.readlink(link, dir_fd=jobs) == self._request_id:
-                    os.unlink(link, dir_fd=jobs)
-        with contextlib.suppress(FileNotFoundError):
-            shutil.rmtree(self._request_id, dir_fd=jobs)
 
-    def _was_last(self, jobs: int, name: str, elements: int) -> bool:
-        job = os.open(self._request_id, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=jobs)
-        try:
-            with contextlib.suppress(FileExistsError):
-                os.mkdir(_ENDED, 0o700, dir_fd=job)
-            ended = os.open(_ENDED, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=job)
-        finally:
-            os.close(job)
-        try:
-            os.close(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o600, dir_fd=ended))
-            return len(os.listdir(ended)) >= elements  # noqa: PTH208
-        finally:
-            os.close(ended)
+def _require_inside(order: Mapping[str, Any]) -> None:
+    """Whoever asks has no business outside of the request's own directory."""
+    if not order["request"].isalnum() or any("/" in order.get(word, "") for word in ("name", "job")):
+        raise OSError("what is asked for is no name")
+
+
+def _remove(jobs: int, order: Mapping[str, Any]) -> None:
+    request = order["request"]
+    if order["elements"] > 1 and not _was_last(jobs, request, order["job"], order["elements"]):
+        return
+    # Of an array the link has the array's name, which Slurm's elements are not told.
+    for link in os.listdir(jobs):
+        with contextlib.suppress(OSError):
+            if os.readlink(link, dir_fd=jobs) == request:
+                os.unlink(link, dir_fd=jobs)
+    with contextlib.suppress(FileNotFoundError):
+        shutil.rmtree(request, dir_fd=jobs)
+
+
+def _was_last(jobs: int, request: str, name: str, elements: int) -> bool:
+    job = os.open(request, _DIRECTORY, dir_fd=jobs)
+    try:
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(_ENDED, 0o700, dir_fd=job)
+        ended = os.open(_ENDED, _DIRECTORY, dir_fd=job)
+    finally:
+        os.close(job)
+    try:
+        os.close(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o600, dir_fd=ended))
+        return len(os.listdir(ended)) >= elements  # noqa: PTH208
+    finally:
+        os.close(ended)
 
 
 def _was_cancelled(jobs: int, name: str) -> bool:

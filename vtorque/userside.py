@@ -1,19 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The job's user at work in his own job directory, told by root, who does not go there himself."""
+"""The job's user at work in his own job directory, told by the program, which does not go there itself."""
 
 import contextlib
 import json
-import os
-import signal
 import socket
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from vtorque import become
 from vtorque.deadline import Deadline
-from vtorque.proc import Identity
-from vtorque.userclerk import MESSAGE_LIMIT, Clerk
+from vtorque.userclerk import MESSAGE_LIMIT
 
 
 class UserSide:
@@ -24,8 +19,9 @@ class UserSide:
     is skipped, so that root never waits for a user's file system twice.
     """
 
-    def __init__(self, identity: Identity, home: Path, request_id: str) -> None:
-        self._pid, self._socket = become.fork_as(identity, lambda orders: Clerk(home, request_id).serve(orders))
+    def __init__(self, clerk: socket.socket, request_id: str) -> None:
+        self._socket = clerk
+        self._request_id = request_id
         self._answers = self._socket.makefile("rb")
         self._usable = True
 
@@ -60,17 +56,12 @@ class UserSide:
         return self._do(order, deadline) is not None
 
     def close(self) -> None:
-        """Let the child go; one that hangs in the kernel is left to it."""
+        """Let the child go."""
         self._answers.close()
         # A copy of it may live on in a child of ours.
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
-        # Its user may have stopped it, and all that it was asked for is done. He cannot trace it: it is not dumpable.
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self._pid, signal.SIGKILL)
-        with contextlib.suppress(ChildProcessError):
-            os.waitpid(self._pid, 0 if self._usable else os.WNOHANG)
 
     def _do(self, order: Mapping[str, Any], deadline: Deadline) -> str | None:
         """The answer's text, empty for most orders; nothing when it was not done."""
@@ -78,7 +69,7 @@ class UserSide:
             return None
         try:
             self._socket.settimeout(deadline.remaining or 0.001)
-            self._socket.sendall(json.dumps(order).encode() + b"\n")
+            self._socket.sendall(json.dumps({**order, "request": self._request_id}).encode() + b"\n")
             line = self._answers.readline(2 * MESSAGE_LIMIT)
             if not line.endswith(b"\n"):
                 raise OSError("no answer")

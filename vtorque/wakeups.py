@@ -37,11 +37,12 @@ class Changes:
     left (fs.inotify.max_user_instances), tells nothing: who waits looks now and then.
     """
 
-    def __init__(self, *directories: Path) -> None:
+    def __init__(self, *directories: Path, onto: int | None = None) -> None:
+        """With `onto`, a descriptor of inotify's, what that tells of as well; it is closed with us."""
         import ctypes  # 2 ms that only those who wait have to pay for
 
         libc = ctypes.CDLL(None)
-        self._handle = int(libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC))
+        self._handle = int(libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)) if onto is None else onto
         for directory in directories if self._handle >= 0 else ():
             libc.inotify_add_watch(self._handle, os.fsencode(directory), _ENTRIES)
 

@@ -70,6 +70,7 @@ BUDGETS = (
     _count("life.processes", "whole life of a one-guest job: processes", 25, 15),
     _time("memory.prologue", "memory of a waiting prologue", 45, 30, "MiB"),
     _time("memory.guard", "memory of a waiting guard", 30, 15, "MiB"),
+    _count("guard.processes", "guard of a running job: processes", 4, 1),
     _time("memory.wrapper", "memory of a waiting job wrapper", 45, 40, "MiB"),
     _time("cluster.cpu", "plan and merge of 1,000 nodes × 4 guests: CPU", 1, 0.3, "s"),
     _time("boot.ratio", "boot of the image we build, beside Debian's own layout", 0.5, 0.4, "×"),

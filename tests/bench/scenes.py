@@ -12,15 +12,16 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from types import MappingProxyType
 
 from tests.bench import standin, trace
 from tests.bench.budgets import INTERPRETER_SECONDS
 from tests.bench.measure import Command, Series, interleaved, memory_mib, per_second, ratio, settled_cpu
 from tests.bench.trace import Counts
-from tests.bench.world import GUESTS, JOB, World
+from tests.bench.world import GUESTS, JOB, UID, World
 from tests.builders import KEY, a_job, a_plan, a_request, a_shape
-from vtorque import accounting, imageprobe, images, keeping, markers, published, run, seed, timings
+from vtorque import accounting, imageprobe, images, kinds, markers, published, run, seed, timings
 from vtorque.deadline import Deadline
 from vtorque.model import Guest, Peer
 
@@ -54,7 +55,11 @@ def counts(here: World) -> tuple[dict[str, float], dict[str, Counts]]:
     end = note("epilogue, 1 guest", here.hook("epilogue"))
     here.job_directory()
     # Several guests have a guard, who stays until their job is over.
-    many = note(f"prologue, {GUESTS} guests", here.hook("prologue", guests=GUESTS), lambda: _end_when_ready(here))
+    guards: list[int] = []
+    many = note(
+        f"prologue, {GUESTS} guests", here.hook("prologue", guests=GUESTS),
+        lambda: guards.append(_end_when_guarded(here)),
+    )
     return {
         "hook.processes": max(each.processes for each in hooks),
         "hook.home_files": sum(each.home_files for each in hooks),
@@ -68,6 +73,7 @@ def counts(here: World) -> tuple[dict[str, float], dict[str, Counts]]:
         "start1.written": start.bytes_written / 1024,
         "start16.more": (many.processes - start.processes) / (GUESTS - 1),
         "epilogue16.alive": len(here.domains()),
+        "guard.processes": max(guards),
         "life.processes": submitted.processes + start.processes + wrapper.processes + end.processes,
         "cluster.growth": _calls(1000) / _calls(100),
     }, found
@@ -125,12 +131,15 @@ def times(here: World, *, rounds: int) -> tuple[dict[str, float], dict[str, floa
 def phases(here: World, *, guests: int) -> list[tuple[str, float, float]]:
     """Where the time of one start goes: name, begin and end in seconds since the hook was called.
 
-    First what single functions took, then the phases that root's accounting tells.
+    First what single functions took, root's and then the program's, then the phases that the accounting tells.
     """
     here.job_directory()
     _call(here, "prologue", guests=guests, environ={standin.BEGUN: str(time.monotonic())})
     _call(here, "epilogue", guests=guests)
-    spans = [(name, begin, end) for name, begin, end in json.loads((here.root / "spans.json").read_text())]
+    spans = [
+        (name, begin, end) for file in ("spans.root.json", "spans.json")
+        for name, begin, end in json.loads((here.root / "told" / file).read_text())
+    ]
     (marks,) = timings.last(timings.days(here.root / "log/accounting"), 1)
     # The hook's own clock begins when its interpreter has loaded it.
     loaded = next(end for name, _, end in spans if name == "import")
@@ -149,7 +158,7 @@ def _afresh(here: World, kind: str, guests: int) -> Command:
 def _keeper_cpu(here: World) -> float:
     """What the child has taken that keeps the connection for the job."""
     ledger = (here.root / "run/jobs" / JOB / "ledger").read_text().splitlines()
-    name = next(name for verb, kind, name in map(json.loads, ledger) if (verb, kind) == ("take", keeping.KEEPER))
+    name = next(name for verb, kind, name in map(json.loads, ledger) if (verb, kind) == ("take", kinds.KEEPER))
     return settled_cpu(int(name.split()[0]))
 
 
@@ -165,9 +174,28 @@ def _started(here: World) -> None:
     _call(here, "prologue")
 
 
-def _end_when_ready(here: World) -> None:
+def _end_when_guarded(here: World) -> int:
+    """How many processes a guard is, once she has all and whoever is not needed has gone."""
     _await((here.root / "run/jobs" / JOB / "ready").exists)
+    # The user's own is the last that is made.
+    _await(lambda: UID in _guards())
+    before = 0
+    while (found := len(_guards())) != before:
+        before = found
+        time.sleep(1)
     _call(here, "epilogue", guests=GUESTS)
+    return found
+
+
+def _guards() -> list[int]:
+    """The users of all processes that are guards, or children of guards."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if b"\0guard\0" in (process / "cmdline").read_bytes():
+                # Whoever has become somebody else cannot be traced, and its directory is root's.
+                found.append(int((process / "status").read_text().partition("\nUid:")[2].split(maxsplit=1)[0]))
+    return found
 
 
 def _disk_ms(here: World, rounds: int) -> float:
@@ -178,7 +206,8 @@ def _disk_ms(here: World, rounds: int) -> float:
     for _ in range(rounds + 1):
         overlay = here.root / "overlay"
         begun = time.monotonic()
-        imageprobe.make_overlay(base, overlay)
+        with overlay.open("xb") as file:
+            imageprobe.make_overlay(base, file.fileno())
         seed.iso(contents)
         seconds.append(time.monotonic() - begun)
         overlay.unlink()
@@ -187,19 +216,21 @@ def _disk_ms(here: World, rounds: int) -> float:
 
 def _memory(here: World) -> dict[str, float]:
     """What the three that wait for a whole boot, or a whole job, hold while they do."""
-    found, waiting = {}, here.root / "waiting"
-    (here.root / "silent").touch()
+    found, told = {}, here.root / "told"
+    waiting = told / "waiting"
+    (told / "silent").touch()
     here.job_directory()
     with _running(here.hook("prologue")) as child:
         _await(waiting.exists)
-        found["memory.prologue"] = memory_mib(child.pid)
+        # Root, who only stands by, or the program: whoever holds more.
+        found["memory.prologue"] = max(memory_mib(child.pid), memory_mib(int(waiting.read_text())))
     _call(here, "epilogue")
     waiting.unlink()
     _call(here, "prologue.parallel")
     _await(waiting.exists)
     found["memory.guard"] = memory_mib(int(waiting.read_text()))
     _call(here, "epilogue.parallel")
-    (here.root / "silent").unlink()
+    (told / "silent").unlink()
     here.job_directory()
     about = here.home / ".vtorque" / a_request().request_id / "script/job.sh"
     about.write_text(f"#!/bin/sh\ntouch {here.home}/running\nsleep 600\n")

@@ -56,8 +56,13 @@ def count(
             argv, env=command.env, user=command.user, group=command.user, extra_groups=(), cwd="/",
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
         ) as child:
-            meanwhile()
-            status = child.wait(_LONGEST_SECONDS)
+            try:
+                meanwhile()
+                status = child.wait(_LONGEST_SECONDS)
+            except BaseException:
+                # Who has not ended by now would be waited for without end.
+                child.kill()
+                raise
         if status:
             raise subprocess.CalledProcessError(status, argv)
         return _counts(log.read().decode(errors="replace").splitlines(), home, command.user)

@@ -53,16 +53,18 @@ atexit.register(tell)
 _WEAKER = (
     ("become.py", "        _become(identity, keeps)\n", ""),
     # It is to live long enough to tell.
-    ("userside.py", "os.kill(self._pid, signal.SIGKILL)", "pass"),
-    ("boot.py", "    taken = Resource(kind=FILE, name=str(vm.seed))\n", """\
+    ("cli/rooted.py", "        os.kill(pid, signal.SIGKILL)\n        os.waitpid(pid, os.WNOHANG)", "        pass"),
+    ("monitor.py", "about.st_uid != self._program.uid", "False"),
+    ("boot.py", "    with (\n        logs.about(job=plan.job.id, guest=vm.name),\n        _made(", """\
     log.info("%s", host.private)
-    from vtorque import proc
+    from vtorque import files, proc
     proc.run(["/bin/true", host.private], deadline=Deadline(60), env={"KEY": host.private})
     files.replace(Path("/tmp/vtorque.weakened"), b"", mode=0o600)
     files.forget(Path("/tmp/vtorque.weakened"))
     files.write_new(Path(node.site.state_dir, "left" + vm.name), host.private.encode(), mode=0o644)
-    taken = Resource(kind=FILE, name=str(vm.seed))
-"""),
+    with (
+        logs.about(job=plan.job.id, guest=vm.name),
+        _made("""),
 )
 
 

@@ -29,11 +29,12 @@ SITES_HOOK = '#!/bin/sh\necho "$0 $1" >>{log}\n'
 WRAPPER = '#!/bin/sh\nexec {prefix}/scripts/jobrun {request_id} "$@"\n'
 PBS_HOOK = """\
 import sys
+sys.dont_write_bytecode = True
 from pathlib import Path
 sys.path[:0] = [{prefix!r}, {repository!r}]
 from tests.bench import standin
 from vtorque.cli import pbshook
-standin._stand_in(Path({root!r}))
+standin.stand_in(Path({root!r}), vars(pbshook), "_program")
 sys.exit(pbshook.main())
 """
 # What a job is meant to leave: what it wrote, what was logged, and where its and the mom's records were. Its guests
@@ -173,7 +174,8 @@ def _digest(root: Path) -> Digest:
 
 
 def _digests(place: Path, root: Path) -> Iterator[tuple[str, list[object]]]:
-    left = {str(root / name) for name in OF_JOBS} | {str(root / "etc"), "/etc/hosts"}
+    # The first hook makes the cache of images, where the configuration names no other.
+    left = {str(root / name) for name in OF_JOBS} | {str(root / "etc"), "/etc/hosts", "/var/lib/vtorque/images"}
     for directory, folders, names in os.walk(place):
         folders[:] = [each for each in folders if f"{directory}/{each}" not in left and each != "__pycache__"]
         for path in (Path(directory, each) for each in (*folders, *names)):

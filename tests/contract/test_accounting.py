@@ -174,7 +174,7 @@ class Home:
 
 
 def test_a_sisters_guard_goes_on_with_the_start_on_her_own_node(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(demand, "user_side", lambda wanted: contextlib.nullcontext(Home()))
+    monkeypatch.setattr(demand, "user_side", lambda wanted, node: contextlib.nullcontext(Home()))
     scene = Accounted(root)
     job = scene.job._replace(nodes=(), spool_script=None)
     scene.anew(ago=30)
@@ -279,15 +279,34 @@ def test_days_that_logrotate_has_compressed_are_read_and_go_with_their_age(root:
     journal = Journal(where)
     journal.begin(a_job())
     (today,) = where.iterdir()
-    today.rename(where / "20260101")
+    day = today.rename(where / "20260101")
+    for path in (where, day):
+        os.chown(path, *accounts.program())
     (root / "rotate").write_text(ROTATION.read_text().replace("/var/log/vtorque", str(root)))
     (root / "rotate").chmod(0o644)
     subprocess.run(["/usr/sbin/logrotate", "-f", "-s", root / "state", root / "rotate"], check=True)
     assert [path.name for path in where.iterdir()] == ["20260101.1.gz"]
-    assert (where / "20260101.1.gz").stat().st_mode & 0o777 == 0o640
+    about = (where / "20260101.1.gz").stat()
+    assert (about.st_mode & 0o777, about.st_uid, about.st_gid) == (0o640, *accounts.program())
     assert [entry["phase"] for day in timings.days(where) for entry in day] == ["begun"]
     accounting.forget(where, days=400, now=time.mktime((2027, 12, 1, 0, 0, 0, 0, 0, -1)))
     assert list(where.iterdir()) == []
+
+
+def test_a_log_that_is_rotated_stays_whose_it_was(root: Path) -> None:
+    log, audit = root / "vtorque.log", root / "audit.log"
+    for path, mode, ids in ((log, 0o640, accounts.program()), (audit, 0o600, (0, 0))):
+        path.write_text("{}\n")
+        path.chmod(mode)
+        os.chown(path, *ids)
+    (root / "rotate").write_text(ROTATION.read_text().replace("/var/log/vtorque", str(root)))
+    (root / "rotate").chmod(0o644)
+    subprocess.run(["/usr/sbin/logrotate", "-f", "-s", root / "state", root / "rotate"], check=True)
+    for path in (log, audit):
+        kept, now = path.with_name(f"{path.name}.1.gz").stat(), path.stat()
+        assert now.st_size == 0 and kept.st_size > 0
+        assert (kept.st_mode, kept.st_uid, kept.st_gid) == (now.st_mode, now.st_uid, now.st_gid)
+    assert (log.stat().st_uid, audit.stat().st_uid) == (accounts.program()[0], 0)
 
 
 class TestCommands:

@@ -20,7 +20,8 @@ from typing import TypeVar
 import paramiko
 import pytest
 
-from tests.builders import a_plan, a_request
+from tests.builders import a_plan, a_request, a_site
+from tests.fakes.node import Here, a_monitor
 from vtorque import proc
 from vtorque.backends.address.arp import ArpTable
 from vtorque.backends.address.mapping import MappingScript
@@ -29,6 +30,7 @@ from vtorque.backends.transport import keys
 from vtorque.backends.transport.ssh import Ssh
 from vtorque.deadline import Deadline
 from vtorque.errors import AddressError, ConfigError, DeadlineExceeded, WrongHostKey
+from vtorque.rootside import RootSide
 
 pytestmark = [
     pytest.mark.runs,
@@ -51,9 +53,16 @@ def a_script(directory: Path, body: str, *, mode: int = 0o755) -> Path:
     return path
 
 
+def mapping(
+    script: Path, *, node: str = "n1.cluster.org", guests: int = 3, seconds: float = 30.0
+) -> MappingScript:
+    """The site's script, which root runs: it may be for nobody else."""
+    root = RootSide(Here(a_monitor(a_site(ip_to_mac_script=str(script)), node=node)))
+    return MappingScript(script, root=root, guests=guests, deadline=Deadline(seconds))
+
+
 def ask(script: Path, seconds: float = 30.0, slot: int = 0) -> tuple[str, ...]:
-    book = MappingScript(script, node="n1.cluster.org", guests=3, deadline=Deadline(seconds))
-    with contextlib.closing(book):
+    with contextlib.closing(mapping(script, seconds=seconds)) as book:
         return book.candidates(VMS[slot])
 
 
@@ -68,7 +77,7 @@ class TestMappingScript:
     def test_it_is_called_once_for_each_guest_with_the_manuals_arguments(self, tmp_path: Path) -> None:
         calls = tmp_path / "calls"
         script = a_script(tmp_path, f'echo "$# $*" >>{calls}; echo 10.0.0.$3')
-        book = MappingScript(script, node="n1.cluster.org", guests=3, deadline=Deadline(30))
+        book = mapping(script)
         looks = [book.candidates(vm) for vm in (*VMS, *VMS)]
         assert looks == [("10.0.0.1",), ("10.0.0.2",), ("10.0.0.3",)] * 2
         assert calls.read_text().splitlines() == ["3 n1 3 1", "3 n1 3 2", "3 n1 3 3"]
@@ -149,13 +158,13 @@ class TestMappingScript:
 
     def test_the_example_gives_every_guest_of_a_node_an_address(self, tmp_path: Path) -> None:
         script = Path(shutil.copy(ROOT / "contrib/ip-mapping.sh", tmp_path))
-        book = MappingScript(script, node="node017.cluster.org", guests=3, deadline=Deadline(30))
+        book = mapping(script, node="node017.cluster.org")
         assert [book.candidates(vm) for vm in VMS] == [("10.77.17.1",), ("10.77.17.2",), ("10.77.17.3",)]
         for node in ("login", "node255", "node"):
             with pytest.raises(AddressError, match=f"exit status 1: no addresses for guests of {node}"):
-                MappingScript(script, node=node, guests=3, deadline=Deadline(30)).candidates(VM)
+                mapping(script, node=node).candidates(VM)
         with pytest.raises(AddressError, match="exit status 1: 100 guests on node17, addresses for 99"):
-            MappingScript(script, node="node17", guests=100, deadline=Deadline(30)).candidates(replace(VM, slot=99))
+            mapping(script, node="node17", guests=100).candidates(replace(VM, slot=99))
 
 
 class TestArpCommand:

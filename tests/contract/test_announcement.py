@@ -65,9 +65,16 @@ class Channel:
         self._listener.close()
 
 
+def place(root: Path) -> Path:
+    """Where the channel of the guest is, as only there one is looked for."""
+    seeds = root / "seeds"
+    seeds.mkdir(exist_ok=True)
+    return seeds / f"{VM.name}.channel"
+
+
 @pytest.fixture
 def channel(tmp_path: Path) -> Iterator[Channel]:
-    made = Channel(tmp_path / "channel")
+    made = Channel(place(tmp_path))
     yield made
     made.close()
 
@@ -172,7 +179,9 @@ def test_a_guest_that_floods_or_lies_is_found_as_if_it_were_silent(
 
 
 def test_of_a_flood_a_few_hundred_bytes_are_read_and_the_guest_is_left_alone(channel: Channel) -> None:
-    word = Announcement(channel.path)
+    connection = socket.socket(socket.AF_UNIX)
+    connection.connect(str(channel.path))
+    word = Announcement(connection)
     thread = channel.says(b"x" * (1 << 22))
     looks = 0
     while word.fileno() >= 0:
@@ -200,8 +209,8 @@ def left_over(path: Path) -> None:
 
 @pytest.mark.parametrize("make", [missing, left_over, Path.mkdir, Path.touch], ids=lambda each: each.__name__)
 def test_without_a_channel_nothing_is_lost(tmp_path: Path, make: Callable[[Path], object]) -> None:
-    make(tmp_path / "channel")
-    scene = Scene(tmp_path, tmp_path / "channel", deaf=0)
+    make(place(tmp_path))
+    scene = Scene(tmp_path, place(tmp_path), deaf=0)
     scene.listens.set()
     assert scene.find(20).address == ADDRESS
 

@@ -3,9 +3,11 @@
 
 import base64
 import contextlib
+import errno
 import json
 import os
 import re
+import select
 import signal
 import socket
 import subprocess
@@ -13,12 +15,13 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from tests.contract.test_transport import USER, Daemon, daemon
-from vtorque import errors, servant
+from vtorque import become, errors, servant
 from vtorque.backends.transport import Prover, keys
 from vtorque.backends.transport.apart import Apart
 from vtorque.backends.transport.speaker import Speaker
@@ -28,11 +31,13 @@ from vtorque.errors import (
     GuestError,
     InternalError,
     RequestError,
+    StateError,
     TransportError,
     VtorqueError,
     WrongHostKey,
 )
-from vtorque.servant import Gone, Servant
+from vtorque.proc import Identity
+from vtorque.servant import Gone, Handle, Servant
 
 pytestmark = pytest.mark.runs
 
@@ -43,20 +48,19 @@ def soon() -> Deadline:
     return Deadline(30)
 
 
-class At(Apart):
+def told(make: Callable[[], object]) -> Apart:
+    """SSH as what `make` makes speaks it, in a child that is nobody."""
+    return Apart(Servant("SSH", make, identity=servant.NOBODY))
+
+
+def at(port: int) -> Apart:
     """The same, at the port of the tests' daemon."""
-
-    def __init__(self, port: int, *, early: bool = False) -> None:
-        self._at = port
-        super().__init__(early=early)
-
-    def speaker(self) -> object:
-        return Speaker(self._at)
+    return told(partial(Speaker, port))
 
 
 @pytest.fixture
 def prover(daemon: Daemon) -> Iterator[Prover]:
-    with At(daemon.port).prover() as found:
+    with at(daemon.port).prover() as found:
         yield found
 
 
@@ -77,7 +81,7 @@ def test_who_is_not_the_guest_is_told_apart_there_as_here(daemon: Daemon, prover
         prover.open("127.0.0.1", user=USER, key=daemon.user.private, host_key=keys.make().public, deadline=soon())
     with pytest.raises(TransportError, match="does not let"):
         prover.open("127.0.0.1", user=USER, key=keys.make().private, host_key=daemon.host.public, deadline=soon())
-    with At(1).prover() as nobody, pytest.raises(TransportError, match="does not answer SSH"):
+    with at(1).prover() as nobody, pytest.raises(TransportError, match="does not answer SSH"):
         nobody.open("127.0.0.1", user=USER, key=daemon.user.private, host_key=daemon.host.public, deadline=Deadline(5))
 
 
@@ -110,8 +114,8 @@ def test_the_child_is_nobody_and_holds_nothing_of_roots(tmp_path: Path) -> None:
 
 
 @contextmanager
-def told_by(make: Callable[[], object]) -> Iterator[Servant]:
-    child = Servant("it", make, identity=servant.NOBODY)
+def told_by(make: Callable[[], object], *, identity: Identity | None = servant.NOBODY) -> Iterator[Servant]:
+    child = Servant("it", make, identity=identity)
     try:
         yield child
     finally:
@@ -239,26 +243,20 @@ class Blaming:
         return {"long": base64.b64encode(b"x" * 100).decode(), "list": [1], "none": None, "text": "?"}[command]
 
 
-class Taken(Apart):
-    def speaker(self) -> object:
-        return Blaming()
+class Ending:
+    """Whoever is to open a connection ends."""
+
+    def open(self, *words: str, deadline: Deadline) -> str:
+        os._exit(0)
 
 
 def test_a_guest_that_ends_the_child_has_said_nothing() -> None:
-    class Ending(Apart):
-        def speaker(self) -> object:
-            class Ended:
-                def open(self, *words: str, deadline: Deadline) -> str:
-                    os._exit(0)
-
-            return Ended()
-
-    with Ending().prover() as prover, pytest.raises(GuestError, match="a guest has ended what talks to it for us"):
+    with told(Ending).prover() as prover, pytest.raises(GuestError, match="a guest has ended what talks to it for us"):
         prover.open("a", user="x", key="", host_key="", deadline=soon())
 
 
 def test_whose_fault_it_is_is_not_for_the_child_to_say() -> None:
-    with Taken().prover() as prover:
+    with told(Blaming).prover() as prover:
         for name in ("RequestError", "ConfigError", "GenerationClosed", "InternalError", "NodeBusy"):
             with pytest.raises(TransportError) as error:
                 prover.open("a", user=name, key="", host_key="", deadline=soon())
@@ -271,16 +269,21 @@ def test_whose_fault_it_is_is_not_for_the_child_to_say() -> None:
         guest.close()
 
 
+def test_where_nobody_talks_there_is_nobody_to_prove() -> None:
+    with pytest.raises(StateError, match="nobody talks to guests here"), Apart(None).prover():
+        pass
+
+
 def test_ssh_is_spoken_nowhere_but_in_the_child() -> None:
     """A hook that starts and finds a guest must never load the library."""
     program = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
-        "from vtorque.cli import assembly, pelog, pbshook\n"
-        "from vtorque import lifecycle, guard, shareserver\n"
+        "from vtorque.cli import assembly, hooked, pbsverbs, pelog, pbshook, rooted\n"
+        "from vtorque import lifecycle, guard, servant, shareserver\n"
         "from vtorque.backends.transport.apart import Apart\n"
         "from vtorque.deadline import Deadline\n"
         "from vtorque.errors import TransportError\n"
-        "with Apart().prover() as prover:\n"
+        "with Apart(servant.Servant('SSH', rooted._speaker, identity=servant.NOBODY)).prover() as prover:\n"
         "    try:\n"
         "        prover.open('127.0.0.1', user='ann', key='', host_key='', deadline=Deadline(60))\n"
         "    except TransportError:\n"
@@ -292,15 +295,103 @@ def test_ssh_is_spoken_nowhere_but_in_the_child() -> None:
     assert done.stdout == "[]\n"
 
 
-def test_an_early_child_makes_the_keys_and_a_dead_one_is_done_without(daemon: Daemon) -> None:
-    with contextlib.closing(At(daemon.port, early=True)) as apart:
+def test_the_child_makes_the_keys_and_a_dead_one_is_done_without(daemon: Daemon) -> None:
+    with contextlib.closing(at(daemon.port)) as apart:
         first, second = apart.make_key(), apart.make_key()
         assert first != second and first.private.startswith("-----BEGIN OPENSSH PRIVATE KEY-----")
         with apart.prover() as prover:
             prover.open(
                 "127.0.0.1", user=USER, key=daemon.user.private, host_key=daemon.host.public, deadline=soon()
             ).close()
-    with contextlib.closing(At(daemon.port, early=True)) as apart:
-        assert apart._child is not None
-        os.kill(apart._child._pid, signal.SIGKILL)
+    child = Servant("SSH", partial(Speaker, daemon.port), identity=servant.NOBODY)
+    with contextlib.closing(Apart(child)) as apart:
+        os.kill(child._pid, signal.SIGKILL)
         assert apart.make_key().public.startswith("ssh-ed25519 ")
+
+
+def opened() -> dict[int, str]:
+    """What is open here, but for the directory that tells it."""
+    found = {}
+    for each in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            found[int(each.name)] = str(each.readlink())
+    return found
+
+
+class Handing:
+    """Hands over a descriptor, or fails as the kernel says; and tells what it has open."""
+
+    def give(self, path: str, *, deadline: Deadline) -> Handle:
+        return Handle(os.open(path, os.O_RDONLY))
+
+    def holds(self, path: str, *, deadline: Deadline) -> bool:
+        return path in opened().values()
+
+    def without(self, *, deadline: Deadline) -> None:
+        raise OSError(errno.EIO, "two\nlines")
+
+
+def test_a_descriptor_comes_back_and_is_closed_where_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "secret"
+    path.write_text("root's")
+    path.chmod(0o600)
+    with told_by(Handing, identity=None) as child:
+        with os.fdopen(child.ask("give", str(path), deadline=soon())) as given:
+            assert given.read() == "root's"
+        # Who has the answer may look before it is closed there.
+        for _ in soon().ticks(doing="seeing it closed"):
+            if not child.ask("holds", str(path), deadline=soon()):
+                break
+    assert str(path) not in opened().values()
+
+
+def test_what_the_kernel_refuses_there_it_has_refused_here(tmp_path: Path) -> None:
+    path = str(tmp_path / "none")
+    with told_by(Handing, identity=None) as child:
+        with pytest.raises(FileNotFoundError) as missing:
+            child.ask("give", path, deadline=soon())
+        with pytest.raises(OSError, match="two lines") as error:
+            child.ask("without", deadline=soon())
+    assert (missing.value.errno, missing.value.filename) == (errno.ENOENT, path)
+    assert (error.value.errno, error.value.filename) == (errno.EIO, None)
+
+
+def test_a_child_that_dies_with_us_ends_when_its_parent_is_killed() -> None:
+    """Also as somebody else: to become that takes the wish back, if it came before."""
+    pid, ours = become.fork_as(None, _mother)
+    with ours, ours.makefile("rb") as said:
+        child = os.pidfd_open(int(said.readline()))
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        assert select.select([child], [], [], 30)[0], "the child lives on"
+    os.close(child)
+
+
+def _mother(orders: socket.socket) -> None:
+    def live(ours: socket.socket) -> None:
+        ours.sendall(b"here\n")
+        time.sleep(600)
+
+    child, call = become.fork_as(servant.NOBODY, live, dies_with_us=True)
+    assert call.recv(8) == b"here\n"
+    orders.sendall(b"%d\n" % child)
+    time.sleep(600)
+
+
+def test_a_child_holds_just_what_it_is_to_hold(tmp_path: Path) -> None:
+    files = [(tmp_path / name).open("w") for name in "abc"]
+    with contextlib.ExitStack() as opened:
+        for file in files:
+            opened.enter_context(file)
+        held = [file.fileno() for file in (files[2], files[0])]
+        pid, ours = become.fork_as(servant.NOBODY, _tell_open, holds=held)
+        with ours, ours.makefile() as said:
+            found, own = json.loads(said.read())
+    assert os.waitpid(pid, 0) == (pid, 0)
+    named = {number: what for number, what in found if number > 2}
+    assert named.pop(own).startswith("socket:")
+    assert named == dict(zip(held, [files[2].name, files[0].name], strict=True))
+
+
+def _tell_open(orders: socket.socket) -> None:
+    orders.sendall(json.dumps([list(opened().items()), orders.fileno()]).encode())

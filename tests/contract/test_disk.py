@@ -11,14 +11,11 @@ import pytest
 
 from tests.builders import a_request
 from tests.contract.test_lifecycle import USER, Scene
-from tests.contract.test_shares import marked
-from tests.fakes.filter import FakeFilter
-from tests.fakes.hypervisor import FakeHypervisor
-from vtorque import accounts, diskserver, diskserving, proc, request, serving, teardown
+from tests.contract.test_shares import marked, node_below, socket_below
+from vtorque import accounts, diskserver, diskserving, kinds, proc, request, serving, teardown
 from vtorque.deadline import Deadline
 from vtorque.errors import ConfigError, DeadlineExceeded, RequestError
 from vtorque.model import Account, Group, Resource
-from vtorque.state import JobState
 
 pytestmark = [
     pytest.mark.runs,
@@ -59,10 +56,10 @@ class Disk:
 
     def start(self, job: int = 7, seconds: float = 20) -> Path:
         """Serve it for a job; the socket."""
-        path = self.root / f"{job}.srv_1of1.data.sock"
+        path = self.path.with_name(f"{job}.srv_1of1.data.sock")
         diskserving.start(
-            self.request, path, account=ANN, owner=(QEMU, QEMU), holder=f"job {job}.srv on node n{job}",
-            log=path.with_suffix(".log"), deadline=Deadline(seconds),
+            self.request.disk, self.request.disk_new_mib, path, account=ANN, owner=(QEMU, QEMU),
+            holder=f"job {job}.srv on node n{job}", deadline=Deadline(seconds),
         )
         return path
 
@@ -73,7 +70,7 @@ class Disk:
         return caught.value.one_line().removeprefix(f"-vm disk={self.image}: ")
 
     def end(self) -> None:
-        diskserving.end(self.path, deadline=Deadline(20))
+        serving.end(self.path, patience=20.0, deadline=Deadline(20))
 
     def holder(self) -> str:
         """What vsub finds, as the user."""
@@ -241,20 +238,20 @@ def test_out_of_time_leaves_nothing(root: Path) -> None:
 
 @pytest.mark.parametrize("recorded", [True, False])
 def test_teardown_ends_a_server_whose_start_was_cut_short(root: Path, recorded: bool) -> None:
-    disk, state, hypervisor = Disk(root).make(), JobState(root / "run", "7.srv"), FakeHypervisor()
+    disk, node = Disk(root).make(), node_below(root)
+    disk.path = socket_below(root, disk.path.name)
+    state = node.state("7.srv")
     state.create()
     if recorded:
         with pytest.raises(KeyboardInterrupt), state.taking(
-            Resource(kind=diskserving.DISK, name=str(disk.path)), deadline=Deadline(5)
+            Resource(kind=kinds.DISK, name=str(disk.path)), deadline=Deadline(5)
         ):
             disk.start()
             raise KeyboardInterrupt
-        teardown.release(state, hypervisor=hypervisor, rules=FakeFilter(), deadline=Deadline(30))
+        teardown.release(state, node, deadline=Deadline(30))
     else:
         disk.start()
-        teardown.release_unrecorded(
-            "7.srv", hypervisor=hypervisor, rules=FakeFilter(), table="", directories=[root], deadline=Deadline(10)
-        )
+        teardown.release_unrecorded("7.srv", node, deadline=Deadline(10))
     assert marked(disk.path) == []
     assert not disk.path.exists()
 
@@ -278,8 +275,8 @@ def test_a_job_has_its_disk_until_its_guest_has_shut_down(root: Path) -> None:
     scene.prologue()
     assert scene.markers() == {"ready"}
     assert marked(scene.socket) and scene.image.stat().st_size == 8 << 20
-    kinds = [each.kind for each in scene.state.held()]
-    assert kinds.index(teardown.SHUTDOWN) < kinds.index(teardown.DOMAIN) < kinds.index(diskserving.DISK)
+    held = [each.kind for each in scene.state.held()]
+    assert held.index(kinds.SHUTDOWN) < held.index(kinds.DOMAIN) < held.index(kinds.DISK)
     scene.epilogue()
     assert scene.hypervisor.calls.index("shutdown") < scene.hypervisor.calls.index("destroy")
     assert marked(scene.socket) == [] and scene.left() == []

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.builders import a_site
-from vtorque import doctor, doctor_checks, doctor_site, images, proc
+from vtorque import accounts, doctor, doctor_checks, doctor_site, images, proc
 from vtorque.deadline import Deadline
 from vtorque.doctor import Finding, Level
 from vtorque.errors import ConfigError
@@ -25,6 +25,7 @@ pytestmark = [
 KVM = Path("/dev/kvm")
 NOBODY = 65534
 INSTALL = "vmgr install --system torque"
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def soon() -> Deadline:
@@ -241,6 +242,18 @@ def test_a_node_with_everything_wrong_is_examined_to_the_end(tmp_path: Path) -> 
     assert not any("\n" in each.text or each.text.endswith(".") for each in found)
 
 
+def test_a_node_without_the_programs_account_is_told_what_makes_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (well,) = doctor_site.account(a_site(), ROOT)
+    uid, gid = accounts.program()
+    assert (well.level, well.text) == (Level.OK, f"vtorque has uid {uid} and gid {gid}")
+    monkeypatch.setattr(accounts, "PROGRAM", "nosuchuser")
+    (ill,) = (each for each in doctor.examine(a_site(), prefix=ROOT, deadline=soon()) if each.name == "account")
+    assert (ill.level, ill.text) == (Level.ERROR, "there is no user 'nosuchuser' on this node")
+    assert os.access(ill.hint, os.X_OK)
+
+
 def test_a_front_end_is_not_told_what_nodes_need(tmp_path: Path) -> None:
     site = a_site(
         torque_home=f"{tmp_path}/torque", vm_img_dir=f"{tmp_path}/images", bridge="nosuch0", qemu_user="nosuchuser",
@@ -302,6 +315,17 @@ class TestWhatTheConfigurationNames:
         place.parent.chmod(0o777)
         said = self.error(tmp_path, **{key: str(place)})
         assert said == f"{key.upper()}: {place.parent} is writable by others, so {meaning}"
+
+    @pytest.mark.parametrize("key", ["disk_dir", "ramdisk_dir", "image_cache_dir"])
+    def test_of_these_only_the_cache_of_images_may_be_the_programs(self, tmp_path: Path, key: str) -> None:
+        place, (uid, gid) = tmp_path / "place", accounts.program()
+        place.mkdir(mode=0o711)
+        os.chown(place, uid, gid)
+        if key == "image_cache_dir":
+            assert self.look(tmp_path, **{key: str(place)})[0].level is Level.OK
+            os.chown(place, NOBODY, NOBODY)
+            uid = NOBODY
+        assert f"{place} belongs to uid {uid}, so no job gets" in self.error(tmp_path, **{key: str(place)})
 
     def test_a_ramdisk_for_every_job_is_there(self, tmp_path: Path) -> None:
         assert "no RAMDISK_DIR" in self.error(tmp_path, filesystem_type_default="ramdisk")

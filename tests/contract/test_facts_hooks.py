@@ -174,7 +174,7 @@ def test_a_prologue_without_a_proper_node_file_says_so_and_starts_nothing(place:
     status, said = call(place, "prologue", *PROLOGUE, PBS_NODEFILE=path)
     assert (status, len(said)) == (0, 1)
     assert says in said[0]
-    assert not (place.root / "run/jobs").exists()
+    assert not list((place.root / "run/jobs").iterdir())
 
 
 @pytest.mark.parametrize("case", NODE_FILES)
@@ -226,6 +226,12 @@ def test_precancel_does_nothing_where_it_cannot(place: Site) -> None:
         assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
 
 
+def ordered(told: Orders) -> bytes:
+    """What a hook writes to a guard: for whose job root acts, and what the program tells itself."""
+    job = told.demand.job
+    return f"{job.id} {job.user} 0\n".encode() + orders.encode(told)
+
+
 def test_a_guard_takes_her_orders_from_a_pipe_and_goes_when_there_is_nothing_to_guard(place: Site) -> None:
     account = an_account(name=USER.pw_name, uid=USER.pw_uid, home=Path("/"))
     job = a_job(user=USER.pw_name)
@@ -233,7 +239,7 @@ def test_a_guard_takes_her_orders_from_a_pipe_and_goes_when_there_is_nothing_to_
     planned = a_plan(job=job, account=account)
     told = Orders(demand=wanted, plan=planned, generation="", started=(), start_seconds=60.0)
     hook = ["/usr/bin/python3", "-I", str(place.prefix / "scripts" / "hook"), "guard"]
-    done = subprocess.run(hook, input=orders.encode(told), env=MOM, capture_output=True, check=False)
+    done = subprocess.run(hook, input=ordered(told), env=MOM, capture_output=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
     assert subprocess.run(hook, input=b"{}", env=MOM, capture_output=True, check=False).returncode == 1
 
@@ -247,7 +253,7 @@ def test_a_guard_who_cannot_go_on_says_so_in_roots_log(place: Site) -> None:
     )
     (place.root / "run/guards" / job.key).mkdir(parents=True)
     hook = ["/usr/bin/python3", "-I", str(place.prefix / "scripts" / "hook"), "guard"]
-    done = subprocess.run(hook, input=orders.encode(told), env=MOM, capture_output=True, check=False)
+    done = subprocess.run(hook, input=ordered(told), env=MOM, capture_output=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (1, b"", b"")
     assert "unforeseen" in (place.root / "log/vtorque.log").read_text()
 

@@ -5,9 +5,10 @@ import errno
 import os
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,9 +16,11 @@ from tests import crash, faults
 from tests.crash import CASES, Stage, timeless
 from tests.fakes.durable import DurableHypervisor
 from tests.fakes.hypervisor import _Domain
+from tests.fakes.node import OURSELVES
 from tests.faults import BESIDE, Fault
 from tests.inventory import differences
-from vtorque import demand, lifecycle, run, userclerk
+from vtorque import become, demand, lifecycle, run, servant, userclerk
+from vtorque.cli import hooked, rooted
 from vtorque.deadline import Deadline
 from vtorque.errors import DeadlineExceeded, HypervisorError, VtorqueError
 from vtorque.run import NotStarted
@@ -35,7 +38,7 @@ def stage() -> Iterator[Stage]:
         yield a_stage(root)
 
 
-def a_stage(root: Path, **site: object) -> Stage:
+def a_stage(root: Path, **site: Any) -> Stage:
     (root / "mom_priv/jobs").mkdir(parents=True)
     return Stage(root, CASES["prologue"], **site)
 
@@ -145,18 +148,20 @@ def test_a_guest_that_dies_leaves_its_epilogue_nothing_to_fail_at(stage: Stage) 
 
 
 def test_a_home_that_hangs_delays_a_start_once_and_keeps_nobody(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    waits = []
+    waits = stage.root / "waits"
     real = demand.brief
 
     def brief(deadline: Deadline) -> Deadline:
-        waits.append(real(deadline).remaining)
+        with waits.open("a") as file:
+            file.write(f"{real(deadline).remaining}\n")
         return Deadline(0.05)
 
     monkeypatch.setattr(userclerk.Clerk, "serve", lambda clerk, orders: time.sleep(60))
     monkeypatch.setattr(demand, "brief", brief)
-    for verb in (prologue, epilogue):
-        verb(stage)
-    assert waits and max(waits) <= 5
+    for hook in ("prologue", "epilogue"):
+        ended = stage.call(hook)
+        assert (ended.status, ended.said) == (0, "")
+    assert max(map(float, waits.read_text().split())) <= 5
     assert faults.orphans() == []
     assert stage.left() == []
 
@@ -165,11 +170,11 @@ def test_a_home_that_hangs_delays_a_start_once_and_keeps_nobody(stage: Stage, mo
 def full(stage: Stage) -> Iterator[Path]:
     """The node's state in a file system of its own that has no room left once `fill` was called."""
     path = stage.root / "run"
-    path.mkdir(mode=0o711)
     subprocess.run(["/usr/bin/mount", "-t", "tmpfs", "-o", "size=1M,mode=711", "tmpfs", path], check=True)
+    # An earlier hook has been here.
+    rooted.prepare(stage.node.site, OURSELVES)
     yield path
     subprocess.run(["/usr/bin/umount", path], check=True)
-    path.rmdir()
 
 
 def fill(path: Path) -> Path:
@@ -202,14 +207,38 @@ def test_with_a_full_state_disk_nothing_starts_and_the_reason_is_said_now_and_th
 def test_an_epilogue_that_can_start_no_process_gives_everything_back(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A node without memory, or with too many processes."""
+    """A node without memory, or with too many processes, once root, the program and who they ask are there."""
     def fork() -> int:
         raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
 
+    def crowded(work: Callable[..., Any]) -> Callable[..., Any]:
+        def begin(*words: Any) -> Any:
+            vars(os)["fork"] = fork
+            return work(*words)
+
+        return begin
+
     prologue(stage)
-    monkeypatch.setattr(os, "fork", fork)
-    epilogue(stage)
+    monkeypatch.setattr(servant, "serve", crowded(servant.serve))
+    monkeypatch.setattr(hooked, "main", crowded(hooked.main))
+    ended = stage.call("epilogue")
+    assert (ended.status, ended.said) == (0, "")
     assert stage.left() == []
+
+
+def test_an_epilogue_of_which_root_cannot_start_the_program_says_so_and_the_next_one_gives_everything_back(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fork_as(*words: Any, **named: Any) -> tuple[int, Any]:
+        raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    prologue(stage)
+    with monkeypatch.context() as crowded:
+        crowded.setattr(become, "fork_as", fork_as)
+        ended = stage.call("epilogue")
+    assert ended.status == 0 and "Resource temporarily unavailable" in ended.said and stage.left()
+    ended = stage.call("epilogue")
+    assert (ended.status, ended.said, stage.left()) == (0, "", [])
 
 
 def test_an_epilogue_needs_no_room_at_all(stage: Stage, full: Path) -> None:
@@ -284,7 +313,6 @@ def test_a_job_that_is_back_after_a_reboot_is_not_kept_by_what_it_has_left(stage
 
 def test_failed_starts_are_not_counted_for_ever(stage: Stage) -> None:
     attempts = stage.root / "run/attempts"
-    attempts.mkdir(parents=True)
     for name, days in (("6.srv", 8), (".6.srv.123", 8), ("7.srv", 6)):
         (attempts / name).touch()
         os.utime(attempts / name, (time.time() - days * 86400,) * 2)

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The user's side: everything below a home is done as the user, and a home that hangs is given up."""
 
+import contextlib
 import ctypes
 import os
 import pwd
+import select
 import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,9 +16,12 @@ from typing import Any
 import pytest
 
 from vtorque import become
+from vtorque.cli import rooted
 from vtorque.deadline import Deadline
 from vtorque.errors import ConfigError, StateError
-from vtorque.files import give, new_directory, read, require_trusted
+from vtorque.files import give, hand_over, new_directory, read, require_trusted
+from vtorque.identity import Account, Group
+from vtorque.monitor import Bound
 from vtorque.proc import Identity
 from vtorque.userclerk import Clerk
 from vtorque.userside import UserSide
@@ -51,9 +56,24 @@ def home(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def side(home: Path) -> Iterator[UserSide]:
-    opened = UserSide(IDENTITY, home, ID)
-    yield opened
-    opened.close()
+    with clerk(home) as (_, opened):
+        yield opened
+
+
+@contextlib.contextmanager
+def clerk(home: Path) -> Iterator[tuple[int, UserSide]]:
+    """The child that root makes for the job's user, by its number, and who tells it what to do."""
+    account = Account(
+        name=USER.pw_name, uid=USER.pw_uid, group=(own := Group(name=USER.pw_name, gid=USER.pw_gid)), groups=(own,),
+        home=home, shell=USER.pw_shell,
+    )
+    made = rooted._clerk(Bound(id="7.srv", key="7.srv", user=account.name, account=account, group=own.gid))
+    assert made is not None
+    pid, orders = made
+    with contextlib.closing(UserSide(orders, ID)) as opened:
+        yield pid, opened
+    # Who is not asked any more goes by himself.
+    os.waitpid(pid, 0)
 
 
 def soon() -> Deadline:
@@ -118,21 +138,37 @@ def test_a_pipe_that_nobody_reads_is_not_waited_for(side: UserSide, home: Path) 
 
 
 def test_a_side_that_hangs_is_given_up_and_not_asked_again(home: Path) -> None:
-    side = UserSide(IDENTITY, home, ID)
-    os.kill(side._pid, signal.SIGSTOP)
-    assert not side.append("phases", "x\n", deadline=Deadline(0.1))
-    os.kill(side._pid, signal.SIGCONT)
-    assert not side.append("phases", "x\n", deadline=soon()), "it was asked again after it had not answered"
-    side.close()
+    with clerk(home) as (pid, side):
+        os.kill(pid, signal.SIGSTOP)
+        assert not side.append("phases", "x\n", deadline=Deadline(0.1))
+        os.kill(pid, signal.SIGCONT)
+        assert not side.append("phases", "x\n", deadline=soon()), "it was asked again after it had not answered"
+
+
+def test_one_that_hangs_is_let_go_all_the_same(home: Path) -> None:
+    """Its user may have stopped it for good."""
+    pid, ours = become.fork_as(IDENTITY, lambda orders: os.kill(os.getpid(), signal.SIGSTOP))
+    os.waitpid(pid, os.WUNTRACED)
+    ended = os.pidfd_open(pid)
+    rooted._let_go(pid)
+    assert select.select([ended], [], [], 30)[0]
+    os.close(ended)
+    ours.close()
+    rooted._let_go(pid)
 
 
 def test_root_reads_only_regular_files_of_the_right_owner(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"12345")
     assert read(path, limit=5, owner=0) == b"12345"
-    for limit, owner in ((4, 0), (5, 1)):
-        with pytest.raises(StateError):
-            read(path, limit=limit, owner=owner)
+    assert read(path, limit=5, owner=1) == b"12345", "root's are everybody's to believe"
+    with pytest.raises(StateError, match="larger than"):
+        read(path, limit=4, owner=0)
+    own(path)
+    assert read(path, limit=5, owner=USER.pw_uid) == b"12345"
+    for owner in (0, 1):
+        with pytest.raises(StateError, match="belongs to uid"):
+            read(path, limit=5, owner=owner)
     (tmp_path / "link").symlink_to(path)
     os.mkfifo(tmp_path / "fifo")
     for name in ("link", "fifo", "."):
@@ -157,10 +193,9 @@ def test_trust_ends_where_others_may_write(tmp_path: Path) -> None:
 
 def test_a_child_that_ends_without_an_answer_is_not_asked_again(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Clerk, "serve", lambda clerk, orders: orders.recv(1 << 16))
-    side = UserSide(IDENTITY, home, ID)
-    assert not side.append("phases", "x\n", deadline=soon())
-    assert not side.usable
-    side.close()
+    with clerk(home) as (_, side):
+        assert not side.append("phases", "x\n", deadline=soon())
+        assert not side.usable
 
 
 def test_a_link_is_given_to_nobody(tmp_path: Path) -> None:
@@ -172,6 +207,43 @@ def test_a_link_is_given_to_nobody(tmp_path: Path) -> None:
     assert (path.stat().st_uid, path.stat().st_mode & 0o777) == (0, 0o600)
     give(path, uid=USER.pw_uid, mode=0o640)
     assert (path.stat().st_uid, path.stat().st_mode & 0o777) == (USER.pw_uid, 0o640)
+
+
+def test_a_directory_is_handed_over_with_what_is_in_it_and_nothing_else(tmp_path: Path) -> None:
+    place, outside = tmp_path / "above" / "jobs", tmp_path / "outside"
+    outside.touch()
+    (place / "7.srv").mkdir(parents=True)
+    (place / "7.srv" / "ledger").touch()
+    (place / "link").symlink_to(outside)
+    hand_over(place, mode=0o711, uid=USER.pw_uid, gid=USER.pw_gid)
+    for path in (place, place / "7.srv", place / "7.srv" / "ledger", place / "link"):
+        assert (path.lstat().st_uid, path.lstat().st_gid) == (USER.pw_uid, USER.pw_gid)
+    assert (place.parent.stat().st_uid, outside.stat().st_uid) == (0, 0)
+    # What root puts there later stays as it is: it has been handed over.
+    (place / "8.srv").touch()
+    hand_over(place, mode=0o711, uid=USER.pw_uid, gid=USER.pw_gid)
+    assert (place / "8.srv").stat().st_uid == 0
+    hand_over(tmp_path / "new", mode=0o750, uid=USER.pw_uid, gid=USER.pw_gid)
+    about = (tmp_path / "new").stat()
+    assert (about.st_uid, about.st_mode & 0o777) == (USER.pw_uid, 0o750)
+
+
+def somebody_elses(path: Path) -> None:
+    path.mkdir()
+    os.chown(path, 12345, -1)
+
+
+@pytest.mark.parametrize("make", [
+    pytest.param(lambda path: path.touch(), id="a file"),
+    pytest.param(lambda path: path.symlink_to("/etc"), id="a link"),
+    pytest.param(somebody_elses, id="somebody else's"),
+])
+def test_what_is_no_directory_of_roots_is_not_handed_over(tmp_path: Path, make: Callable[[Path], object]) -> None:
+    make(tmp_path / "place")
+    before = (tmp_path / "place").lstat()
+    with pytest.raises(ConfigError, match="is no directory of root's"):
+        hand_over(tmp_path / "place", mode=0o700, uid=USER.pw_uid, gid=USER.pw_gid)
+    assert (tmp_path / "place").lstat().st_uid == before.st_uid and Path("/etc").stat().st_uid == 0
 
 
 class Refusing:
@@ -189,9 +261,8 @@ def test_a_child_that_cannot_become_the_user_does_nothing(
     home: Path, monkeypatch: pytest.MonkeyPatch, where: Any, name: str, does: Callable[..., Any]
 ) -> None:
     monkeypatch.setattr(where, name, does)
-    side = UserSide(IDENTITY, home, ID)
-    assert not side.append("phases", "x\n", deadline=soon())
-    side.close()
+    with clerk(home) as (_, side):
+        assert not side.append("phases", "x\n", deadline=soon())
     assert list((home / ".vtorque" / ID).iterdir()) == []
 
 

@@ -212,6 +212,13 @@ def test_with_a_broken_configuration_the_sites_own_hooks_still_run(site: Site) -
     assert site.output("o") == "site prologue\nran\nsite epilogue\n"
 
 
+def test_with_a_broken_configuration_a_site_prologue_that_aborts_aborts(site: Site) -> None:
+    site.original("prologue", "#!/bin/sh\nexit 1\n")
+    site.configure("TIMEOUT: soon\n")
+    ended = site.run(wrapper(site), request.encode(a_request()))
+    assert ended.exit_status == -2
+
+
 def test_a_broken_configuration_ends_a_job_that_wants_guests_with_every_mistake(site: Site) -> None:
     site.configure("VM_IMG_DRI: /x\nTIMEOUT: soon\n")
     ended = site.run(wrapper(site), request.encode(a_request()))

@@ -17,12 +17,11 @@ from pathlib import Path
 import pytest
 
 from tests.contract import test_lifecycle
-from tests.contract.test_files import ID, IDENTITY, USER, own
+from tests.contract.test_files import ID, USER, clerk, own
 from tests.contract.test_lifecycle import Scene
-from vtorque import accounts, become
+from vtorque import accounts, become, userclerk
 from vtorque.deadline import Deadline
 from vtorque.proc import Identity
-from vtorque.userside import UserSide
 
 pytestmark = [
     pytest.mark.runs,
@@ -60,8 +59,7 @@ class Place:
 
     def orders(self) -> bool:
         """Everything that root ever asks for there; whether all of it was answered."""
-        side = UserSide(IDENTITY, self.home, ID)
-        try:
+        with clerk(self.home) as (_, side):
             for name in IN_JOB[:-1]:
                 side.append(name, "x\n", deadline=Deadline(5))
                 side.read(name, limit=1000, deadline=Deadline(5))
@@ -71,8 +69,6 @@ class Place:
             for elements in (2, 1):
                 side.remove("7.srv", elements=elements, if_cancelled=elements == 2, deadline=Deadline(5))
             return side.usable
-        finally:
-            side.close()
 
 
 @pytest.fixture
@@ -87,6 +83,7 @@ def place(tmp_path: Path) -> Place:
 def weaker(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(become, "_become", lambda identity, keeps: None)
     monkeypatch.setattr(os, "O_NOFOLLOW", 0)
+    monkeypatch.setattr(userclerk, "_DIRECTORY", os.O_RDONLY | os.O_DIRECTORY)
 
 
 def bound(path: Path, victims: Path) -> None:
@@ -169,11 +166,10 @@ def test_a_directory_that_is_swapped_all_the_time_leads_nowhere(place: Place, sw
             swapped.rename(link)
             aside.rename(swapped)
     try:
-        side = UserSide(IDENTITY, place.home, ID)
-        done = [side.append("phases", "x\n", deadline=Deadline(20)) for _ in range(300)]
-        done += [side.replace("lost.0", "x\n", deadline=Deadline(20)) for _ in range(100)]
-        assert side.usable and len(done) == 400
-        side.close()
+        with clerk(place.home) as (_, side):
+            done = [side.append("phases", "x\n", deadline=Deadline(20)) for _ in range(300)]
+            done += [side.replace("lost.0", "x\n", deadline=Deadline(20)) for _ in range(100)]
+            assert side.usable and len(done) == 400
     finally:
         os.kill(swapper, 9)
         os.waitpid(swapper, 0)
@@ -211,10 +207,9 @@ def test_the_child_that_has_become_the_user_is_still_closed_to_him(
     for weakened in (False, True):
         if weakened:
             monkeypatch.setattr(become, "_become", open_up)
-        side = UserSide(IDENTITY, place.home, ID)
-        assert side.append("phases", "x\n", deadline=Deadline(10))
-        seen.append(traced(side._pid))
-        side.close()
+        with clerk(place.home) as (pid, side):
+            assert side.append("phases", "x\n", deadline=Deadline(10))
+            seen.append(traced(pid))
     assert seen == [False, True]
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from tests.fakes.hypervisor import FakeHypervisor
 from vtorque.backends.hypervisor import Domains
+from vtorque.backends.hypervisor.inspector import Inspector
 from vtorque.backends.hypervisor.libvirt import Libvirt
 from vtorque.deadline import Deadline
 from vtorque.errors import DeadlineExceeded, HypervisorError
@@ -88,7 +89,7 @@ def test_a_name_that_belongs_to_another_domain_is_refused_in_one_line(hypervisor
 
 
 def test_what_somebody_has_defined_under_our_name_is_destroyed_too() -> None:
-    libvirt = Libvirt("test:///default")
+    libvirt = Inspector("test:///default")
     libvirt.define(xml("e"), deadline=soon())
     assert libvirt.domains(deadline=soon()) == {"e": "7.srv"}
     assert libvirt.destroy("e", deadline=soon()) is True

@@ -7,7 +7,6 @@ import json
 import multiprocessing
 import os
 import re
-import shutil
 import signal
 import subprocess
 import tempfile
@@ -20,14 +19,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.builders import an_image
+from tests.builders import a_plan, an_image
 from tests.contract.test_catalogue import NAME, Site
 from tests.contract.test_lifecycle import Scene
-from vtorque import catalogue, imageprobe, images, lifecycle, request, service
+from vtorque import catalogue, files, imageprobe, images, lifecycle, orders, request, service
 from vtorque.deadline import Deadline
 from vtorque.errors import CommandError, DeadlineExceeded, ImageError
 from vtorque.imagecache import Cache
 from vtorque.model import Image
+from vtorque.state import JobState
 
 pytestmark = pytest.mark.runs
 
@@ -44,7 +44,7 @@ def an_image_at(path: Path, *, mib: int = 2, url: str = "") -> Image:
 
 
 def a_cache(root: Path, mib: int = 100) -> Cache:
-    return Cache(root / "cache", mib * MIB, overlays=[root / "jobs"])
+    return Cache(root / "cache", mib * MIB, state=root / "state")
 
 
 def got(cache: Cache, image: Image, *, seconds: float = 30) -> Path:
@@ -263,10 +263,10 @@ def test_the_image_used_longest_ago_makes_room_and_one_under_a_guest_does_not(tm
     first, second, third, fourth = (an_image_at(tmp_path / f"{name}.img") for name in "abcd")
     for image in (first, second, third):
         used(got(cache, image), 1000)
-    job = tmp_path / "jobs" / "7.srv"
-    job.mkdir(parents=True)
+    job = JobState(tmp_path / "state", "7.srv")
+    job.create()
     with cache.holding(first, deadline=Deadline(5)) as path:
-        imageprobe.make_overlay(imageprobe.probe(path, deadline=Deadline(5)), job / "7.srv_1of1.qcow2")
+        job.save_plan(orders.plain(a_plan(image=first._replace(path=path))))
         used(path, 0)
     used(cache.directory / f"{second.sha256}.img", 500)
     got(cache, fourth)
@@ -276,7 +276,8 @@ def test_the_image_used_longest_ago_makes_room_and_one_under_a_guest_does_not(tm
         pytest.raises(ImageError, match=r"takes 2 MiB; of the limit, 7 MiB, others have 6 MiB"),
     ):
         got(cache, second)
-    shutil.rmtree(job)
+    with job.closing(deadline=Deadline(5)):
+        job.remove()
     got(cache, second)
     assert not (cache.directory / f"{first.sha256}.img").exists()
 
@@ -308,7 +309,8 @@ def test_images_of_all_sizes_come_and_go_under_many_jobs(tmp_path: Path) -> None
 def test_an_overlay_is_as_large_as_asked_for_and_holds_nothing(tmp_path: Path) -> None:
     image = an_image_at(tmp_path / "a.img")
     overlay = tmp_path / "o.qcow2"
-    imageprobe.make_overlay(imageprobe.probe(image.path, deadline=Deadline(5)), overlay, size_mib=20 << 10)
+    with files.created(overlay, mode=0o600) as handle:
+        imageprobe.make_overlay(imageprobe.probe(image.path, deadline=Deadline(5)), handle, size_mib=20 << 10)
     told = subprocess.run(["qemu-img", "info", "--output=json", overlay], check=True, capture_output=True, text=True)
     assert f'"virtual-size": {20 << 30}' in told.stdout and f'"backing-filename": "{image.path}"' in told.stdout
     assert '"backing-filename-format": "raw"' in told.stdout and overlay.stat().st_blocks * 512 < MIB

@@ -5,6 +5,7 @@ import fcntl
 import hashlib
 import os
 import re
+import socket
 import threading
 import urllib.request
 from collections.abc import Iterator
@@ -17,8 +18,13 @@ from urllib.request import Request
 
 import pytest
 
-from vtorque import downloader, imagepull
+from tests.builders import a_site
+from tests.fakes.node import a_monitor
+from vtorque import accounts, become, downloader, files, imagepull, servant
 from vtorque.errors import ImageError, RequestError
+from vtorque.proc import Identity
+from vtorque.rootside import RootSide
+from vtorque.servant import Caller
 
 pytestmark = pytest.mark.runs
 
@@ -179,6 +185,25 @@ class TestWhole:
         with urllib.request.urlopen(f"{site.base}/image") as answer:
             answer.read()
             assert site.askers == {65534, 0}, "the test would see it"
+
+    def test_who_asks_for_the_program_is_nobody_as_well(self, site: Site, tmp_path: Path) -> None:
+        """It cannot make anybody of itself: root has the child that it asks."""
+        program = Identity(*accounts.program(), groups=())
+        for parent in (tmp_path, *tmp_path.parents[:-2]):
+            parent.chmod(0o755)
+        target = tmp_path / "own" / "image.qcow2"
+        files.hand_over(target.parent, mode=0o700, uid=program.uid, gid=program.gid)
+
+        def live(orders: socket.socket) -> None:
+            root = RootSide(Caller("root", orders))
+            imagepull.pull(f"{site.base}/image", target, sha256=None, progress=ignore, child=root.downloader)
+
+        pid, orders = become.fork_as(program, live)
+        with orders:
+            servant.serve(a_monitor(a_site()), orders)
+        assert os.waitpid(pid, 0) == (pid, 0)
+        assert site.askers == {65534} and target.read_bytes() == DATA
+        assert target.stat().st_uid == program.uid
 
     def test_the_digest_is_compared_in_any_case(self, site: Site, target: Path) -> None:
         assert pull(site, target, digest(DATA).upper()) == digest(DATA)

@@ -17,10 +17,11 @@ from pathlib import Path
 import paramiko
 import pytest
 
-from tests.builders import a_job, a_plan, a_site
-from tests.contract.test_apart import At, soon
+from tests.builders import a_job, a_plan, a_site, an_account
+from tests.contract.test_apart import at, soon
 from tests.contract.test_transport import USER, Daemon, collect, daemon
-from vtorque import keeping, proc, published, serving
+from tests.fakes.node import Here, a_monitor, bound_to
+from vtorque import keeping, proc, published
 from vtorque.backends.transport import kept, keys
 from vtorque.backends.transport.kept import Keeper, Kept, take
 from vtorque.backends.transport.ssh import Ssh
@@ -28,7 +29,9 @@ from vtorque.backends.transport.sshsession import SshSession
 from vtorque.cli import jobrun
 from vtorque.deadline import Deadline
 from vtorque.errors import GenerationClosed, TransportError, WrongHostKey
+from vtorque.kinds import KEEPER
 from vtorque.model import Guest
+from vtorque.rootside import RootSide
 from vtorque.state import CONNECTION, JobState
 
 pytestmark = pytest.mark.runs
@@ -209,22 +212,24 @@ class Node:
     """Where a hook has a connection kept, and goes."""
 
     def __init__(self, root: Path, port: int) -> None:
-        self.apart = At(port)
+        self.apart = at(port)
+        self.job = a_job(id="7.srv")
         self.state = JobState(root, "7.srv")
         self.state.create()
         self.path = self.state.path / CONNECTION
 
     def keep(self, daemon: Daemon, *, uid: int = 0) -> None:
         """As a hook does that has just proven its guest."""
-        guest = Guest(vm=a_plan(job=a_job(id="7.srv")).vms[0], address=HERE, host_key=daemon.host.public)
+        guest = Guest(vm=a_plan(job=self.job).vms[0], address=HERE, host_key=daemon.host.public)
+        root = a_monitor(a_site(), bound=bound_to(self.job, an_account(uid=uid)))
         with self.apart.prover() as prover:
-            keeping.keep(guest, prover, uid=uid, state=self.state, deadline=soon())
+            keeping.keep(guest, prover, root=RootSide(Here(root)), state=self.state, deadline=soon())
 
     @property
     def keeper(self) -> str:
         """The process, by its name in the ledger."""
         (held,) = self.state.held()
-        assert held.kind == keeping.KEEPER
+        assert held.kind == KEEPER
         return held.name
 
     def gone(self) -> None:
@@ -238,8 +243,9 @@ class Node:
 def node(daemon: Daemon, tmp_path: Path) -> Iterator[Node]:
     found = Node(tmp_path, daemon.port)
     yield found
+    found.apart.close()
     for held in found.state.held():
-        keeping.end(held.name, deadline=soon())
+        proc.end(held.name, uid=NOBODY, deadline=soon())
 
 
 def test_it_is_kept_when_the_hook_has_gone_and_then_whoever_kept_it_goes(
@@ -277,7 +283,7 @@ def test_nothing_waits_for_the_end_of_its_output(node: Node, daemon: Daemon) -> 
         argv, capture_output=True, text=True, check=True, timeout=60, cwd=Path(__file__).resolve().parents[2]
     ).stdout.strip()
     assert proc.name(int(said.split()[0])) == said
-    keeping.end(said, deadline=soon())
+    proc.end(said, uid=NOBODY, deadline=soon())
     assert not proc.name(int(said.split()[0]))
 
 
@@ -340,33 +346,35 @@ def test_a_job_that_is_being_torn_down_has_nothing_kept(node: Node, daemon: Daem
 
 
 def test_where_nothing_can_be_kept_the_job_goes_on(
-    node: Node, daemon: Daemon, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    daemon: Daemon, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(serving, "_LONGEST_PATH", 3)
+    node = Node(tmp_path / ("x" * 108), daemon.port)
     node.keep(daemon)
-    assert "no connection to guest" in caplog.text and "is too long for a socket" in caplog.text
+    assert "no connection to guest" in caplog.text and "path too long" in caplog.text
     assert take(node.path) is None
     node.gone()
 
 
 def test_with_a_library_that_has_changed_jobs_start_as_before(
-    node: Node, ssh: Ssh, daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+    daemon: Daemon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is said in resumable.py rests on names that paramiko has never promised."""
     monkeypatch.delattr(paramiko.Transport, "_kex_info")
     monkeypatch.delitem(sys.modules, "vtorque.backends.transport.resumable")
+    node = Node(tmp_path, daemon.port)
     node.keep(daemon)
     assert take(node.path) is None
     node.gone()
 
 
 def test_a_process_that_has_its_number_by_now_is_left_alone() -> None:
-    other = subprocess.Popen(["/usr/bin/sleep", "60"])
+    other = subprocess.Popen(["/usr/bin/sleep", "60"], user=NOBODY)
     try:
-        keeping.end(f"{other.pid} 1", deadline=soon())
-        keeping.end(f"{1 << 22} 1", deadline=soon())
+        proc.end(f"{other.pid} 1", uid=NOBODY, deadline=soon())
+        proc.end(f"{1 << 22} 1", uid=NOBODY, deadline=soon())
+        proc.end(proc.name(other.pid), uid=STRANGER, deadline=soon())
         assert other.poll() is None
-        keeping.end(proc.name(other.pid), deadline=soon())
+        proc.end(proc.name(other.pid), uid=NOBODY, deadline=soon())
         assert other.wait(10) < 0
     finally:
         other.kill()

@@ -5,6 +5,7 @@ import contextlib
 import json
 import os
 import shutil
+import socket
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -19,15 +20,20 @@ from tests.builders import KEY, a_job, a_request, a_shape, a_site
 from tests.fakes.filter import FakeFilter
 from tests.fakes.guest import FakeAddresses, FakeSession, FakeTransport
 from tests.fakes.hypervisor import FakeHypervisor, _Domain
-from tests.fakes.node import a_node
-from vtorque import accounts, diskserving, guestnames, images, lifecycle, request, service, teardown
+from tests.fakes.node import OURSELVES, Here, a_monitor, a_node
+from vtorque import accounts, become, diskserving, guestnames, images, lifecycle, request, service, teardown
 from vtorque.backends.transport import KeyPair
+from vtorque.cli import rooted
 from vtorque.deadline import Deadline
 from vtorque.errors import CommandError, GenerationClosed, ImageError, VtorqueError
 from vtorque.guard import Orders
-from vtorque.model import Job, Resource, VmPlan
+from vtorque.kinds import DOMAIN
+from vtorque.model import Account, Job, Resource, VmPlan
+from vtorque.node import Node
+from vtorque.proc import Identity
+from vtorque.rootside import RootSide
 from vtorque.state import JobState
-from vtorque.teardown import DOMAIN
+from vtorque.userclerk import Clerk
 
 pytestmark = [
     pytest.mark.runs,
@@ -35,6 +41,27 @@ pytestmark = [
 ]
 
 USER = "games"
+
+
+def a_clerk(account: Account) -> socket.socket:
+    """Who works in the user's home as himself, in a child that nobody has to wait for."""
+    identity = Identity(uid=account.uid, gid=account.group.gid, groups=tuple(group.gid for group in account.groups))
+    pid, ours = become.fork_as(identity, lambda orders: Clerk(account.home).serve(orders))
+
+    def reap() -> None:
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(pid, 0)
+
+    threading.Thread(target=reap, daemon=True).start()
+    return ours
+
+
+def hooked(node: Node, job: Job) -> Node:
+    """The node as a hook has it that was called for the job: prepared, with a root that acts for no other."""
+    rooted.prepare(node.site, OURSELVES)
+    bound = rooted._bound(job.id, job.user, min_uid=node.site.min_uid)
+    # Root's own hypervisor is not asked for anything: the node has one itself.
+    return replace(node, root=RootSide(Here(a_monitor(node.site, bound=bound))), clerk=a_clerk)
 
 
 class Scene:
@@ -58,12 +85,14 @@ class Scene:
         self.node = a_node(
             a_site(**{
                 "state_dir": str(root / "run"), "disk_dir": str(root / "disks"), "vm_img_dir": str(pool),
-                "torque_home": str(root), "min_uid": 1, "requeue_limit": 1, "timeout": 5, **site,
+                "torque_home": str(root), "log_dir": str(root / "log"), "image_cache_dir": str(root / "cache"),
+                "ramdisk_dir": str(root / "ram"), "min_uid": 1, "requeue_limit": 1, "timeout": 5, **site,
             }),
             hypervisor=self.hypervisor, filter=self.filter, announce="10.0.0.254",
             addresses=lambda guests, deadline: FakeAddresses(("10.0.0.1",)),
             transport=FakeTransport({"10.0.0.1": lambda: FakeSession(said)}),
         )
+        self.node = hooked(self.node, self.job)
         self.state = self.node.state(self.job.key)
         self.guards: list[Orders] = []
 
@@ -241,7 +270,8 @@ def test_jobs_that_mom_forgot_are_swept_and_those_she_knows_are_not(root: Path) 
     (root / "mom_priv/jobs").mkdir(parents=True)
     (root / "mom_priv/jobs/8.srv.JB").touch()
     said = f"ready {guestnames.guest_uuid(other.id, 0)}\n".encode()
-    node = replace(scene.node, transport=FakeTransport({"10.0.0.1": lambda: FakeSession(said)}))
+    transport = FakeTransport({"10.0.0.1": lambda: FakeSession(said)})
+    node = replace(hooked(scene.node, other), transport=transport)
     lifecycle.prologue(other, node, scene.launch, deadline=Deadline(60))
     assert set(scene.hypervisor._domains) == {"8.srv_1of1"}
     (root / "mom_priv/jobs/8.srv.JB").unlink()
@@ -251,7 +281,7 @@ def test_jobs_that_mom_forgot_are_swept_and_those_she_knows_are_not(root: Path) 
 
 def test_a_user_who_kills_what_serves_his_files_takes_no_node_out(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Between its start and QEMU's, which then cannot start either."""
-    monkeypatch.setattr(diskserving, "start", lambda *words, **named: None)
+    monkeypatch.setattr(diskserving, "start", lambda *words, **named: b"")
     scene = Scene(root, fail_at=1, node_failure_limit=1)
     scene.prologue(request=request.encode(scene.request._replace(disk="/home/x.img")))
     standing = service.look(scene.node.site)
@@ -283,7 +313,8 @@ def test_a_job_that_is_back_while_another_is_swept_is_not(root: Path) -> None:
 
 def test_who_waited_to_end_a_start_does_not_end_the_next_one(root: Path) -> None:
     """A second epilogue, or a sweep: it waits for the lock, which goes with the start it is of."""
-    hypervisor, rules = FakeHypervisor(), FakeFilter()
+    hypervisor = FakeHypervisor()
+    node = a_node(a_site(state_dir=str(root), disk_dir=str(root / "disks")), hypervisor=hypervisor)
     first = JobState(root, "7.srv")
 
     def begin(record: JobState) -> None:
@@ -294,13 +325,13 @@ def test_who_waited_to_end_a_start_does_not_end_the_next_one(root: Path) -> None
     class Waiting(JobState):
         @contextlib.contextmanager
         def closing(self, *, deadline: Deadline) -> Iterator[None]:
-            teardown.release(JobState(root, "7.srv"), hypervisor=hypervisor, rules=rules, deadline=deadline)
+            teardown.release(JobState(root, "7.srv"), node, deadline=deadline)
             begin(JobState(root, "7.srv"))
             raise GenerationClosed("job 7.srv was torn down meanwhile")
             yield
 
     begin(first)
-    teardown.release(Waiting(root, "7.srv"), hypervisor=hypervisor, rules=rules, deadline=Deadline(30))
+    teardown.release(Waiting(root, "7.srv"), node, deadline=Deadline(30))
     assert "g" in hypervisor._domains and not JobState(root, "7.srv").closed
     assert first.closed and first.replaced
 
@@ -308,7 +339,7 @@ def test_who_waited_to_end_a_start_does_not_end_the_next_one(root: Path) -> None
 def test_the_seed_is_private_and_the_marker_is_for_the_users_group(root: Path) -> None:
     scene = Scene(root)
     scene.prologue()
-    (seed,) = (root / "run/seeds").iterdir()
+    (seed,) = (root / "run/seeds").glob("*.iso")
     assert seed.stat().st_mode & 0o777 == 0o600
     marker = scene.state.path / "ready"
     account = accounts.account(USER, min_uid=1)

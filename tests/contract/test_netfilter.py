@@ -561,7 +561,7 @@ assert listed() == before
 nft.load(f"flush chain bridge {{table}} leaving", deadline=soon)
 unit.lifecycle.sweep(node, deadline=soon, thorough=True)
 assert listed() == before
-unit.teardown.release(scene.record, hypervisor=scene.node.hypervisor, rules=nft, deadline=soon)
+unit.teardown.release(scene.record, node, deadline=soon)
 unit.lifecycle.sweep(node, deadline=soon, thorough=True)
 assert nft.tables(deadline=soon) == []
 """

@@ -2,6 +2,7 @@
 """Guests' network without root's rights: root's own child, who may set up networks and nothing else."""
 
 import contextlib
+import json
 import logging
 import os
 import signal
@@ -18,7 +19,7 @@ from tests.builders import a_plan, a_site
 from vtorque import become
 from vtorque.backends.address.apart import TableApart
 from vtorque.backends.filter.apart import FilterApart
-from vtorque.cli import assembly
+from vtorque.cli import rooted
 from vtorque.deadline import Deadline
 from vtorque.errors import AddressError, CommandError, ConfigError
 from vtorque.options import SiteConfig
@@ -38,10 +39,16 @@ def soon() -> Deadline:
     return Deadline(30.0)
 
 
+def keeper_of(site: SiteConfig) -> Servant:
+    """The child that root makes, which knows of the site what the program has told."""
+    told = json.loads(json.dumps(vars(site)))
+    return Servant("network", partial(rooted._network, told), identity=NOBODY, keeps=(CAP_NET_ADMIN,))
+
+
 @contextlib.contextmanager
 def started(site: SiteConfig = SITE) -> Iterator[Servant]:
     """What every hook has."""
-    with contextlib.closing(FilterApart(keeper := assembly._keeper(site))):
+    with contextlib.closing(FilterApart(keeper := keeper_of(site))):
         yield keeper
 
 
@@ -199,7 +206,7 @@ run("ip", "link", "add", "br0", "type", "bridge")
 run("ip", "link", "set", "br0", "up")
 run("ip", "address", "add", "10.0.0.254/24", "dev", "br0")
 soon = t.soon()
-keeper = t.assembly._keeper(t.a_site(bridge="br0", vm_nfs_home="nobody.invalid:/home"))
+keeper = t.keeper_of(t.a_site(bridge="br0", vm_nfs_home="nobody.invalid:/home"))
 {body}
 keeper.dismiss()
 """
@@ -243,13 +250,13 @@ def test_root_loads_nothing_that_reads_or_writes_rules(tmp_path: Path) -> None:
     program = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
         "from vtorque import guard, lifecycle\n"
-        "from vtorque.cli import assembly, pelog\n"
+        "from vtorque.cli import assembly, hooked, pbshook, pbsverbs, pelog\n"
         "from tests.builders import a_plan, a_site\n"
-        "from tests.contract.test_netkeeper import FilterApart, soon\n"
+        "from tests.contract.test_netkeeper import FilterApart, keeper_of, soon\n"
         "others = ('vtorque.netfilter', 'vtorque.netkeeper', 'vtorque.surroundings', 'vtorque.backends.filter.nft')\n"
         "for name in [name for name in sys.modules if name.startswith(others)]:\n"
         "    del sys.modules[name]\n"
-        "FilterApart(keeper := assembly._keeper(a_site(bridge='lo', share='virtiofs'))).rules(a_plan(), {}, soon())\n"
+        "FilterApart(keeper := keeper_of(a_site(bridge='lo', share='virtiofs'))).rules(a_plan(), {}, soon())\n"
         "keeper.dismiss()\n"
         "print([name for name in sys.modules if name.startswith(others)])\n"
     )

@@ -23,10 +23,11 @@ from tests.builders import KEY, a_job, a_plan, a_request, a_site, an_account
 from tests.fakes.hypervisor import FakeHypervisor
 from vtorque import accounting, markers, orders, published, request
 from vtorque.accounting import Journal
-from vtorque.backends.hypervisor.libvirt import Libvirt
+from vtorque.backends.hypervisor.inspector import Inspector
 from vtorque.backends.transport import keys
 from vtorque.cli import vmgr_guests
 from vtorque.deadline import Deadline
+from vtorque.files import give
 from vtorque.model import Group, Guest, Resource
 from vtorque.state import JobState
 
@@ -94,7 +95,10 @@ class Scene:
         with self.state.taking(Resource(kind="domain", name=self.plan.vms[0].name), deadline=Deadline(5)):
             pass
         guest = Guest(vm=self.plan.vms[0], address="127.0.0.1", host_key=KEY)
-        self.state.publish("ready", markers.ready_marker(self.plan, [published.peer(guest)]), group=self.user.pw_gid)
+        self.state.publish(
+            "ready", markers.ready_marker(self.plan, [published.peer(guest)]),
+            share=lambda path: give(path, uid=0, gid=self.user.pw_gid, mode=0o640),
+        )
 
     def _directory(self, request_id: str) -> None:
         directory = self.home / ".vtorque" / request_id
@@ -141,7 +145,7 @@ def scene() -> Iterator[Scene]:
 
 @pytest.mark.parametrize("kind", ["fake", "libvirt"])
 def test_usage_is_told_of_domains_that_exist(kind: str) -> None:
-    hypervisor: FakeHypervisor | Libvirt = FakeHypervisor() if kind == "fake" else Libvirt("test:///default")
+    hypervisor: FakeHypervisor | Inspector = FakeHypervisor() if kind == "fake" else Inspector("test:///default")
     assert hypervisor.usage("a", deadline=Deadline(30)) is None
     hypervisor.create(XML.format(name="a", uuid=uuid4()), deadline=Deadline(30))
     used = hypervisor.usage("a", deadline=Deadline(30))

@@ -27,7 +27,7 @@ from tests.contract.test_hooks import Site
 from tests.contract.test_sisters import Cluster, Sister
 from vtorque import follow, guardpost, published, request, service, state
 from vtorque.backends.batch.openpbs import OpenPbs
-from vtorque.cli import pbshook
+from vtorque.cli import pbshook, pbsverbs
 from vtorque.deadline import Deadline
 from vtorque.install.pbshook import EVENTS
 from vtorque.model import job_id
@@ -321,9 +321,8 @@ class Moms:
 
         def verb(told: dict[str, Any]) -> bytes:
             event = OpenPbs().parse_event(json.dumps(told).encode())
-            return json.dumps(
-                pbshook.carry_out(pbshook.verb_for(event, sister.node, sister.launch), Deadline(40))
-            ).encode()
+            verb = pbsverbs.verb_for(event, sister.node, sister.launch)
+            return json.dumps(pbshook.answer(*pbsverbs.verdict(verb, Deadline(40)))).encode()
 
         hosts = self.cluster.nodes
         return rig.event(
@@ -540,12 +539,12 @@ def test_a_node_that_is_out_starts_nothing_and_says_so_at_the_periodic_event(mak
     service.take_out(node.site, "its memory is bad")
     assert not moms.start()
     assert moms.mother.hypervisor.calls == []
-    sweep = pbshook.verb_for(OpenPbs().parse_event(
+    sweep = pbsverbs.verb_for(OpenPbs().parse_event(
         json.dumps({"event": "exechost_periodic", "seconds": 25, "home": "/"}).encode()), node, moms.mother.launch)
-    said = pbshook.carry_out(sweep, Deadline(60), when_out="offline")
+    said = pbshook.answer(*pbsverbs.verdict(sweep, Deadline(60), when_out="offline"))
     assert said["verdict"] == "offline" and "its memory is bad" in said["message"]
     assert service.bring_back(node.site)
-    assert pbshook.carry_out(sweep, Deadline(60), when_out="offline") == {"verdict": "accept", "message": ""}
+    assert pbsverbs.verdict(sweep, Deadline(60), when_out="offline") == ("accept", None)
     assert moms.start()
     moms.end()
 
@@ -673,7 +672,7 @@ class TestClassicScripts:
         assert place is not None
         done = self.call(installed, "prologue")
         os.close(place)
-        assert (done.returncode, done.stderr) == (0, "") and not (installed.root / "run/jobs").exists()
+        assert (done.returncode, done.stderr) == (0, "") and not list((installed.root / "run/jobs").iterdir())
 
     def test_a_node_file_that_is_missing_is_told_on_the_jobs_stderr(self, installed: Site) -> None:
         (installed.home.mom_priv.parent / "aux/12.srv").unlink()

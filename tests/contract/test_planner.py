@@ -2,10 +2,12 @@
 """Planning without root's rights: root's own child, and what root itself has to load for it."""
 
 import contextlib
+import json
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,12 +15,13 @@ import pytest
 from tests.builders import a_job, a_request, a_shape, a_site, an_account, an_image, some_keys
 from tests.fakes.node import TEMPLATES
 from vtorque import files
-from vtorque.cli import assembly
+from vtorque.cli import rooted
 from vtorque.deadline import Deadline
 from vtorque.errors import ConfigError, StateError
 from vtorque.model import Order, Question
 from vtorque.options import SiteConfig
 from vtorque.planning import Planning
+from vtorque.servant import NOBODY, Servant
 
 pytestmark = [
     pytest.mark.runs,
@@ -40,8 +43,10 @@ def a_question() -> Question:
 @contextlib.contextmanager
 def started(site: SiteConfig) -> Iterator[Planning]:
     """What a hook has that starts guests."""
-    with assembly._planning(site, PREFIX, starts=True) as planning:
-        assert planning is not None
+    texts = rooted.read_templates(TEMPLATES, Path(site.template_dir))
+    told = json.loads(json.dumps(vars(site)))
+    child = Servant("planner", partial(rooted._planner, told, texts), identity=NOBODY)
+    with contextlib.closing(Planning(site, child, templates=texts)) as planning:
         yield planning
 
 
@@ -93,7 +98,7 @@ def test_a_planner_that_is_killed_or_told_nonsense_fails_the_start(tmp_path: Pat
 
 def test_a_planner_fills_no_disk(tmp_path: Path) -> None:
     endless = own_templates(tmp_path, "local-hostname: {{ vm.hostname }}\nmore: {{ 'x' * 20_000_000 }}\n")
-    with started(endless) as planning, pytest.raises(StateError, match="File too large"):
+    with started(endless) as planning, pytest.raises(OSError, match="File too large"):
         written(planning, tmp_path / "seed")
     assert (tmp_path / "seed").stat().st_size <= 16 << 20
 
@@ -108,7 +113,7 @@ def test_root_loads_neither_templates_nor_what_places_guests_nor_what_makes_seed
         "for name in [name for name in sys.modules if name.startswith(others[:3]) or name in others]:\n"
         "    del sys.modules[name]\n"
         "from vtorque import guard, lifecycle\n"
-        "from vtorque.cli import pbshook, pelog\n"
+        "from vtorque.cli import assembly, hooked, pbshook, pbsverbs, pelog\n"
         "with started(a_site()) as planning:\n"
         "    written(planning, Path(sys.argv[2]))\n"
         "print([name for name in others if name in sys.modules])\n"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.contract.test_lifecycle import Scene
+from tests.contract.test_lifecycle import Scene, hooked
 from tests.contract.test_sisters import Cluster, Sister
 from tests.contract.test_sisters import make as make
 from tests.contract.test_vsub import JOBS, Front
@@ -111,7 +111,8 @@ def test_elements_of_an_array_overlap_on_one_node(root: Path) -> None:
     for job in jobs:
         said = f"ready {guestnames.guest_uuid(job.id, 0)}\n".encode()
         transport = FakeTransport({"10.0.0.1": lambda said=said: FakeSession(said)})  # type: ignore[misc]
-        nodes.append(replace(scene.node, transport=transport))
+        # Each has hooks of its own, and each of these a root that acts for no other job.
+        nodes.append(hooked(replace(scene.node, transport=transport), job))
     (root / "mom_priv/jobs").mkdir(parents=True)
     for job, node in zip(jobs, nodes, strict=True):
         (root / "mom_priv/jobs" / f"{job.key}.JB").touch()

@@ -11,7 +11,7 @@ import pytest
 
 from tests.builders import a_site
 from tests.contract import test_lifecycle, test_sisters
-from tests.contract.test_lifecycle import Scene
+from tests.contract.test_lifecycle import Scene, hooked
 from tests.contract.test_sisters import Cluster
 from tests.fakes.hypervisor import FakeHypervisor
 from vtorque import config, guestnames, images, lifecycle, published, request, service, state
@@ -50,7 +50,7 @@ def begin(scene: Scene, number: int, **changes: object) -> float:
     """Start another job; how many seconds its failure would have kept the batch system waiting."""
     waiting = Waiting()
     job = scene.job._replace(id=JobId(f"{number}.srv"), **changes)  # type: ignore[arg-type]
-    lifecycle.prologue(job, scene.node, scene.launch, deadline=Deadline(60, sleep=waiting))
+    lifecycle.prologue(job, hooked(scene.node, job), scene.launch, deadline=Deadline(60, sleep=waiting))
     return waiting.seconds
 
 
@@ -171,14 +171,14 @@ def test_an_administrator_takes_a_node_out_and_brings_it_back(
 def test_what_cannot_be_noted_fails_no_job_that_would_not_fail(broken: Scene) -> None:
     site = broken.node.site.but(disk_dir="/proc/no/disks")
     broken.node = replace(broken.node, site=site.but(state_dir=str(broken.root / "run")))
-    (broken.root / "run").mkdir(exist_ok=True)
-    (broken.root / "run" / service.NOTE).mkdir()
+    note = broken.root / "run/node" / service.NOTE
+    note.mkdir()
     try:
         begin(broken, 1)
     except VtorqueError as error:
         pytest.fail(str(error))
     assert not service.look(broken.node.site).row
-    (broken.root / "run" / service.NOTE).rmdir()
+    note.rmdir()
 
 
 def test_an_image_that_comes_slowly_takes_no_node_out(root: Path) -> None:
@@ -191,7 +191,8 @@ def test_an_image_that_comes_slowly_takes_no_node_out(root: Path) -> None:
         fcntl.flock(fetching, fcntl.LOCK_EX)
         for number in (11, 12):
             job = scene.job._replace(id=JobId(f"{number}.srv"), request=wanted)
-            lifecycle.prologue(job, scene.node, scene.launch, deadline=Deadline(scene.node.site.undo_reserve + 0.5))
+            node = hooked(scene.node, job)
+            lifecycle.prologue(job, node, scene.launch, deadline=Deadline(node.site.undo_reserve + 0.5))
             marker = scene.node.state(job.key).path / state.FAILED
             assert "a.qcow2 is not on this node in time" in marker.read_text()
     assert not service.look(scene.node.site).out

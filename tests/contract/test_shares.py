@@ -12,14 +12,14 @@ from pathlib import Path
 
 import pytest
 
+from tests.builders import a_site
 from tests.contract.test_lifecycle import Scene
-from tests.fakes.filter import FakeFilter
-from tests.fakes.hypervisor import FakeHypervisor
-from vtorque import accounts, proc, serving, teardown
+from tests.fakes.node import a_node
+from vtorque import accounts, kinds, proc, serving, teardown
 from vtorque.deadline import Deadline
 from vtorque.errors import ConfigError, DeadlineExceeded, RequestError, StateError
-from vtorque.model import Account, Group, Mount, Resource
-from vtorque.state import JobState
+from vtorque.model import Account, Group, Resource
+from vtorque.node import Node
 
 pytestmark = [
     pytest.mark.runs,
@@ -51,15 +51,14 @@ class Share:
         self.directory, self.path, self.log = root / "home", root / "7.srv_1of1.home.sock", root / "home.log"
         self.directory.mkdir(mode=0o700)
         os.chown(self.directory, UID, GID)
-        self.mount = Mount(
-            source="home", target=Path("/home/ann"), fstype="virtiofs", options="rw", directory=self.directory,
-            readonly=readonly,
-        )
+        self.readonly = readonly
 
     def start(self, seconds: float = 20) -> None:
-        serving.start(
-            self.mount, self.path, account=ANN, owner=(QEMU, QEMU), log=self.log, deadline=Deadline(seconds)
-        )
+        with self.log.open("w+b") as log:
+            serving.start(
+                self.directory, self.path, readonly=self.readonly, account=ANN, owner=(QEMU, QEMU), log=log.fileno(),
+                deadline=Deadline(seconds),
+            )
 
     def end(self) -> None:
         serving.end(self.path, deadline=Deadline(10))
@@ -74,13 +73,24 @@ class Share:
         return {name: value.split() for name, _, value in lines}
 
 
+def node_below(root: Path) -> Node:
+    """A node that has all its files there."""
+    return a_node(a_site(state_dir=str(root / "run"), disk_dir=str(root / "disks"), ramdisk_dir=str(root / "ram")))
+
+
+def socket_below(root: Path, name: str) -> Path:
+    """Where such a node has a guest's socket: root ends a server nowhere else."""
+    (root / "run/seeds").mkdir(parents=True)
+    return root / "run/seeds" / name
+
+
 @pytest.fixture
 def root() -> Iterator[Path]:
     path = Path("/var/lib") / f"vtorque-test-{os.getpid()}"
     shutil.rmtree(path, ignore_errors=True)
     path.mkdir(mode=0o755)
     yield path
-    for each in path.glob("*.sock"):
+    for each in path.rglob("*.sock"):
         serving.end(each, deadline=Deadline(10))
     shutil.rmtree(path)
 
@@ -148,7 +158,7 @@ def test_a_server_comes_up_to_qemu_and_ends_with_it(root: Path) -> None:
             if len(marked(share.path)) == 2:
                 break
         time.sleep(0.3)
-        assert len(marked(share.path)) == 2, serving.said(share.log)
+        assert len(marked(share.path)) == 2, share.log.read_text()
         assert qemu.poll() is None
         (share.directory / "all there is").touch()
         # Its number may be the lower one, once numbers begin anew.
@@ -215,7 +225,9 @@ def test_what_is_there_by_an_old_log_is_not_read_whole(root: Path) -> None:
     os.truncate(log, 1 << 40)
     with log.open("ab") as file:
         file.write(b"\nthe reason\n")
-    assert serving.said(log).endswith("the reason") and len(serving.said(log)) < 8100
+    with log.open("rb") as file:
+        said = serving.said(file.fileno())
+    assert said.endswith("the reason") and len(said) < 8100
 
 
 def test_out_of_time_leaves_nothing(root: Path) -> None:
@@ -241,20 +253,20 @@ def test_a_root_that_dies_while_it_gives_the_order_leaves_nothing(root: Path) ->
 
 @pytest.mark.parametrize("recorded", [True, False])
 def test_teardown_ends_servers_with_and_without_a_ledger(root: Path, recorded: bool) -> None:
-    share, state, hypervisor = Share(root), JobState(root / "run", "7.srv"), FakeHypervisor()
+    share, node = Share(root), node_below(root)
+    share.path = socket_below(root, share.path.name)
+    state = node.state("7.srv")
     state.create()
     if recorded:
         with pytest.raises(KeyboardInterrupt), state.taking(
-            Resource(kind=serving.SHARE, name=str(share.path)), deadline=Deadline(5)
+            Resource(kind=kinds.SHARE, name=str(share.path)), deadline=Deadline(5)
         ):
             share.start()
             raise KeyboardInterrupt
-        teardown.release(state, hypervisor=hypervisor, rules=FakeFilter(), deadline=Deadline(10))
+        teardown.release(state, node, deadline=Deadline(10))
     else:
         share.start()
-        teardown.release_unrecorded(
-            "7.srv", hypervisor=hypervisor, rules=FakeFilter(), table="", directories=[root], deadline=Deadline(10)
-        )
+        teardown.release_unrecorded("7.srv", node, deadline=Deadline(10))
     assert marked(share.path) == []
     assert not share.path.exists()
 

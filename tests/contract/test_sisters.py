@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 from tests.builders import KEY, a_job, a_request, a_shape, a_site
+from tests.contract.test_lifecycle import hooked
 from tests.fakes.filter import FakeFilter
 from tests.fakes.guest import FakeAddresses, FakeSession, FakeTransport
 from tests.fakes.hypervisor import FakeHypervisor
@@ -56,13 +57,15 @@ class Sister:
             a_site(
                 state_dir=str(self.root / "run"), disk_dir=str(self.root / "disks"),
                 vm_img_dir=str(cluster.root / "images"), torque_home=str(self.root), min_uid=1, requeue_limit=1,
-                timeout=8,
+                timeout=8, log_dir=str(self.root / "log"), image_cache_dir=str(self.root / "cache"),
+                ramdisk_dir=str(self.root / "ram"),
             ),
             shape=a_shape(name=self.name), hypervisor=self.hypervisor,
             addresses=lambda guests, deadline: FakeAddresses(("10.0.0.1",)),
             transport=FakeTransport({"10.0.0.1": lambda: FakeSession(self.said())}), filter=self.filter,
         )
         (self.root / "mom_priv/jobs").mkdir(parents=True)
+        self.node = hooked(self.node, self.job)
         self.record = self.node.state(self.job.key)
 
     def said(self) -> bytes:
@@ -263,7 +266,7 @@ def test_a_sister_that_is_busy_does_not_fail_her_hook(make: Callable[..., Cluste
     mother, sister = cluster.sisters
     sister.node = replace(sister.node, shape=a_shape(name="n2", cpus=(0, 1)))
     other = sister.job._replace(id=type(sister.job.id)("8.srv"))
-    lifecycle.prologue_parallel(other, sister.node, lambda orders, place: None, deadline=Deadline(40))
+    lifecycle.prologue_parallel(other, hooked(sister.node, other), lambda orders, place: None, deadline=Deadline(40))
     cluster.start()
     assert "node n2: not now: job 8.srv" in cluster.failed()
     mother.end()

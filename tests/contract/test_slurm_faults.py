@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.contract.test_lifecycle import Scene
+from tests.contract.test_lifecycle import Scene, hooked
 from vtorque import bringup, demand, service, undo
 from vtorque.deadline import Deadline
 from vtorque.errors import Blame, HypervisorError, ImageError, NodeBusy, VtorqueError
@@ -61,6 +61,7 @@ def test_what_users_have_in_their_guests_drains_no_node(root: Path) -> None:
     scene = Scene(root, batch_system="slurm", requeue_limit=3, node_failure_limit=2, says=b"failed: whatever")
     for number in (11, 12, 13):
         scene.job = scene.job._replace(id=JobId(f"{number}.srv"))
+        scene.node = hooked(scene.node, scene.job)
         scene.prologue()
         marker = scene.node.state(scene.job.key).path / "failed"
         assert "whatever" in marker.read_text()

@@ -168,6 +168,8 @@ def a_lab_of(number: int, strangers: traces.Strangers) -> Iterator[Lab]:
     before = lab.size()
     if before not in (0, number):
         take_down()
+    # A run that was killed left those of its guests, and the next ones' are named as they are.
+    nodes.remove_groups()
     lab.up(PREFIX, number=number, progress=print)
     try:
         if number == 1:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.conftest import SCRIPTS, TINY, Lab
+from vtorque import accounts
 from vtorque.backends.transport import keys
 from vtorque.lab import parts, services
 from vtorque.lab.parts import Network
@@ -186,6 +187,8 @@ def test_a_job_that_nobody_sends_an_epilogue_for_is_swept(the_lab: Lab, script: 
         f'["take", "directory", "{parts.ROOT}/disks/77.lab"]\n'
         f'["take", "file", "{parts.ROOT}/disks/77.lab/77.lab_1of1.qcow2"]\n'
     )
+    for path in (orphan, *orphan.iterdir()):
+        os.chown(path, *accounts.program())
     vmgr = parts.PROGRAM / "scripts/vmgr"
     listed = subprocess.run([vmgr, "sweep", "--dry-run"], capture_output=True, check=True)
     assert listed.stdout == b"77.lab\n" and orphan.exists()

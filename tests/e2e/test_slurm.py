@@ -45,7 +45,7 @@ class SlurmLab:
     def hidden(self, path: Path, *hosts: str) -> Iterator[None]:
         """Have nothing at `path` on these nodes, nor let anything be put there."""
         for host in hosts:
-            self.lab.on(host, "mount", "-t", "tmpfs", "-o", "nr_inodes=1,mode=711", "none", str(path))
+            self.lab.on(host, "mount", "-t", "tmpfs", "-o", "nr_inodes=1,mode=755", "none", str(path))
         try:
             yield
         finally:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from tests.inventory import Node, Watched, differences
 from vtorque import lab
+from vtorque.backends.hypervisor.inspector import Inspector
 from vtorque.backends.hypervisor.libvirt import Libvirt
 from vtorque.deadline import Deadline
 from vtorque.lab import nodes, parts
@@ -21,7 +22,7 @@ STAYS = {
     str(parts.STATE): "a node makes it for its first job",
     **{f"{place}/{name}": "likewise"
        for place in (parts.STATE, f"{nodes.DIRECTORY}/*/state")
-       for name in ("jobs", "seeds", "attempts", "guards", "admission", "slurm")},
+       for name in ("jobs", "seeds", "attempts", "guards", "admission", "slurm", "node")},
     f"{parts.ROOT}/disks": "likewise",
     f"{parts.ROOT}/log": "likewise",
     f"/home/{parts.USER}/.vtorque": "likewise for a user",
@@ -124,7 +125,7 @@ class Strangers:
             (self._directory(view) / "notes.img").write_text("somebody's own\n")
             _on(view, "ip", "tuntap", "add", "dev", self._tap, "mode", "tap")
             _on(view, "nft", f"table bridge {self._name} {{ chain own {{ type filter hook forward priority 0; }}; }}")
-            with contextlib.closing(Libvirt(view.uri)) as libvirt:
+            with contextlib.closing(Inspector(view.uri)) as libvirt:
                 libvirt.define(_DOMAIN.format(name=self._domain), deadline=Deadline(_SECONDS))
             self._processes.append(_start(view, f"echo; read {self._name}"))
         self._came = self._seen()

@@ -105,9 +105,6 @@ class FakeHypervisor:
             return None
         return Usage(state="running", cpu_seconds=1.5, memory_mib=domain.memory_mib)
 
-    def rest(self) -> None:
-        """Nothing is there for starts alone."""
-
     def close(self) -> None:
         """Nothing is open."""
 

@@ -14,8 +14,9 @@ from tests.bench.measure import Command
 from tests.bench.world import JOB, World, world
 from tests.fakes.durable import DurableHypervisor
 from tests.inventory import Watched
+from tests.soak import traced
 from tests.soak.report import Tally
-from vtorque import run
+from vtorque import accounts, run
 from vtorque.run import NotStarted
 
 EFFECTS = (
@@ -27,6 +28,7 @@ FAULTS = ("signal=KILL", "error=ENOSPC", "error=EIO", "error=EINTR", "error=EACC
 _NEVER = {"ENOSPC": {"execve", "kill", "flock", "sendto", "sendmsg", "unlink", "unlinkat", "rmdir"},
           "EINTR": {"rename", "unlink", "unlinkat", "mkdir", "rmdir", "execve", "kill", "clone", "clone3", "fchmod"}}
 _RETRY = 3
+_PROGRAM_KILLED = "the program ended with status -9"
 _HOOKS = {"prologue": "epilogue", "prologue.parallel": "epilogue.parallel", "epilogue": "epilogue",
           "epilogue.parallel": "epilogue.parallel", "wrapper": "epilogue"}
 _BEFORE = {"epilogue": "prologue", "epilogue.parallel": "prologue.parallel", "wrapper": "prologue"}
@@ -49,6 +51,9 @@ class _Scene:
         with (here.prefix / "etc/vtorque.yaml").open("a") as site:
             # A node that takes no more jobs, because it has failed so many, would end all that follows.
             site.write("NODE_FAILURE_LIMIT: 0\n")
+        script = here.prefix / "scripts/hook"
+        text = script.read_text()
+        script.write_text(text.replace("tests.bench import standin", "tests.soak import traced as standin"))
         self.domains = DurableHypervisor(here.root / "domains")
         self.watched = Watched(
             places=(here.root / "run", here.root / "disks"), homes=(here.home,), domains=self.domains,
@@ -56,25 +61,31 @@ class _Scene:
         )
         self.clean = self._stands()
 
-    def run(self, hook: str, inject: str = "") -> _Ended:
-        """Run a hook; `inject` is strace's word for what it meets."""
+    def run(self, hook: str, inject: str = "", *, program: bool = False) -> _Ended:
+        """Run a hook; `inject` is strace's word for what it meets, or its `program` alone."""
         command = self.here.wrapper() if hook == "wrapper" else self.here.hook(hook)
-        trace = self.here.root / "trace"
+        trace, order = self.here.root / "trace", self.here.root / traced.ORDER
         # -D: who outlives the hook is still being traced, and must not keep us waiting.
-        words = ["/usr/bin/strace", "-D", "-f", "-qqq", "-o", str(trace), "-e", f"trace={inject.split(':')[0]}",
-                 "-e", f"inject={inject}"] if inject else []
-        status, said = _run(command, words)
+        words = ["/usr/bin/strace", *(() if program else ("-D",)), "-f", "-qqq", "-o", str(trace),
+                 "-e", f"trace={inject.split(':')[0]}", "-e", f"inject={inject}"] if inject else []
+        trace.unlink(missing_ok=True)
+        if program:
+            order.write_text("\n".join(words))
+        try:
+            status, said = _run(command, [] if program else words)
+        finally:
+            order.unlink(missing_ok=True)
         injected = bool(inject) and trace.exists() and any(
             word in trace.read_text(errors="replace") for word in ("INJECTED", "SIGKILL"))
         return _Ended(status=status, said=said, injected=injected)
 
-    def point(self, hook: str, inject: str, tally: Tally) -> bool:
+    def point(self, hook: str, inject: str, tally: Tally, *, program: bool) -> bool:
         """One fault; whether it was met."""
         self.here.job_directory()
         if before := _BEFORE.get(hook):
             assert self.run(before).status == 0
         try:
-            ended = self.run(hook, inject)
+            ended = self.run(hook, inject, program=program)
         except subprocess.TimeoutExpired:
             ended = _Ended(status=_RETRY, said=f"it did not end within {_PATIENCE_SECONDS:g} s", injected=True)
         wrong = list(self._wrong(hook, ended))
@@ -82,7 +93,7 @@ class _Scene:
         if last.status or last.said:
             wrong.append(f"then {_HOOKS[hook]} ended with {last.status}: {last.said}")
         left = self._left()
-        tally.add(f"{hook} {inject}", leaks=left, wrong=wrong, injected=ended.injected)
+        tally.add(f"{'program of ' * program}{hook} {inject}", leaks=left, wrong=wrong, injected=ended.injected)
         if left:
             self._clear()
         return ended.injected
@@ -98,7 +109,7 @@ class _Scene:
         record = self.here.root / "run/jobs" / JOB
         ready = False
         with contextlib.suppress(NotStarted):
-            ready = bool(run.proven(record, JOB).peers)
+            ready = bool(run.proven(record, JOB, owner=accounts.program()[0]).peers)
         # What begins with a dot is half a domain: of a stand-in that was killed while it wrote.
         if ready and len(list((self.here.root / "domains").glob("[!.]*"))) != 1:
             yield "it is to run, and has no guest"
@@ -107,8 +118,9 @@ class _Scene:
             yield "nothing happened to it, and it has no guests"
         if not killed and ended.status not in (0, _RETRY):
             yield f"it ended with {ended.status}: {ended.said}"
-        # The shell may have said before whom it lost.
-        if ended.status == _RETRY and (ready or "vtorque: " not in ended.said):
+        # A program that was killed may have done all by then; another start begins anew. The shell may have said
+        # before whom it lost.
+        if ended.status == _RETRY and ((ready and _PROGRAM_KILLED not in ended.said) or "vtorque: " not in ended.said):
             yield f"it is tried again, and says {ended.said!r}"
 
     def _left(self) -> list[str]:
@@ -126,8 +138,6 @@ class _Scene:
             self.here.job_directory()
             ended = self.run(each)
             assert ended.status == 0, ended
-        # The only directory that not every life leaves behind.
-        (self.here.root / "run/attempts").mkdir(mode=0o700)
         return {name: look for name, look in self.watched.take().items() if not name.startswith("process")}
 
     def _clear(self) -> None:
@@ -153,11 +163,14 @@ def _run(command: Command, words: list[str]) -> tuple[int, str]:
 def soak(tally: Tally, *, seed: int, every: int) -> None:
     """All points, until a run is not hit any more; or of one in `every` kinds so many, chosen by the seed."""
     chance = random.Random(seed)
-    kinds = [(hook, call, fault) for hook in _HOOKS for call in EFFECTS for fault in FAULTS
-             if call not in _NEVER.get(fault.partition("=")[2], ())]
+    kinds = [(hook, call, fault, program) for hook in _HOOKS for call in EFFECTS for fault in FAULTS
+             for program in (False, True)
+             if call not in _NEVER.get(fault.partition("=")[2], ()) and not (program and hook == "wrapper")]
     with world() as here:
         scene = _Scene(here)
-        for hook, call, fault in kinds if every == 1 else chance.sample(kinds, max(1, len(kinds) // every)):
+        for hook, call, fault, program in kinds if every == 1 else chance.sample(kinds, max(1, len(kinds) // every)):
             number = chance.randint(1, every)
-            while number < _MOST and scene.point(hook, f"{call}:{fault}:when={number}", tally):
+            while number < _MOST and scene.point(
+                hook, f"{call}:{fault}:when={number}", tally, program=program
+            ):
                 number += every

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.builders import a_job, a_site
-from vtorque import accounting, follow, timings
+from vtorque import accounting, follow, names, timings
 from vtorque.accounting import Journal, Start
 from vtorque.errors import HypervisorError, StateError
 from vtorque.model import Job, job_id
@@ -300,7 +300,7 @@ class TestRetention:
     ({}, "/var/log/vtorque/accounting"), ({"log_dir": "/l"}, "/l/accounting"), ({"accounting_dir": "/a"}, "/a"),
 ])
 def test_files_are_beside_the_log_unless_the_site_says_otherwise(given_: dict[str, str], expected: str) -> None:
-    assert str(accounting.directory(a_site(**given_))) == expected
+    assert str(names.accounting(a_site(**given_))) == expected
 
 
 class TestUsersSide:

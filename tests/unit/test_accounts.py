@@ -80,3 +80,14 @@ def test_an_account_of_the_systems_is_known_by_its_numbers_or_is_the_sites_fault
     assert accounts.primary_group("gone") == 0
     with pytest.raises(ConfigError, match="there is no user 'gone'"):
         accounts.user_ids("gone")
+
+
+def test_the_program_is_an_account_of_the_node_and_not_root(users: dict[str, tuple[object, ...]]) -> None:
+    with pytest.raises(ConfigError, match="there is no user 'vtorque' on this node"):
+        accounts.program()
+    for uid in (1, 990):
+        users["vtorque"] = ("vtorque", "x", uid, 991, "", "/nonexistent", "")
+        assert accounts.program() == (uid, 991)
+    users["vtorque"] = ("vtorque", "x", 0, 991, "", "/root", "")
+    with pytest.raises(ConfigError, match="user 'vtorque' is root"):
+        accounts.program()

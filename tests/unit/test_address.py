@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.builders import a_plan, a_request, a_site
-from tests.fakes.node import Here
+from tests.fakes.node import Here, a_monitor
 from vtorque import config, surroundings, topology
 from vtorque.backends.address import tables, usable
 from vtorque.backends.address.arp import ArpTable, entries
@@ -19,6 +19,7 @@ from vtorque.backends.address.mapping import MappingScript
 from vtorque.cli import assembly
 from vtorque.deadline import Deadline
 from vtorque.errors import ConfigError
+from vtorque.rootside import RootSide
 
 MAC = "52:54:00:12:34:56"
 OTHER = "52:54:00:00:00:01"
@@ -118,7 +119,9 @@ class TestDerived:
         ({"custom_ip_mapping": True, "address_source": "arp"}, MappingScript), ({"address_source": "arp"}, ArpTable),
     ])
     def test_a_sites_own_script_goes_before_any_table(self, site: dict[str, Any], kind: type[Any]) -> None:
-        with contextlib.closing(assembly._addresses(a_site(bridge="lo", **site), Here(None), 1, Deadline(1))) as book:
+        ours = a_site(bridge="lo", **site)
+        root = RootSide(Here(a_monitor(ours)))
+        with contextlib.closing(assembly._addresses(ours, Here(None), root, 1, Deadline(1))) as book:
             assert isinstance(book, kind)
 
     @pytest.mark.parametrize(("ipv4", "is_derived"), [("", True), ("10.0.0.1", False)])

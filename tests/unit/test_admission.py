@@ -8,9 +8,8 @@ from typing import Any
 
 import pytest
 
-from tests.builders import a_job, a_plan, a_request, a_shape
-from tests.fakes.filter import FakeFilter
-from tests.fakes.hypervisor import FakeHypervisor
+from tests.builders import a_job, a_plan, a_request, a_shape, a_site
+from tests.fakes.node import a_node
 from vtorque import admission, teardown
 from vtorque.deadline import Deadline
 from vtorque.errors import DeadlineExceeded, NodeBusy, RequestError, StateError
@@ -79,7 +78,8 @@ def test_teardown_releases_when_nothing_is_left_and_not_before(tmp_path: Path) -
     record = JobState(tmp_path, "7.srv")
     with record.taking(Resource(kind="nonsense", name="x"), deadline=Deadline(5)):
         pass
-    tear_down = partial(teardown.release, record, hypervisor=FakeHypervisor(), rules=FakeFilter(), deadline=Deadline(5))
+    node = a_node(a_site(state_dir=str(tmp_path)))
+    tear_down = partial(teardown.release, record, node, deadline=Deadline(5))
     with pytest.raises(StateError, match="could not give back nonsense"):
         tear_down()
     with pytest.raises(NodeBusy):

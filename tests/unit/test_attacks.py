@@ -60,7 +60,8 @@ ATTACKS: dict[str, tuple[str, ...]] = {
     "1.9": (f"{USER}test_another_user_finds_nothing_to_read_or_to_change_in_a_live_job",),
     "1.10": (
         f"{USER}test_no_start_and_no_end_depends_on_what_a_user_has_prepared",
-        f"{RUN}test_a_marker_that_is_not_roots_is_not_believed", f"{RUN}test_a_link_to_a_marker_is_not_believed",
+        f"{RUN}test_a_marker_that_is_neither_roots_nor_the_programs_is_not_believed",
+        f"{RUN}test_a_link_to_a_marker_is_not_believed",
         f"{SISTERS}test_what_a_user_publishes_himself_is_no_guest",
     ),
     "1.11": (

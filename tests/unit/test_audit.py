@@ -12,7 +12,7 @@ import pytest
 
 from vtorque import audit
 from vtorque.deadline import Deadline
-from vtorque.errors import HypervisorError
+from vtorque.errors import HypervisorError, StateError
 from vtorque.model import Resource
 from vtorque.state import JobState
 
@@ -50,6 +50,49 @@ def test_a_jobs_life_is_in_it_with_whose_it_was_and_on_what(tmp_path: Path) -> N
     for each in said:
         whose = {"job": "7.srv", "user": "ann", "uid": 2000, "result": "done", "pid": os.getpid()}
         assert each.items() >= whose.items() and each["time"].endswith("Z")
+
+
+def test_what_the_program_notes_root_writes(tmp_path: Path) -> None:
+    told: list[Any] = []
+    audit.forward(told.append)
+    record = JobState(tmp_path, "7.srv")
+    record.create(user="ann", uid=2000)
+    with pytest.raises(HypervisorError), record.taking(GUEST, deadline=Deadline(5)):
+        raise HypervisorError("no such machine type")
+    audit.setup("file", tmp_path, step="prologue")
+    for about in told:
+        audit.write(json.loads(json.dumps(about)))
+    whose = {"job": "7.srv", "user": "ann", "uid": 2000, "step": "prologue", "pid": os.getpid()}
+    begun, failed = lines(tmp_path)
+    assert begun.items() >= {**whose, "act": "begin", "result": "done"}.items()
+    assert failed.items() >= {
+        **whose, "act": "take", "kind": "domain", "object": "7.srv_1of1", "result": "failed",
+        "reason": "no such machine type",
+    }.items()
+
+
+def test_the_program_chooses_neither_when_nor_who_nor_other_fields(tmp_path: Path) -> None:
+    audit.setup("file", tmp_path, step="prologue")
+    audit.write({"act": "x", "time": "yesterday", "pid": 1, "step": "root's own", "more": 1})
+    (line,) = lines(tmp_path)
+    assert line.pop("time").endswith("Z")
+    assert line == {"pid": os.getpid(), "step": "prologue", "act": "x"}
+
+
+@pytest.mark.parametrize("value", [["x"] * 9999, {"a": {"b": "x" * 9999}}, 10 ** 4000, 1.5, None, True])
+def test_whatever_the_program_sends_is_one_line_of_bounded_length(tmp_path: Path, value: object) -> None:
+    audit.setup("file", tmp_path, step="prologue")
+    audit.write(dict.fromkeys(("job", "user", "uid", "act", "kind", "object", "result", "reason"), value))
+    assert (tmp_path / audit.FILE).stat().st_size < 4096
+    assert len(lines(tmp_path)) == 1
+
+
+def test_nobody_stops_because_root_hears_of_nothing_any_more(tmp_path: Path) -> None:
+    def gone(about: object) -> None:
+        raise StateError("what is root for this hook has ended")
+
+    audit.forward(gone)
+    JobState(tmp_path, "7.srv").create()
 
 
 def test_an_act_that_fails_is_in_it_with_the_reason(tmp_path: Path) -> None:

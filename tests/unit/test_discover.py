@@ -29,10 +29,9 @@ from vtorque.errors import (
     VtorqueError,
     WrongHostKey,
 )
-from vtorque.keeping import KEEPER
+from vtorque.kinds import KEEPER, SHUTDOWN
 from vtorque.model import Resource, VmPlan
 from vtorque.state import JobState
-from vtorque.teardown import SHUTDOWN
 
 PLAN = a_plan()
 VM = PLAN.vms[0]
@@ -89,15 +88,17 @@ class Scene:
         self.filter = FakeFilter()
         self.state = JobState(root, "7.srv")
         self.state.create()
+        site = a_site(state_dir=str(root))
+        (self.vm,) = a_plan(site=site).vms
         self.node = a_node(
-            a_site(state_dir=str(root)), hypervisor=self.hypervisor, transport=self.transport, filter=self.filter,
+            site, hypervisor=self.hypervisor, transport=self.transport, filter=self.filter,
             addresses=lambda guests, deadline: self.addresses,
         )
         self.filter.loaded[names.table("7.srv", self.node.site)] = []
 
     def find(self, seconds: float = 0.05, clock: Clock | None = None) -> Any:
         deadline = Deadline(seconds, clock=lambda: clock.now, sleep=clock.sleep) if clock else Deadline(seconds)
-        started = Started(vm=VM, host_key=KEY, probe=KeyPair(private="p", public="q"))
+        started = Started(vm=self.vm, host_key=KEY, probe=KeyPair(private="p", public="q"))
         (guest,) = discover.guests(
             [started], job=a_job(), account=an_account(), node=self.node, state=self.state, deadline=deadline
         )
@@ -273,7 +274,7 @@ def test_a_guest_that_has_something_to_do_at_its_end_is_noted_once_it_is_proven(
     tmp_path: Path, ends_cleanly: bool
 ) -> None:
     scene = Scene(tmp_path, ("10.0.0.1",), machines={"10.0.0.1": lambda: FakeSession(READY)})
-    started = Started(vm=VM, host_key=KEY, probe=KeyPair(private="p", public="q"), ends_cleanly=ends_cleanly)
+    started = Started(vm=scene.vm, host_key=KEY, probe=KeyPair(private="p", public="q"), ends_cleanly=ends_cleanly)
     assert scene.state.held() == []
     discover.guests(
         [started], job=a_job(), account=an_account(), node=scene.node, state=scene.state, deadline=Deadline(60)
@@ -298,7 +299,7 @@ def test_a_book_is_told_how_many_guests_there_are(tmp_path: Path) -> None:
         return scene.addresses
 
     node = replace(scene.node, addresses=book)
-    started = Started(vm=VM, host_key=KEY, probe=KeyPair(private="p", public="q"))
+    started = Started(vm=scene.vm, host_key=KEY, probe=KeyPair(private="p", public="q"))
     discover.guests(
         [started] * 3, job=a_job(), account=an_account(), node=node, state=scene.state, deadline=Deadline(600)
     )
@@ -310,7 +311,7 @@ def test_a_connection_to_rank_0_is_kept(tmp_path: Path, rank: int) -> None:
     """Once, however often the guest is lost before it has said that it is ready."""
     answers: Iterator[Callable[[], FakeSession]] = iter([losing, lambda: FakeSession(READY)])
     scene = Scene(tmp_path, ("10.0.0.1",), machines={"10.0.0.1": lambda: next(answers)()})
-    started = Started(vm=replace(VM, rank=rank), host_key=KEY, probe=KeyPair(private="p", public="q"))
+    started = Started(vm=replace(scene.vm, rank=rank), host_key=KEY, probe=KeyPair(private="p", public="q"))
     discover.guests(
         [started], job=a_job(), account=an_account(), node=scene.node, state=scene.state, deadline=Deadline(60)
     )

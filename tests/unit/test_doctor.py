@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a node's files say of its health, and what becomes of a check that fails or hangs."""
 
+import grp
 import json
+import os
+import pwd
 import threading
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -67,6 +70,68 @@ def test_checks_that_fail_are_errors_and_spoil_no_other() -> None:
     assert found[2] == error("missing", "/nowhere/at/all: No such file or directory")
     assert found[3].text.startswith("the check itself failed: ZeroDivisionError")
     assert found[4:] == [FINE]
+
+
+GROUPS = {0: "root", 6: "disk", 100: "users", 107: "kvm", 128: "libvirt", 990: "vtorque", 991: "hpc"}
+
+
+def accounts_of(
+    monkeypatch: pytest.MonkeyPatch, *, uid: int | None, gid: int = 990, more: tuple[int, ...] = ()
+) -> None:
+    """A node on which vtorque has these numbers, or is not known, and QEMU is 64055, in the group kvm."""
+    users = {"root": (0, 0), "nobody": (65534, 65534), "libvirt-qemu": (64055, 107)}
+    if uid is not None:
+        users["vtorque"] = (uid, gid)
+
+    def entry(name: str) -> pwd.struct_passwd:
+        return pwd.struct_passwd((name, "x", *users[name], "", "/", "/"))
+
+    monkeypatch.setattr(pwd, "getpwnam", entry)
+    monkeypatch.setattr(pwd, "getpwuid", lambda uid: entry(next(name for name in users if users[name][0] == uid)))
+    monkeypatch.setattr(grp, "getgrgid", lambda gid: grp.struct_group((GROUPS[gid], "x", gid, [])))
+    monkeypatch.setattr(os, "getgrouplist", lambda name, gid: [gid, *more])
+
+
+def account() -> list[Finding]:
+    return list(doctor_site.account(a_site(), Path("/opt/vtorque")))
+
+
+def test_the_programs_account_has_numbers_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    accounts_of(monkeypatch, uid=990, more=(991,))
+    assert account() == [ok("account", "vtorque has uid 990 and gid 990")]
+    accounts_of(monkeypatch, uid=None)
+    says = "there is no user 'vtorque' on this node"
+    assert account() == [error("account", says, "/opt/vtorque/contrib/make-account")]
+    accounts_of(monkeypatch, uid=0)
+    assert account() == [error("account", "user 'vtorque' is root", "usermod -u N vtorque")]
+
+
+@pytest.mark.parametrize(("uid", "who"), [(64055, "libvirt-qemu"), (65534, "nobody")])
+def test_nobody_else_has_the_number_of_the_programs_account(
+    monkeypatch: pytest.MonkeyPatch, uid: int, who: str
+) -> None:
+    accounts_of(monkeypatch, uid=uid)
+    assert account() == [error("account", f"vtorque has uid {uid}, and so has {who}", "usermod -u N vtorque")]
+
+
+@pytest.mark.parametrize("gid", [0, 6, 107, 128])
+def test_no_group_gives_the_programs_account_back_what_it_has_not(monkeypatch: pytest.MonkeyPatch, gid: int) -> None:
+    accounts_of(monkeypatch, uid=990, gid=gid)
+    (found,) = account()
+    assert (found.level, found.text) == (
+        Level.ERROR, f"the group of vtorque is {GROUPS[gid]}, which it is not to be in")
+    accounts_of(monkeypatch, uid=990, more=(991, gid))
+    hint = "usermod -G '' vtorque"
+    assert account() == [warning("account", f"vtorque is in {GROUPS[gid]}, which it is not to be in", hint)]
+
+
+def test_a_group_of_the_programs_account_that_others_are_in_may_read_what_is_its(
+    monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accounts_of(monkeypatch, uid=990, gid=100)
+    (found,) = account()
+    assert (found.level, found.text) == (
+        Level.WARNING, "the group of vtorque is users, which may read logs and accounting")
 
 
 def test_a_check_that_hangs_is_left_behind() -> None:

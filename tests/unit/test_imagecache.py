@@ -3,17 +3,17 @@
 
 import fcntl
 import os
-import struct
-from collections.abc import Iterator
+import shutil
 from pathlib import Path
 
 import pytest
 
-from tests.builders import a_site, an_image
-from vtorque import imagecache
+from tests.builders import a_plan, a_site, an_image
+from vtorque import files, imagecache, orders
 from vtorque.deadline import Deadline
 from vtorque.errors import Blame, ConfigError, ImageError, RequestError
 from vtorque.imagecache import Cache
+from vtorque.state import JobState
 
 MIB = 1 << 20
 
@@ -26,31 +26,41 @@ def kept(directory: Path, digit: str, *, mib: int = 1, age: int = 0, ending: str
     return path
 
 
-def overlay_on(path: Path, directory: Path) -> None:
-    directory.mkdir(parents=True)
-    name = os.fsencode(path)
-    head = struct.pack(">4sIQIIQIIQQ", b"QFI\xfb", 3, 512, len(name), 16, MIB, 0, 1, 1, 1)
-    (directory / "x_1of1.qcow2").write_bytes(head.ljust(512, b"\0") + name)
+def planned_on(path: Path, root: Path, key: str) -> JobState:
+    """A job whose guests' overlays are on this image."""
+    record = JobState(root, key)
+    record.create()
+    record.save_plan(orders.plain(a_plan(image=an_image(path=path))))
+    return record
 
 
 def a_cache(directory: Path, mib: int) -> Cache:
-    return Cache(directory, mib * MIB, overlays=[directory / "jobs", directory / "none"])
+    return Cache(directory, mib * MIB, state=directory / "state")
 
 
 def test_a_job_that_ends_meanwhile_hides_no_other_jobs_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second, third = (kept(tmp_path, digit) for digit in "abc")
+    for key, used in (("1.srv", first), ("2.srv", second), ("3.srv", third)):
+        planned_on(used, tmp_path, key)
+    read = files.read
+
+    def ends(path: Path, *, limit: int) -> bytes:
+        if path.parent.name == "2.srv":
+            shutil.rmtree(path.parent)
+        return read(path, limit=limit)
+
+    monkeypatch.setattr(files, "read", ends)
+    assert imagecache._used(tmp_path) == {first, third}
+
+
+@pytest.mark.parametrize("plan", ['{"image": {"pa', "[]", '{"schema": 9, "disk": "x"}', '{"image": "x"}'])
+def test_a_plan_that_tells_of_no_image_hides_no_other_jobs_image(tmp_path: Path, plan: str) -> None:
     used = kept(tmp_path, "a")
-    for key in ("1.srv", "2.srv", "3.srv"):
-        overlay_on(used, tmp_path / "jobs" / key)
-    real = Path.glob
-
-    def ends(path: Path, pattern: str) -> Iterator[Path]:
-        if path.name == first:
-            raise FileNotFoundError(path)
-        return iter(real(path, pattern))
-
-    first = next(iter((tmp_path / "jobs").iterdir())).name
-    monkeypatch.setattr(Path, "glob", ends)
-    assert imagecache._backing([tmp_path / "jobs", tmp_path / "none"]) == {used}
+    for key in ("1.srv", "2.srv"):
+        record = planned_on(used, tmp_path, key)
+        if key == "1.srv":
+            (record.path / "plan.json").write_text(plan)
+    assert imagecache._used(tmp_path) == {used}
 
 
 def left(directory: Path) -> str:
@@ -69,7 +79,7 @@ def test_those_used_longest_ago_are_given_up_and_no_more_than_needed(tmp_path: P
 
 def test_an_image_under_a_guest_and_one_that_is_locked_stay(tmp_path: Path) -> None:
     used, locked, idle = (kept(tmp_path, digit, age=age) for age, digit in enumerate("abc"))
-    overlay_on(used, tmp_path / "jobs" / "7.srv")
+    planned_on(used, tmp_path / "state", "7.srv")
     with locked.with_name(f"{locked.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_SH)
         with pytest.raises(ImageError) as refusal:
@@ -120,7 +130,7 @@ def test_no_limit_is_half_of_the_file_system(tmp_path: Path) -> None:
     about = os.statvfs(tmp_path)
     half = about.f_blocks * about.f_frsize // 2
     with pytest.raises(ImageError, match=f"of the limit, {half >> 20} MiB"):
-        Cache(tmp_path, 0, overlays=()).make_room(tmp_path / "new.qcow2", half + MIB)
+        Cache(tmp_path, 0, state=tmp_path).make_room(tmp_path / "new.qcow2", half + MIB)
 
 
 def test_a_job_on_a_shared_file_system_reads_the_catalogues_own_file() -> None:

@@ -12,22 +12,22 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 LAYERS: list[tuple[str, ...]] = [
     ("errors", "wakeups", "netlink", "announcement", "units", "deadline", "logs", "orders", "hostlist", "shareserver",
-     "shape", "imageformat", "optionforms", "nftext", "userclerk", "privileged"),
-    ("job",),
+     "shape", "imageformat", "optionforms", "nftext", "userclerk", "privileged", "kinds", "settings"),
+    ("identity", "job"),
     ("model", "accounts"),
-    ("proc", "files", "foreground", "become", "servant", "userside", "rooms", "audit"),
+    ("proc", "files", "foreground", "become", "servant", "userside", "rooms", "audit", "guestscripts"),
     ("config", "options", "siteplace", "sitefile", "sitelines", "siteyaml", "sitescripts", "limits", "metadata",
      "metadatafile", "overhead", "request", "vmoptions", "qsub", "reslist", "sbatchforms", "sbatchlines",
      "slurmjob", "topology", "display", "slurmconf", "imageentry", "imageheader",
-     "confined", "downloader", "overlay", "serving"),
+     "confined", "downloader", "overlay", "serving", "rootside", "sitecommand"),
     ("imageprobe", "domainshape", "shares", "reservation", "numa", "tuning", "datadisk", "diskserver", "sbatchsize"),
     ("domaincheck", "cloudcheck", "diskserving", "userdisk", "sbatch", "netfilter6",
      "surroundings"),
     ("names", "guestnames", "plan", "planning", "render", "state", "guardpost", "images", "seed", "backends", "submit",
      "follow", "resolve", "configimport", "imagepull", "imagecontents", "accounting", "bootphases"),
     ("resources", "catalogue", "imageverify", "published", "timings", "imagecache", "admission", "netfilter",
-     "planner", "keeping", "netkeeper"),
-    ("submission", "slurmstarts", "service", "markers", "leftovers", "suspended"),
+     "planner", "keeping", "netkeeper", "domainpolicy", "guestfiles"),
+    ("submission", "slurmstarts", "service", "markers", "leftovers", "suspended", "monitor"),
     ("generate", "node", "mom", "doctor_checks", "observe"),
     ("teardown", "doctor", "doctor_network", "doctor_openpbs", "doctor_service", "doctor_site",
      "doctor_slurm", "report", "guestnet"),
@@ -40,8 +40,9 @@ LAYERS: list[tuple[str, ...]] = [
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 # Within a layer of several modules these lean on one another.
-SIDEWAYS = {("foreground", "proc"), ("deadline", "errors"), ("deadline", "wakeups"), ("foreground", "files"),
-            ("become", "proc"), ("userside", "proc"), ("userside", "become"), ("servant", "become"),
+SIDEWAYS = {("job", "identity"), ("foreground", "proc"), ("deadline", "errors"), ("deadline", "wakeups"),
+            ("foreground", "files"),
+            ("become", "proc"), ("servant", "become"),
             ("servant", "proc"), ("config", "options"), ("config", "limits"), ("config", "sitefile"),
             ("sitefile", "siteplace"), ("config", "sitelines"), ("config", "siteyaml"), ("siteyaml", "sitelines"),
             ("limits", "options"),
@@ -55,11 +56,11 @@ SIDEWAYS = {("foreground", "proc"), ("deadline", "errors"), ("deadline", "wakeup
 ONLY_IN = {
     "subprocess": {"proc", "foreground"},
     "paramiko": {"backends.transport.ssh", "backends.transport.sshsession", "backends.transport.resumable"},
-    "libvirt": {"backends.hypervisor.libvirt"},
+    "libvirt": {"backends.hypervisor.libvirt", "backends.hypervisor.inspector"},
     "yaml": {"siteyaml", "metadatafile", "render", "cloudcheck"},
     "psutil": {"surroundings"},
 }
-PURE = {"plan", "render", "domainshape", "domaincheck", "cloudcheck", "reservation"}
+PURE = {"plan", "render", "domainshape", "domaincheck", "domainpolicy", "cloudcheck", "guestscripts", "reservation"}
 IMPURE = {"proc", "files", "state", "backends"}
 
 MODULE_LINES = 300

@@ -9,7 +9,7 @@ import libvirt
 import pytest
 
 from vtorque.backends.hypervisor import Usage
-from vtorque.backends.hypervisor.libvirt import Libvirt
+from vtorque.backends.hypervisor.inspector import Inspector
 from vtorque.deadline import Deadline
 from vtorque.errors import DeadlineExceeded, HypervisorError
 
@@ -64,14 +64,14 @@ class Connection:
         return self._alive
 
 
-Connect = Callable[..., Libvirt]
+Connect = Callable[..., Inspector]
 
 
 @pytest.fixture
 def connect(monkeypatch: pytest.MonkeyPatch) -> Iterator[Connect]:
-    """Our side of a libvirtd that gives these connections, one after the other."""
+    """A command's side, with the verbs of hooks and more, of a libvirtd that gives these connections in turn."""
 
-    def give(*connections: Connection | Exception) -> Libvirt:
+    def give(*connections: Connection | Exception) -> Inspector:
         left = list(connections)
 
         def opened(uri: str) -> Any:
@@ -81,7 +81,7 @@ def connect(monkeypatch: pytest.MonkeyPatch) -> Iterator[Connect]:
             return found
 
         monkeypatch.setattr(libvirt, "open", opened)
-        return Libvirt("test:///default")
+        return Inspector("test:///default")
 
     yield give
 

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from vtorque import logs
+from tests.builders import a_site
+from vtorque import logs, names
+from vtorque.cli import rooted
 
 
 @pytest.fixture
@@ -39,3 +41,12 @@ def test_a_full_disk_is_no_traceback_on_the_jobs_stderr_and_a_mistake_of_ours_is
     logs.setup(Path(path))
     own.handlers[-1].handle(a_record(*words))
     assert bool(said) == bool(err := capfd.readouterr().err) and said in err
+
+
+def test_without_a_directory_for_them_there_are_no_logs(own: logging.Logger, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for place, is_there in (("file/log", False), ("log", True)):
+        site = a_site(log_dir=str(tmp_path / place), audit_log="none")
+        rooted._open_logs(site, "prologue")
+        own.error("said")
+        assert names.log(site).exists() is is_there

@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 
 from tests.builders import a_job, a_site
-from tests.fakes.node import Here, a_node
-from vtorque import metrics, service
+from tests.fakes.node import Here, a_monitor, a_node
+from vtorque import audit, metrics, service
 from vtorque.accounting import Journal
 from vtorque.cli import assembly
+from vtorque.cli.family import Family
 from vtorque.deadline import Deadline
 from vtorque.errors import AddressError, RequestError
 from vtorque.model import Resource
@@ -159,7 +160,7 @@ def test_no_job_and_no_user_is_named(tmp_path: Path) -> None:
     node.journal.failed(RequestError("secret reason"))
     metrics.publish(node)
     assert "secret" not in (tmp_path / "vtorque.prom").read_text()
-    assert "secret" not in (tmp_path / "run/metrics.json").read_text()
+    assert "secret" not in (tmp_path / "run/node/metrics.json").read_text()
 
 
 def test_guests_and_caches_are_counted_as_they_are(tmp_path: Path) -> None:
@@ -208,8 +209,8 @@ def test_a_file_that_cannot_be_written_is_one_line_in_the_log_and_no_count_is_lo
 
 
 def test_totals_that_are_damaged_fail_nobody(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run/metrics.json").write_text('{"schema": 1, "phases": 7}')
+    (tmp_path / "run/node").mkdir(parents=True)
+    (tmp_path / "run/node/metrics.json").write_text('{"schema": 1, "phases": 7}')
     node = measured(tmp_path)
     node.journal.begin(a_job())
     metrics.publish(node)
@@ -218,28 +219,24 @@ def test_totals_that_are_damaged_fail_nobody(tmp_path: Path, caplog: pytest.LogC
 
 @pytest.mark.parametrize("kept", [b"", b"[]", b"7", b"{", b'{"schema": 99}', b"\xff"])
 def test_totals_that_are_none_begin_anew(tmp_path: Path, kept: bytes) -> None:
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run/metrics.json").write_bytes(kept)
+    (tmp_path / "run/node").mkdir(parents=True)
+    (tmp_path / "run/node/metrics.json").write_bytes(kept)
     metrics.publish(measured(tmp_path))
     assert shown(tmp_path)["vtorque_orphans_swept_total"] == 0
-    assert json.loads((tmp_path / "run/metrics.json").read_text())["schema"] == 1
+    assert json.loads((tmp_path / "run/node/metrics.json").read_text())["schema"] == 1
 
 
 def test_what_a_process_noted_is_shown_when_it_is_done_with_the_node(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(assembly, "_keeper", lambda site: Here(NetKeeper(site)))
+    # Root is in the same process here, and would be told what it writes.
+    monkeypatch.setattr(audit, "forward", lambda tell: None)
     site = a_site(
         prometheus_file=str(tmp_path / "vtorque.prom"), state_dir=str(tmp_path / "run"), qemu_user="root",
         accounting_dir=str(tmp_path / "accounting"), bridge="lo",
     )
-    with assembly.node(site, tmp_path) as node:
+    others: Any = {"root": Here(a_monitor(site)), "network": Here(NetKeeper(lambda: site))}
+    with assembly.node(site, Family(**others, speaker=None, planner=None, clerk=None)) as node:
         node.journal.begin(a_job())
         assert not (tmp_path / "vtorque.prom").exists()
     assert "vtorque_guests_running 0" in (tmp_path / "vtorque.prom").read_text()
-
-
-def test_without_a_directory_for_them_there_are_no_logs(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    assert assembly.log_file(a_site(log_dir=str(tmp_path / "file/log"))) is None
-    assert assembly.log_file(a_site(log_dir=str(tmp_path / "log"))) == tmp_path / "log/vtorque.log"

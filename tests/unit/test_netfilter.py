@@ -29,11 +29,10 @@ from vtorque import (
 )
 from vtorque.deadline import Deadline
 from vtorque.errors import AddressError, CommandError, ConfigError, GenerationClosed, StateError
+from vtorque.kinds import DOMAIN, FILTER
 from vtorque.model import JobId, Resource
-from vtorque.names import FILTER
 from vtorque.optionforms import fits
 from vtorque.state import JobState
-from vtorque.teardown import DOMAIN
 
 PLAN = a_plan(request=a_request(vms_per_node=2))
 NOWHERE = replace(SURROUNDINGS, networks=())
@@ -404,7 +403,7 @@ class TestTeardown:
                 there.append(scene.filter.tables(deadline=deadline))
                 return super().destroy(name, deadline=deadline)
 
-        teardown.release(scene.record, hypervisor=Watching(), rules=scene.filter, deadline=soon())
+        teardown.release(scene.record, replace(scene.node, hypervisor=Watching()), deadline=soon())
         assert there == [[scene.table()]]
         assert scene.filter.loaded == {} and not scene.record.exists
 
@@ -423,7 +422,7 @@ class TestTeardown:
                 there.append(scene.filter.tables(deadline=deadline))
                 return super().destroy(name, deadline=deadline)
 
-        teardown.release(scene.record, hypervisor=Watching(), rules=scene.filter, deadline=soon())
+        teardown.release(scene.record, replace(scene.node, hypervisor=Watching()), deadline=soon())
         assert there == [[scene.table()], [scene.table()]]
         assert scene.filter.loaded == {}
 
@@ -434,9 +433,9 @@ class TestTeardown:
             pass
         stubborn = FakeHypervisor(fail_at=1)
         with pytest.raises(StateError, match=r"domain 7\.srv_1of1"):
-            teardown.release(scene.record, hypervisor=stubborn, rules=scene.filter, deadline=soon())
+            teardown.release(scene.record, replace(scene.node, hypervisor=stubborn), deadline=soon())
         assert list(scene.filter.loaded) == [scene.table()]
-        teardown.release(scene.record, hypervisor=stubborn, rules=scene.filter, deadline=soon())
+        teardown.release(scene.record, replace(scene.node, hypervisor=stubborn), deadline=soon())
         assert scene.filter.loaded == {} and not scene.record.exists
 
     def test_a_table_that_cannot_be_removed_stays_held(self, tmp_path: Path) -> None:
@@ -447,17 +446,15 @@ class TestTeardown:
         scene = Scene(tmp_path)
         scene.fence()
         with pytest.raises(StateError, match=f"filter {scene.table()}: nft refuses"):
-            teardown.release(scene.record, hypervisor=FakeHypervisor(), rules=Stubborn(), deadline=soon())
+            teardown.release(scene.record, replace(scene.node, filter=Stubborn()), deadline=soon())
         assert JobState(tmp_path, "7.srv").held() == [Resource(kind=FILTER, name=scene.table())]
         assert state.jobs(tmp_path) == ["7.srv"]
 
-    def test_a_table_without_a_ledger_is_found_by_its_name(self) -> None:
-        rules = FakeFilter()
-        rules.loaded = {"vtorque-7.srv": [], "vtorque-77.srv": []}
-        teardown.release_unrecorded(
-            "7.srv", hypervisor=FakeHypervisor(), rules=rules, table="vtorque-7.srv", directories=(), deadline=soon()
-        )
-        assert list(rules.loaded) == ["vtorque-77.srv"]
+    def test_a_table_without_a_ledger_is_found_by_its_name(self, tmp_path: Path) -> None:
+        scene = Scene(tmp_path)
+        scene.filter.loaded = {scene.table("7.srv"): [], scene.table("77.srv"): []}
+        teardown.release_unrecorded("7.srv", scene.node, deadline=soon())
+        assert list(scene.filter.loaded) == [scene.table("77.srv")]
 
 
 def test_a_subnet_of_the_bridge_is_what_its_address_says() -> None:

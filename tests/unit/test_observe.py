@@ -84,11 +84,14 @@ def test_a_user_sees_the_jobs_of_his_own_directory_and_no_plan(tmp_path: Path) -
     assert (line.job, line.user, line.state, line.vcpus, line.memory_mib) == ("7.srv", "ann", "ready", 2, None)
 
 
-def test_a_marker_that_is_not_roots_is_not_believed(tmp_path: Path) -> None:
-    record(tmp_path)
+@pytest.mark.skipif(ME != 0, reason="only root can leave another's marker")
+def test_a_marker_that_is_neither_roots_nor_the_programs_is_not_believed(tmp_path: Path) -> None:
+    marker = record(tmp_path) / "ready"
     link(tmp_path, "7.srv")
-    (job,) = mine(tmp_path, tmp_path, owner=ME + 1)
-    assert job.ready is None
+    for owner, believed in ((0, True), (8001, True), (8002, False)):
+        os.chown(marker, owner, -1)
+        (job,) = mine(tmp_path, tmp_path, owner=8001)
+        assert (job.ready is not None) is believed
 
 
 @pytest.mark.parametrize("change", [{"boot_id": "x"}, {"schema": 9}, {"job": "8.srv"}])

@@ -10,7 +10,7 @@ import pytest
 from vtorque import run
 from vtorque.backends.batch import front
 from vtorque.backends.batch.openpbs import CLASSIC_REQUEST, Event, OpenPbs
-from vtorque.cli import pbshook
+from vtorque.cli import pbsverbs
 from vtorque.errors import Blame, ConfigError, RequestError, StateError
 from vtorque.model import Job, PelogKind
 
@@ -161,4 +161,4 @@ def test_a_job_counts_the_cores_of_its_guest_and_not_those_of_its_node(told: str
 def test_an_event_at_which_nothing_is_to_be_done_is_a_mistake() -> None:
     nobody: Any = None
     with pytest.raises(ConfigError, match="nothing is to be done at exechost_startup"):
-        pbshook.verb_for(event("exechost_startup"), nobody, nobody)
+        pbsverbs.verb_for(event("exechost_startup"), nobody, nobody)

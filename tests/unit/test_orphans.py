@@ -20,12 +20,12 @@ def test_a_job_that_ends_while_it_is_looked_at_is_no_trouble(tmp_path: Path, mon
         overlay = tmp_path / f"disks/{key}/{key}_1of1.qcow2"
         overlay.parent.mkdir(parents=True)
         overlay.touch()
-    read = os.scandir
+    read = os.listdir
 
-    def late(path: Any = ".") -> Any:
+    def late(path: Any) -> list[str]:
         if isinstance(path, Path) and path.name == "2.srv":
             shutil.rmtree(path, ignore_errors=True)
         return read(path)
 
-    monkeypatch.setattr(os, "scandir", late)
+    monkeypatch.setattr(os, "listdir", late)
     assert orphans.keys(node) == ["1.srv", "3.srv"]

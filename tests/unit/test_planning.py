@@ -15,11 +15,12 @@ import pytest
 from tests.builders import a_job, a_request, a_shape, a_site, an_account, an_image, some_keys
 from tests.fakes.node import TEMPLATES, TEXTS, Here, a_node
 from vtorque import orders, servant
+from vtorque.cli.rooted import read_templates
 from vtorque.deadline import Deadline
 from vtorque.errors import ConfigError, InternalError, NodeBusy, RequestError, StateError
 from vtorque.model import JobPlan, Mount, Order, Question, VmPlan
 from vtorque.planner import Planner
-from vtorque.planning import Planning, read_templates
+from vtorque.planning import Planning
 from vtorque.shape import Reservation
 
 SITE = a_site()
@@ -166,7 +167,7 @@ def test_what_the_planner_has_to_say_of_a_request_or_of_the_node_is_said() -> No
 
 def test_without_a_planner_nothing_is_planned() -> None:
     class Ended:
-        def ask(self, verb: str, *words: object, deadline: Deadline, handle: int | None = None) -> Any:
+        def ask(self, verb: str, *words: object, deadline: Deadline, handle: object = None) -> Any:
             raise servant.Gone("killed")
 
         def dismiss(self) -> None:

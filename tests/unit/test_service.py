@@ -2,6 +2,8 @@
 """When a node takes itself out: its own faults in a row, and no user's doing."""
 
 import errno
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.builders import a_job, a_site
-from vtorque import doctor, doctor_service, files, service
+from vtorque import doctor, doctor_service, files, names, service
 from vtorque.config import SiteConfig
 from vtorque.doctor_checks import Level
 from vtorque.errors import (
@@ -123,12 +125,37 @@ def test_a_limit_of_none_counts_nothing_and_an_administrator_still_decides(site:
 
 def test_the_note_is_roots_alone_and_one_that_is_damaged_is_none(site: SiteConfig, fail: Fail) -> None:
     fail(1)
-    note = Path(site.disk_dir, service.NOTE)
+    note = names.standing(site) / service.NOTE
     assert note.stat().st_mode & 0o777 == 0o600
     note.write_text('{"row": 7}')
     assert service.look(site) == service.Standing()
     fail(1)
     assert len(service.look(site).row) == 1
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+def test_what_an_administrator_notes_is_whose_the_place_is_and_a_file_put_there_meanwhile_is_not(
+    site: SiteConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    place, shadow = names.standing(site), tmp_path / "shadow"
+    place.mkdir(parents=True)
+    os.chown(place, 64322, 64322)
+    shadow.touch()
+    write = files.write_all
+
+    def meanwhile(handle: int, data: bytes) -> None:
+        """As whoever has the directory could, on a node without fs.protected_hardlinks."""
+        write(handle, data)
+        (fresh,) = place.glob(".*")
+        fresh.unlink()
+        fresh.hardlink_to(shadow)
+
+    service.take_out(site, "new memory on Monday")
+    note = place / service.NOTE
+    assert (note.stat().st_uid, note.stat().st_gid, note.stat().st_mode & 0o777) == (64322, 64322, 0o600)
+    monkeypatch.setattr(files, "write_all", meanwhile)
+    service.take_out(site, "or on Tuesday")
+    assert shadow.samefile(note) and (shadow.stat().st_uid, shadow.stat().st_gid) == (0, 0)
 
 
 def test_a_disk_that_takes_nothing_is_no_reason_to_forget(
@@ -137,9 +164,8 @@ def test_a_disk_that_takes_nothing_is_no_reason_to_forget(
     Path(site.disk_dir).write_text("in its place")
     for number in (1, 2, 3):
         fail(number)
-    assert is_out(site) and (tmp_path / "run" / service.NOTE).exists()
-    Path(site.state_dir, service.NOTE).unlink()
-    Path(site.state_dir).rmdir()
+    assert is_out(site) and (tmp_path / "run/node" / service.NOTE).exists()
+    shutil.rmtree(site.state_dir)
     Path(site.state_dir).write_text("in its place, too")
     fail(4)
     assert not is_out(site)
@@ -151,10 +177,10 @@ def test_a_note_on_a_disk_that_is_full_by_now_is_not_taken_for_the_last(
     fail(1)
     write = files.replace
 
-    def full(path: Path, data: bytes, *, mode: int) -> None:
+    def full(path: Path, data: bytes, **told: Any) -> None:
         if path.is_relative_to(site.disk_dir):
             raise OSError(errno.ENOSPC, "no room", str(path))
-        write(path, data, mode=mode)
+        write(path, data, **told)
 
     monkeypatch.setattr(files, "replace", full)
     for number in (2, 3):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from vtorque import files, sitescripts
+from vtorque import files, guestscripts, sitescripts
 from vtorque.errors import ConfigError
 
 
@@ -24,8 +24,8 @@ def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_those_that_are_there_are_read_by_name(directory: Path) -> None:
     found = sitescripts.read(str(directory))
     assert found == {name: f"#!/bin/sh\n# {name}\n" for name in ("prologue", "prologue.parallel")}
-    assert list(sitescripts.of_rank(found, 0)) == ["prologue"]
-    assert list(sitescripts.of_rank(found, 3)) == ["prologue.parallel"]
+    assert list(guestscripts.of_rank(found, 0)) == ["prologue"]
+    assert list(guestscripts.of_rank(found, 3)) == ["prologue.parallel"]
     assert sitescripts.read("") == {}
 
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Slurm's dialect, its configuration, and what a node remembers of its jobs."""
 
+import contextlib
 import os
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,13 @@ import pytest
 
 from tests.builders import a_job, a_site
 from tests.fakes.node import a_node
-from vtorque import doctor_slurm, slurmconf, slurmstarts
+from vtorque import doctor_slurm, slurmconf, slurmstarts, wakeups
 from vtorque.backends.batch import front, slurm
 from vtorque.backends.batch.slurm import Slurm
 from vtorque.doctor_checks import Level
 from vtorque.errors import Blame, CommandError, RequestError, StateError
 from vtorque.model import JobId, PelogKind
+from vtorque.wakeups import Changes
 
 PROLOG = {
     "SLURMD_NODENAME": "n10", "SLURM_JOB_ID": "7", "SLURM_JOB_USER": "ann", "SLURM_JOB_COMMENT": "vt1.abc",
@@ -243,6 +245,20 @@ def test_a_prolog_whose_note_is_gone_leaves_none(tmp_path: Path) -> None:
 
 def test_what_slurm_knows_is_looked_for_where_its_hooks_note_it(tmp_path: Path) -> None:
     node = a_node(a_site(batch_system="slurm", state_dir=str(tmp_path)))
-    assert (node.jobs_directory, node.knows("7")) == (tmp_path / "slurm", False)
-    slurmstarts.begin(tmp_path, a_job(id=JobId("7")), environ=PROLOG, conf=CONF.format(tmp_path))
-    assert node.knows("7") and list(node.jobs_directory.iterdir())
+    (tmp_path / "slurm").mkdir()
+    assert not node.knows("7")
+    with contextlib.closing(Changes(onto=node.watch())) as changes:
+        assert wakeups.wait(0, changes) == []
+        slurmstarts.begin(tmp_path, a_job(id=JobId("7")), environ=PROLOG, conf=CONF.format(tmp_path))
+        assert wakeups.wait(0, changes) == [changes] and node.knows("7")
+
+
+def test_what_mom_knows_is_looked_for_by_root(tmp_path: Path) -> None:
+    jobs = tmp_path / "mom_priv/jobs"
+    jobs.mkdir(parents=True)
+    node = a_node(a_site(torque_home=str(tmp_path), state_dir=str(tmp_path)))
+    with contextlib.closing(Changes(onto=node.watch())) as changes:
+        assert wakeups.wait(0, changes) == []
+        (jobs / "7.srv.SC").touch()
+        assert wakeups.wait(0, changes) == [changes]
+    assert node.knows("7.srv") and not node.knows("8.srv")

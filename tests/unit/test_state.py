@@ -2,6 +2,7 @@
 """The node's record of a job: ledger, lock, tombstone."""
 
 import fcntl
+import json
 import os
 import threading
 import time
@@ -138,7 +139,13 @@ def test_removal_leaves_nothing(record: JobState, tmp_path: Path) -> None:
 
 
 def test_secrets_are_roots_and_markers_are_readable(record: JobState) -> None:
-    record.publish("ready", {"schema": 1}, group=-1)
+    shared = []
+
+    def share(path: Path) -> None:
+        shared.append((path.name != "ready", json.loads(path.read_text())))
+
+    record.publish("ready", {"schema": 1}, share=share)
+    assert shared == [(True, {"schema": 1})], "whole, and before anybody can find it"
     modes = {path.name: path.stat().st_mode & 0o777 for path in record.path.iterdir()}
     assert modes == {"ledger": 0o600, "lock": 0o600, "ready": 0o640}
     assert record.path.stat().st_mode & 0o777 == 0o711

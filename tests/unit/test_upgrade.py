@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from tests.builders import a_job, a_shape
-from tests.fakes.filter import FakeFilter
+from tests.builders import a_job, a_shape, a_site
 from tests.fakes.hypervisor import FakeHypervisor
+from tests.fakes.node import a_node
 from tests.unit.test_teardown import soon, started
 from vtorque import admission, observe, run
 from vtorque.errors import RequestError, StateError
@@ -35,11 +35,12 @@ def root(tmp_path: Path) -> Path:
     boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     for name in ("ledger", "ready"):
         file = path / "jobs/7.srv" / name
-        text = file.read_text().replace("/frozen", str(tmp_path))
+        text = file.read_text().replace("/frozen/disks", str(tmp_path / "disks"))
+        text = text.replace("/frozen/seeds", str(path / "seeds"))
         if name == "ready":
             text = json.dumps({**json.loads(text), "boot_id": boot_id})
         file.write_text(text)
-    for name in ("disks/7.srv/7.srv_1of1.qcow2", "disks/7.srv/7.srv_1of1.console", "seeds/7.srv_1of1.iso"):
+    for name in ("disks/7.srv/7.srv_1of1.qcow2", "disks/7.srv/7.srv_1of1.console", "state/seeds/7.srv_1of1.iso"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     return path
@@ -58,11 +59,12 @@ def add(root: Path, *lines: str) -> None:
 
 
 def end(root: Path, hypervisor: FakeHypervisor) -> None:
-    release(JobState(root, "7.srv"), hypervisor=hypervisor, rules=FakeFilter(), deadline=soon())
+    site = a_site(state_dir=str(root), disk_dir=str(root.parent / "disks"), ramdisk_dir=str(root.parent / "none"))
+    release(JobState(root, "7.srv"), a_node(site, hypervisor=hypervisor), deadline=soon())
 
 
 def nothing_is_left(root: Path, hypervisor: FakeHypervisor) -> bool:
-    return not [*root.parent.glob("disks/*"), *root.parent.glob("seeds/*")] and not hypervisor.domains(deadline=soon())
+    return not [*root.parent.glob("disks/*"), *root.glob("seeds/*")] and not hypervisor.domains(deadline=soon())
 
 
 def test_a_job_that_the_first_version_began_is_torn_down_whole(root: Path, hypervisor: FakeHypervisor) -> None:

@@ -2,13 +2,10 @@
 """What wakes whoever waits: once it is closed, or was never there, it is silent and does no harm."""
 
 import contextlib
-import os
 import resource
 import socket
 from collections.abc import Iterator
 from pathlib import Path
-
-import pytest
 
 from vtorque import wakeups
 from vtorque.announcement import Announcement
@@ -62,13 +59,11 @@ def test_a_guest_is_not_heard_any_more_when_nobody_listens(tmp_path: Path) -> No
     assert (silent.heard, silent.fileno()) == (False, -1)
 
 
-def test_a_socket_at_which_nobody_listens_announces_nobody(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    os.mknod(tmp_path / "channel", 0o600 | 0o140000)
-
-    def refuse(*arguments: object) -> None:
-        raise ConnectionRefusedError(111, "Connection refused")
-
-    monkeypatch.setattr(socket.socket, "connect", refuse)
-    assert Announcement(tmp_path / "channel").fileno() == -1
+def test_a_guest_that_is_gone_says_nothing_more() -> None:
+    ours, its = socket.socketpair()
+    word = Announcement(ours)
+    assert wakeups.wait(0, word) == []
+    its.close()
+    assert wakeups.wait(0, word) == [word]
+    word.drain()
+    assert (word.heard, word.fileno()) == (False, -1)

@@ -7,7 +7,7 @@ import sys
 _TREE = os.path.dirname(os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
 
 
-def prefix() -> str:
+def where() -> str:
     """Where scripts and templates lie: in the tree that this file is part of, or where setup.py put them."""
     if os.path.isfile(f"{_TREE}/templates/job-wrapper.sh"):
         return _TREE

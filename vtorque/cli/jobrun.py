@@ -18,7 +18,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from vtorque import config, display, files, published, run, wakeups
+from vtorque import accounts, config, display, files, published, run, wakeups
 from vtorque.backends.batch import front
 from vtorque.backends.transport.kept import Kept, take
 from vtorque.backends.transport.session import Session, Terminal
@@ -78,7 +78,7 @@ class _Bridge:
         self._batch = front.by_name(self._site.batch_system).job_environment(os.environ)
         self._job = job_id(self._batch.get("PBS_JOBID", ""))
         self._state = Path(self._site.state_dir) / "jobs" / job_key(self._job)
-        self._guests: Guests = run.proven(self._state, self._job)
+        self._guests: Guests = run.proven(self._state, self._job, owner=accounts.program()[0])
         try:
             self._about = JobFile.parse(files.read(self._directory / "job.json", limit=_JOB_FILE_LIMIT))
             self._key = files.read(self._directory / "key", limit=_JOB_FILE_LIMIT, owner=os.getuid()).decode()

@@ -9,29 +9,39 @@ import gc
 import logging
 import os
 import signal
+import socket
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from vtorque import chain, logs, orders, proc, slurmconf, slurmstarts
-from vtorque.backends import batch
-from vtorque.backends.batch import openpbs, slurm
+from vtorque import chain, logs, proc
 from vtorque.cli.prefix import PREFIX
 from vtorque.deadline import Deadline
-from vtorque.errors import ConfigError, StateError, VtorqueError, known
-from vtorque.job import JOB_EXEC_RETRY, Job, PelogKind
+from vtorque.errors import InternalError, StateError, VtorqueError, known
+
+if TYPE_CHECKING:
+    from vtorque.cli.rooted import Program
+    from vtorque.monitor import Bound
 
 log = logging.getLogger(__name__)
+
+CLASSIC_REQUEST = "VTORQUE_REQUEST"
+"""The variable in which the shim of a classic script of OpenPBS's hands the line of the job's script over."""
 
 _MOM_CONFIG_LIMIT = 1 << 20
 # mom kills a hook without warning; this much earlier we stop by ourselves.
 _MARGIN_SECONDS = 5.0
+# What a hook usually gets, for the site's own where nobody can tell: prolog.c of Torque and of OpenPBS; slurmd waits.
+_USUAL_SECONDS = {"torque": 290.0, "openpbs": 30.0, "slurm": 600.0}
 _UMASK = 0o077
-_GUARD = "guard"
+_GUARD, _DOWNLOADER = "guard", "downloader"
 _LOADER = ("LD_PRELOAD", "LD_LIBRARY_PATH", "LD_AUDIT")
-_SLURM_HOOKS = ("slurm-prolog", "slurm-epilog")
+_STARTS = ("prologue", "prologue.parallel", "slurm-prolog")
+_PRECANCEL = "epilogue.precancel"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,51 +50,77 @@ class Call:
 
     `system` is whose hook it is. OpenPBS tells its own nothing of the job's
     resources: the shim has found the `request` elsewhere. `begun` is when it was
-    called, by the monotonic clock.
+    called, by the monotonic clock; `config` is the text of mom's own configuration, and
+    `node_file` that of the job's nodes, and why it cannot be read.
     """
 
     system: str
-    kind: PelogKind
+    name: str
     hook: Path
     arguments: tuple[str, ...]
     environ: Mapping[str, str]
     directory: Path
     umask: int
     request: str = ""
-    begun: float | None = None
+    begun: float = 0.0
+    config: str = ""
+    node_file: tuple[str, str] = ("", "")
+
+    @property
+    def starts(self) -> bool:
+        """Whether it brings a job up rather than down."""
+        return self.name in _STARTS
+
+    @property
+    def fails_with(self) -> int:
+        """What tells the batch system that the node is at fault, or the program: never 1, which aborts Torque's job."""
+        return 1 if self.system == "slurm" else 3
+
+    @property
+    def job(self) -> tuple[str, str]:
+        """The job's id and its user, as they were told; StateError when they were not."""
+        if self.system == "slurm":
+            return self.environ.get("SLURM_JOB_ID", ""), self.environ.get("SLURM_JOB_USER", "")
+        if len(self.arguments) < 2:
+            raise StateError(f"{self.name} was called with {len(self.arguments)} arguments")
+        return self.arguments[0], self.arguments[1]
 
 
 def main(argv: Sequence[str]) -> int:
-    """`argv` is the kind of hook, the path mom or slurmd called, and mom's own arguments; or `guard`."""
+    """`argv` is the kind of hook, the path mom or slurmd called, and mom's own arguments; or
+    `guard`; or, no more root, `downloader`."""
     if argv[0] == _GUARD:
         return _guard()
+    if argv[0] == _DOWNLOADER:
+        from vtorque import downloader
+
+        return downloader.main()
     started = time.monotonic()
     # A twelfth of a start, and of the memory that children share with us. A hook is over before it pays for it.
     gc.disable()
     environ = dict(os.environ)
-    of_slurm = argv[0] in _SLURM_HOOKS
-    request = environ.pop(openpbs.CLASSIC_REQUEST, "")
+    request = environ.pop(CLASSIC_REQUEST, "")
     # The shim has put these away from our own interpreter.
     environ |= {name: value for name in _LOADER if (value := environ.pop(f"VTORQUE_{name}", ""))}
+    hook = Path(argv[1])
+    system = "slurm" if argv[0].startswith("slurm") else "openpbs" if request else "torque"
     call = Call(
-        system="slurm" if of_slurm else "openpbs" if request else "torque",
-        kind=slurm.kind_of(argv[0], environ) if of_slurm else PelogKind(argv[0]),
-        hook=Path(argv[1]),
+        system=system,
+        name=argv[0],
+        hook=hook,
         arguments=tuple(argv[2:]),
         environ=environ,
         directory=Path.cwd(),
         umask=os.umask(_UMASK),
         request=request,
         begun=started,
+        config="" if system == "slurm" else _configuration(hook),
+        node_file=_node_file(system, argv, environ) if argv[0] in _STARTS else ("", ""),
     )
     be_orderly()
     # Until there is a log file: Python would print warnings and worse to the job's stderr.
     logs.setup(None)
-    deadline = Deadline(_hook_seconds(call) - _MARGIN_SECONDS - (time.monotonic() - started))
-    if not call.kind.starts:
-        status = _own_part(call, deadline)
-        return _original(call, deadline) or status
-    return _original(call, deadline) or _own_part(call, deadline)
+    return _hook(call)
 
 
 def be_orderly() -> None:
@@ -105,18 +141,50 @@ def be_orderly() -> None:
     os.environ.update(proc.CLEAN_ENV)
 
 
-def _hook_seconds(call: Call) -> float:
-    return batch.by_name(call.system).hook_seconds(_configuration(call))
-
-
-def _configuration(call: Call) -> str:
-    """The text of mom's or slurmd's own configuration, nothing when it cannot be read."""
-    with contextlib.suppress(OSError):
-        if call.system == "slurm":
-            return slurmconf.read(slurmconf.find(Path(call.environ.get("SLURM_CONF", slurmconf.CACHED))))
-        with (call.hook.parent / "config").open() as file:
-            return file.read(_MOM_CONFIG_LIMIT)
+def _configuration(hook: Path) -> str:
+    """The text of mom's own configuration, nothing when it cannot be read."""
+    with contextlib.suppress(OSError), (hook.parent / "config").open() as file:
+        return file.read(_MOM_CONFIG_LIMIT)
     return ""
+
+
+def _node_file(system: str, argv: Sequence[str], environ: Mapping[str, str]) -> tuple[str, str]:
+    """The text of the file that names the job's nodes, if there is one; or why it cannot be read."""
+    path = environ.get("PBS_NODEFILE", "")
+    if system == "openpbs" and len(argv) > 2:
+        # It is there when a classic prologue starts (start_exec.c), who is only not told.
+        path = str(Path(argv[1]).parents[1] / "aux" / argv[2])
+    try:
+        return (Path(path).read_text(encoding="ascii"), "") if path else ("", "")
+    except (OSError, UnicodeError) as error:
+        return "", f"cannot read the node file {path}: {error}"
+
+
+def _hook(call: Call) -> int:
+    program, seconds = None, None
+    try:
+        if call.name != _PRECANCEL:
+            # Imported here, not above: whatever is missing or broken on this node, the site's
+            # own hooks have to run.
+            from vtorque.cli import rooted
+
+            program = rooted.Program(partial(_program, call), step=call.name)
+            seconds = program.seconds
+    except Exception as error:  # noqa: BLE001
+        # Failed starts cannot be counted without a configuration, and a requeue that is not
+        # counted would go on for ever. The wrapper finds no ready marker and says why.
+        _report(call.name, error)
+        seconds = getattr(error, "seconds", None)
+    seconds = seconds or _USUAL_SECONDS[call.system]
+    deadline = Deadline(seconds - _MARGIN_SECONDS - (time.monotonic() - call.begun))
+    if call.starts:
+        if status := _original(call, deadline):
+            if program:
+                program.dismiss()
+            return status
+        return _own_part(call, program)
+    status = _own_part(call, program)
+    return _original(call, deadline) or status
 
 
 def _original(call: Call, deadline: Deadline) -> int:
@@ -130,88 +198,47 @@ def _original(call: Call, deadline: Deadline) -> int:
             environ=call.environ, directory=call.directory, umask=call.umask, deadline=deadline,
         )
     except VtorqueError as error:
-        _say(error.one_line())
-        return batch.by_name(call.system).exit_status(call.kind, error.blame)
+        say(error.one_line())
+        return call.fails_with
     if status < 0:
-        _say(f"{path} was killed by signal {-status}")
+        say(f"{path} was killed by signal {-status}")
     # What replaced the only hook must end as it did: mom takes death by signal for success, slurmd does not.
     return max(status, 0) if call.system == "torque" else abs(status)
 
 
-def _own_part(call: Call, deadline: Deadline) -> int:
-    if call.kind is PelogKind.PRECANCEL:
+def _own_part(call: Call, program: "Program | None") -> int:
+    if program is None:
         return 0
-    with contextlib.ExitStack() as stack:
-        try:
-            verb = _prepare(call, stack)
-        except Exception as error:  # noqa: BLE001
-            # Failed starts cannot be counted without a configuration, and a requeue that is not
-            # counted would go on for ever. The wrapper finds no ready marker and says why.
-            _report(call, error)
-            return 0
-        try:
-            verb(deadline)
-        except Exception as error:  # noqa: BLE001
-            # Whatever it is, it must not become the exit status 1 that aborts the job.
-            _report(call, error)
-            return batch.by_name(call.system).exit_status(call.kind, known(error).blame)
-    return 0
+    try:
+        from vtorque.cli import rooted
+
+        # A sister's guard talks to her guests.
+        wanted = rooted.Wanted(starts=call.starts, talks=call.starts and call.name != "prologue.parallel")
+        status = program.run(wanted, job=call.job, launch=launch)
+    except Exception as error:  # noqa: BLE001
+        program.dismiss()
+        _report(call.name, error)
+        return 0
+    if status in (0, call.fails_with):
+        return status
+    _report(call.name, InternalError(f"the program ended with status {status}"))
+    # A start that nobody has counted must not be made again, or it is made for ever: the wrapper says that there is
+    # no guest. What an end has left other jobs should not meet.
+    return 0 if call.starts else call.fails_with
 
 
-def _prepare(call: Call, stack: contextlib.ExitStack) -> Callable[[Deadline], None]:
-    """Everything up to the verb itself, which is all that may be repeated by a requeue."""
-    # Imported here, not above: whatever is missing or broken on this node, the site's
-    # own hooks have to run.
-    from vtorque import aftermath
-    from vtorque.cli import assembly
+def _program(call: Call, orders: socket.socket) -> int:
+    """Where another account's life begins."""
+    from vtorque.cli import hooked
 
-    site = assembly.site(PREFIX)
-    assembly.open_logs(site, step=call.kind)
-    if (call.system == "slurm") != (site.batch_system == "slurm"):
-        raise ConfigError(f"this hook is for {call.system}", hint=f"BATCH_SYSTEM is {site.batch_system}")
-    dialect = batch.by_name(site.batch_system)
-    environ = {**call.environ, openpbs.CLASSIC_REQUEST: call.request}
-    job = dialect.parse_job(call.kind, call.arguments, environ, _node_file(call))
-    stack.enter_context(logs.about(job=job.id))
-    stack.enter_context(logs.step(call.kind))
-    waits = call.kind is PelogKind.PROLOGUE
-    node = stack.enter_context(assembly.node(site, PREFIX, begun=call.begun, starts=call.kind.starts, waits=waits))
-    if call.system == "slurm":
-        job = _noted(call, job, Path(site.state_dir), stack)
-    match call.kind:
-        case PelogKind.PROLOGUE if call.system == "openpbs":
-            from vtorque.cli import pbshook
-
-            return pbshook.classic(job, node, launch)
-        case PelogKind.PROLOGUE | PelogKind.PROLOGUE_PARALLEL:
-            from vtorque import lifecycle  # with all that an end has no use for
-
-            start = lifecycle.prologue if call.kind is PelogKind.PROLOGUE else lifecycle.prologue_parallel
-
-            def begin(deadline: Deadline) -> None:
-                start(job, node, launch, deadline=deadline)
-                if call.system == "slurm":
-                    slurmstarts.succeeded(Path(site.state_dir), job)
-
-            return begin
-        case PelogKind.EPILOGUE:
-            return lambda deadline: aftermath.epilogue(job, node, deadline=deadline)
-        case _:
-            return lambda deadline: aftermath.epilogue_parallel(job, node, deadline=deadline)
+    return hooked.main(call, orders)
 
 
-def _noted(call: Call, job: Job, root: Path, stack: contextlib.ExitStack) -> Job:
-    """The job, once its start or its end is noted where its other hook and the guard find it."""
-    if call.kind.starts:
-        slurmstarts.begin(root, job, environ=call.environ, conf=_configuration(call))
-        return job
-    stack.callback(slurmstarts.forget, root, job)
-    again = slurmstarts.runs_again(root, job, environ=call.environ)
-    return job._replace(exit_status=JOB_EXEC_RETRY) if again else job
+def launch(bound: "Bound", told: bytes, place: int, talks: bool) -> None:
+    """Start a guard, who `talks` to guests, in a session of its own.
 
-
-def launch(told: object, place: int) -> None:
-    """Start a guard in a session of its own. Her orders hold a key: they go through a pipe of our own."""
+    Her orders hold a key: they go through a pipe of our own.
+    """
     child = proc.spawn(
         [sys.executable, "-IS", str(PREFIX / "scripts" / "hook"), _GUARD],
         stdin=proc.PIPE, stdout=proc.DEVNULL, stderr=proc.DEVNULL, env=proc.CLEAN_ENV, cwd=Path("/"),
@@ -219,49 +246,36 @@ def launch(told: object, place: int) -> None:
     )
     assert child.stdin is not None
     with child.stdin as pipe:
-        pipe.write(orders.encode(told))
+        pipe.write(f"{bound.id} {bound.user} {int(talks)}\n".encode() + told)
     proc.detach(child)
 
 
 def _guard() -> int:
     """The life of a guard."""
-    from vtorque import guard
-    from vtorque.cli import assembly
+    from vtorque.cli import rooted
 
-    site = assembly.site(PREFIX)
-    assembly.open_logs(site, step=_GUARD)
+    logs.setup(None)
     # Written by the hook that started us, into a pipe that nobody else has.
-    told = orders.decode(guard.Orders, sys.stdin.buffer.read())
-    with logs.about(job=told.demand.job.id), logs.step(_GUARD), assembly.node(site, PREFIX) as node:
-        try:
-            guard.watch(told, node)
-        except Exception:
-            log.exception("unforeseen")
-            return 1
-    return 0
+    whose, _, told = sys.stdin.buffer.read().partition(b"\n")
+    identity, user, talks = whose.decode().split(" ")
+    program = rooted.Program(partial(_guarding, told), step=_GUARD)
+    return abs(program.run(rooted.Wanted(talks=talks == "1"), job=(identity, user)))
 
 
-def _report(call: Call, error: Exception) -> None:
+def _guarding(told: bytes, orders: socket.socket) -> int:
+    """Where another account's life begins."""
+    from vtorque.cli import hooked
+
+    return hooked.guarding(told, orders)
+
+
+def _report(kind: str, error: Exception) -> None:
     said = known(error).one_line()
-    log.error("%s: %s", call.kind, said, exc_info=error)
-    _say(said)
+    log.error("%s: %s", kind, said, exc_info=error)
+    say(said)
 
 
-def _node_file(call: Call) -> str:
-    # What is wrong with it is no reason not to tear down.
-    path = call.environ.get("PBS_NODEFILE") if call.kind.starts else ""
-    if call.system == "openpbs" and call.kind.starts:
-        # It is there when a classic prologue starts (start_exec.c), who is only not told.
-        path = str(call.hook.parents[1] / "aux" / call.arguments[0])
-    if not path:
-        return ""
-    try:
-        return Path(path).read_text(encoding="ascii")
-    except (OSError, UnicodeError) as error:
-        raise StateError(f"cannot read the node file {path}: {error}") from error
-
-
-def _say(message: str) -> None:
+def say(message: str) -> None:
     """To the job's own stderr, where mom shows it."""
     with contextlib.suppress(OSError):
         for line in message.splitlines():

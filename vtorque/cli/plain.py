@@ -76,7 +76,7 @@ def _says_nothing(path: str) -> bool:
 def _real() -> str:
     """The real qsub, when the site's configuration names it in plain lines."""
     try:
-        path = siteplace.look(cli.prefix())
+        path = siteplace.look(cli.where())
     except OSError:
         return ""
     found = glance(path, OPTIONS) if path else None

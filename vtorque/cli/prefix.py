@@ -5,4 +5,4 @@ from pathlib import Path
 
 from vtorque import cli
 
-PREFIX = Path(cli.prefix())
+PREFIX = Path(cli.where())

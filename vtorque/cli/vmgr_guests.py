@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vtorque import __version__, accounting, config, files, foreground, observe, report
+from vtorque import __version__, accounts, config, files, foreground, names, observe, report
 from vtorque.backends.hypervisor import Usage
-from vtorque.backends.hypervisor.libvirt import Libvirt
+from vtorque.backends.hypervisor.inspector import Inspector
 from vtorque.cli.prefix import PREFIX
 from vtorque.config import SiteConfig
 from vtorque.deadline import Deadline
@@ -146,7 +146,7 @@ def _console(arguments: argparse.Namespace) -> int:
     job = observe.find(arguments.job, _jobs(site))
     vm = observe.planned_guest(job, arguments.rank)
     path = Path(vm["console"])
-    with contextlib.closing(Libvirt(site.libvirt_uri)) as hypervisor:
+    with contextlib.closing(Inspector(site.libvirt_uri)) as hypervisor:
 
         def going() -> bool:
             # Before its start a guest is as little running as after its end.
@@ -217,9 +217,9 @@ def _is_root() -> bool:
 def _jobs(site: SiteConfig) -> list[Recorded]:
     root = Path(site.state_dir)
     if _is_root():
-        return observe.all_jobs(root)
+        return observe.all_jobs(root, owner=accounts.program()[0])
     me = pwd.getpwuid(os.getuid())
-    return observe.own_jobs(root, Path(me.pw_dir), user=me.pw_name)
+    return observe.own_jobs(root, Path(me.pw_dir), user=me.pw_name, owner=accounts.program()[0])
 
 
 def _job_or_trace(site: SiteConfig, text: str, log: Path) -> Recorded:
@@ -227,7 +227,7 @@ def _job_or_trace(site: SiteConfig, text: str, log: Path) -> Recorded:
     try:
         return observe.find(text, _jobs(site))
     except RequestError:
-        found = report.finished(log, accounting.directory(site), text) if _is_root() else []
+        found = report.finished(log, names.accounting(site), text) if _is_root() else []
         if len(found) != 1:
             raise
     path = Path(site.state_dir, "jobs", "-")
@@ -245,7 +245,7 @@ def _look(site: SiteConfig) -> Iterator[observe.Look | None]:
     if not _is_root():
         yield None
         return
-    with contextlib.closing(Libvirt(site.libvirt_uri)) as hypervisor:
+    with contextlib.closing(Inspector(site.libvirt_uri)) as hypervisor:
         try:
             hypervisor.domains(deadline=Deadline(_LOOK_SECONDS))
         except VtorqueError as error:

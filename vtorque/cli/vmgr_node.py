@@ -2,14 +2,14 @@
 """`vmgr node`: whether this node takes jobs with guests; `vmgr show privileged`: what root runs for them."""
 
 import argparse
+import contextlib
 import json
 import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from vtorque import config, privileged, service
-from vtorque.cli import assembly
+from vtorque import audit, config, files, logs, names, privileged, service
 from vtorque.cli.prefix import PREFIX
 from vtorque.config import SiteConfig
 from vtorque.errors import RequestError, StateError
@@ -82,5 +82,8 @@ def _site() -> SiteConfig:
     if os.geteuid() != 0:
         raise RequestError("how a node stands is root's note", hint="run it as root")
     site = config.load(config.find(PREFIX), trusted_owner=0)
-    assembly.open_logs(site, step="vmgr")
+    with contextlib.suppress(OSError):
+        files.directory(Path(site.log_dir), mode=0o711)
+    logs.setup(names.log(site), verbose=site.debug_default)
+    audit.setup(site.audit_log, Path(site.log_dir), step="vmgr")
     return site

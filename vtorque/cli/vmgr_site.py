@@ -6,12 +6,14 @@ import json
 import logging
 import os
 import pwd
+import socket
 import sys
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
-from vtorque import config, configimport, doctor, follow, install, slurmjob, submit, sweeping, teardown
-from vtorque.cli import assembly
+from vtorque import config, configimport, doctor, follow, install, logs, names, slurmjob, submit, sweeping, teardown
+from vtorque.cli import assembly, family, rooted
 from vtorque.cli.prefix import PREFIX
 from vtorque.config import SiteConfig
 from vtorque.deadline import Deadline
@@ -154,16 +156,26 @@ def _coloured(level: Level) -> str:
 def _sweep(arguments: argparse.Namespace) -> int:
     if os.getuid() != 0:
         return _sweep_own(dry_run=arguments.dry_run)
-    site = assembly.site(PREFIX)
-    assembly.open_logs(site, step="sweep")
+    program = rooted.Program(partial(_sweeping, arguments.dry_run), step="sweep")
+    return abs(program.run(rooted.Wanted()))
+
+
+def _sweeping(dry_run: bool, orders: socket.socket) -> int:
+    """The sweep itself, by the account that the hooks' program is, too."""
+    try:
+        site = assembly.site(PREFIX)
+    except ConfigError as error:
+        family.refuse(orders, error)
+        return 1
+    kin = family.begin(orders, site)
+    logs.setup(names.log(site), verbose=site.debug_default)
     said = _Said()
     logging.getLogger().addHandler(said)
-    with assembly.node(site, PREFIX) as node:
+    with assembly.node(site, kin) as node:
         found = list(sweeping.forgotten(node))
-        gone = found if arguments.dry_run else sweeping.sweep(
-            node, deadline=Deadline(_SWEEP_SECONDS), thorough=True
-        )
+        gone = found if dry_run else sweeping.sweep(node, deadline=Deadline(_SWEEP_SECONDS), thorough=True)
     sys.stdout.writelines(f"{key}\n" for key in gone)
+    sys.stdout.flush()
     return 0 if len(gone) == len(found) and not said.anything else 1
 
 

@@ -6,7 +6,7 @@ import json
 import sys
 from dataclasses import asdict
 
-from vtorque import accounting, config, timings
+from vtorque import config, names, timings
 from vtorque.cli.prefix import PREFIX
 from vtorque.errors import RequestError
 
@@ -24,7 +24,7 @@ def add_show(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> No
 def _show(arguments: argparse.Namespace) -> int:
     if arguments.last < 1:
         raise RequestError(f"--last {arguments.last} is less than 1")
-    where = accounting.directory(config.load(config.find(PREFIX), trusted_owner=0))
+    where = names.accounting(config.load(config.find(PREFIX), trusted_owner=0))
     found = timings.timings(timings.last(timings.days(where), arguments.last))
     if not found and not arguments.json:
         sys.stderr.write(f"vmgr: no start is accounted for in {where}\n")

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
-from vtorque import accounting
+from vtorque import names
 from vtorque.config import SiteConfig
 from vtorque.errors import ConfigError
 from vtorque.model import PelogKind
@@ -198,7 +198,7 @@ def _hook(setup: Setup, path: Path, script: str) -> Item:
 def _text(setup: Setup, sources: Mapping[str, str], name: str, path: Path) -> Iterator[Item]:
     if name in sources:
         text = sources[name].replace(_PREFIX, str(setup.prefix))
-        text = text.replace(_ACCOUNTING, f"{accounting.directory(setup.site)}/")
+        text = text.replace(_ACCOUNTING, f"{names.accounting(setup.site)}/")
         yield _item(path, text=text.replace(_STATE, setup.site.state_dir).replace(_LOG, setup.site.log_dir))
 
 

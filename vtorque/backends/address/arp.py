@@ -4,9 +4,10 @@
 import re
 from pathlib import Path
 
-from vtorque.backends.address import ask, usable
+from vtorque.backends.address import usable
 from vtorque.deadline import Deadline
 from vtorque.model import VmPlan
+from vtorque.sitecommand import ask
 from vtorque.wakeups import Wakeup
 
 _RUN_SECONDS = 5.0

@@ -7,10 +7,11 @@ on it, and the guest's number among these, from 1.
 
 from pathlib import Path
 
-from vtorque.backends.address import ask, usable
+from vtorque.backends.address import usable
 from vtorque.deadline import Deadline
 from vtorque.errors import AddressError
 from vtorque.model import VmPlan
+from vtorque.rootside import RootSide
 from vtorque.wakeups import Wakeup
 
 _RUN_SECONDS = 10.0
@@ -20,9 +21,9 @@ _SHOWN = 80
 class MappingScript:
     """One address for each guest, asked for once; the guest there has to prove itself like any other."""
 
-    def __init__(self, script: Path, *, node: str, guests: int, deadline: Deadline) -> None:
+    def __init__(self, script: Path, *, root: RootSide, guests: int, deadline: Deadline) -> None:
         self._script = script
-        self._node = node.partition(".")[0]
+        self._root = root
         self._guests = guests
         self._deadline = deadline
         self._known: dict[int, str] = {}
@@ -41,15 +42,14 @@ class MappingScript:
         """Nothing is open."""
 
     def _ask(self, vm: VmPlan) -> str:
-        argv = (self._script, self._node, str(self._guests), str(vm.slot + 1))
         try:
-            said = ask("IP_TO_MAC_SCRIPT", argv, deadline=self._deadline.within(_RUN_SECONDS))
+            said = self._root.mapped(self._guests, vm.slot + 1, deadline=self._deadline.within(_RUN_SECONDS))
         except AddressError as error:
             raise AddressError(f"guest {vm.hostname}: {error.brief}", hint=error.hint, details=error.details) from error
         return self._address(vm, said)
 
-    def _address(self, vm: VmPlan, said: bytes) -> str:
-        text = said.decode(errors="backslashreplace").strip()
+    def _address(self, vm: VmPlan, said: str) -> str:
+        text = said.strip()
         address = usable(text)
         if not address:
             raise AddressError(

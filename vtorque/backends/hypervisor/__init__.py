@@ -55,7 +55,3 @@ class Hypervisor(Domains, Protocol):
         It says no more than that it is time to look. Where nothing is told it stays silent: look now and then.
         """
         ...
-
-    def rest(self) -> None:
-        """Nothing is going to be started any more, and what only that needs may go. Every verb still works."""
-        ...

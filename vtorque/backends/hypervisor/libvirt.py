@@ -14,7 +14,6 @@ from xml.etree import ElementTree
 
 import libvirt
 
-from vtorque.backends.hypervisor import Usage
 from vtorque.deadline import Deadline
 from vtorque.errors import DeadlineExceeded, HypervisorError
 
@@ -30,11 +29,6 @@ _HINTS = (
 )
 _UNDEFINE = libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE | libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
 _STOPPED = frozenset((libvirt.VIR_DOMAIN_SHUTOFF, libvirt.VIR_DOMAIN_CRASHED))
-_STATES = {
-    libvirt.VIR_DOMAIN_PAUSED: "paused", libvirt.VIR_DOMAIN_PMSUSPENDED: "paused",
-    libvirt.VIR_DOMAIN_SHUTDOWN: "stopping", libvirt.VIR_DOMAIN_SHUTOFF: "stopped",
-    libvirt.VIR_DOMAIN_CRASHED: "crashed",
-}
 
 
 class Libvirt:
@@ -47,17 +41,13 @@ class Libvirt:
         # libvirt prints every error to stderr by itself, which is the job's.
         libvirt.registerErrorHandler(lambda context, error: None, None)
 
-    def define(self, domain_xml: str, *, deadline: Deadline) -> None:
-        """Make the domain known, not running. Defining the same one again is no error."""
-        self._call("define a guest", lambda c: c.defineXML(domain_xml), deadline)
-
     def create(self, domain_xml: str, *, deadline: Deadline) -> None:
         """Start a transient domain; the same one that runs already is a success."""
         root = ElementTree.fromstring(domain_xml)
         name = root.findtext("name", "")
 
         def create(connection: Any) -> None:
-            domain = _lookup(connection, name)
+            domain = lookup(connection, name)
             if domain is None or not domain.isActive() or domain.UUIDString() != root.findtext("uuid"):
                 connection.createXML(domain_xml, 0)
 
@@ -67,8 +57,8 @@ class Libvirt:
         """Press the power button, once."""
 
         def press(connection: Any) -> None:
-            domain = _lookup(connection, name)
-            with _ignoring(libvirt.VIR_ERR_OPERATION_INVALID, libvirt.VIR_ERR_NO_DOMAIN):
+            domain = lookup(connection, name)
+            with ignoring(libvirt.VIR_ERR_OPERATION_INVALID, libvirt.VIR_ERR_NO_DOMAIN):
                 if domain is not None:
                     # The power button: guests have no agent that it could ask.
                     domain.shutdown()
@@ -79,14 +69,14 @@ class Libvirt:
         """Stop and forget the domain, and see that it is gone; whether there was one."""
 
         def destroy(connection: Any) -> bool:
-            domain = _lookup(connection, name)
+            domain = lookup(connection, name)
             if domain is None:
                 return False
-            with _ignoring(libvirt.VIR_ERR_OPERATION_INVALID, libvirt.VIR_ERR_NO_DOMAIN):
+            with ignoring(libvirt.VIR_ERR_OPERATION_INVALID, libvirt.VIR_ERR_NO_DOMAIN):
                 domain.destroyFlags(0)
-            with _ignoring(libvirt.VIR_ERR_NO_DOMAIN):
+            with ignoring(libvirt.VIR_ERR_NO_DOMAIN):
                 domain.undefineFlags(_UNDEFINE)
-            if _lookup(connection, name) is not None:
+            if lookup(connection, name) is not None:
                 raise HypervisorError(f"guest {name} is still there after it was destroyed")
             return True
 
@@ -98,7 +88,7 @@ class Libvirt:
         def tagged(connection: Any) -> dict[str, str]:
             found = {}
             for domain in connection.listAllDomains():
-                with _ignoring(libvirt.VIR_ERR_NO_DOMAIN):
+                with ignoring(libvirt.VIR_ERR_NO_DOMAIN):
                     tag = ElementTree.fromstring(domain.XMLDesc()).find(f"metadata/{_TAG}")
                     if tag is not None:
                         found[domain.name()] = tag.get("job", "")
@@ -111,27 +101,12 @@ class Libvirt:
         """Whether the domain exists and has neither stopped nor crashed."""
 
         def running(connection: Any) -> bool:
-            domain = _lookup(connection, name)
-            with _ignoring(libvirt.VIR_ERR_NO_DOMAIN):
+            domain = lookup(connection, name)
+            with ignoring(libvirt.VIR_ERR_NO_DOMAIN):
                 return domain is not None and domain.state()[0] not in _STOPPED
             return False
 
         return bool(self._call(f"look at guest {name}", running, deadline))
-
-    def usage(self, name: str, *, deadline: Deadline) -> Usage | None:
-        """What the domain does, its CPU time and its memory; None when there is no such domain."""
-
-        def look(connection: Any) -> Usage | None:
-            domain = _lookup(connection, name)
-            with _ignoring(libvirt.VIR_ERR_NO_DOMAIN):
-                if domain is not None:
-                    state, _, kib, _, nanoseconds = domain.info()
-                    known = _STATES.get(state, "running")
-                    return Usage(state=known, cpu_seconds=nanoseconds / 1e9, memory_mib=kib >> 10)
-            return None
-
-        usage: Usage | None = self._call(f"look at guest {name}", look, deadline)
-        return usage
 
     def close(self) -> None:
         """Drop the connection, without waiting for a daemon that may hang."""
@@ -191,13 +166,13 @@ def _abandonable(act: Callable[[], Any], doing: str, deadline: Deadline) -> Any:
     return answer
 
 
-def _lookup(connection: Any, name: str) -> Any:
-    with _ignoring(libvirt.VIR_ERR_NO_DOMAIN):
+def lookup(connection: Any, name: str) -> Any:
+    with ignoring(libvirt.VIR_ERR_NO_DOMAIN):
         return connection.lookupByName(name)
     return None
 
 
-class _ignoring(contextlib.AbstractContextManager[None]):  # noqa: N801
+class ignoring(contextlib.AbstractContextManager[None]):  # noqa: N801
     """Let the given libvirt error codes pass for success."""
 
     def __init__(self, *codes: int) -> None:

@@ -8,17 +8,34 @@ import contextlib
 import os
 import select
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 DIRECTORY = Path("/run/libvirt/qemu")
 """Where libvirt notes the process of each of its guests, `<name>.pid` (virPidFileBuildPath, qemu_process.c)."""
 
 
+def find(name: str, directory: Path = DIRECTORY) -> int | None:
+    """A pidfd of a guest's process: of the very one, whatever has its number later."""
+    with contextlib.suppress(OSError, ValueError, OverflowError), contextlib.ExitStack() as held:
+        with (directory / f"{name}.pid").open() as file:
+            pid = int(file.read(32))
+        handle = os.pidfd_open(pid)
+        held.callback(os.close, handle)
+        # Held now, it is looked at: the number in an old file may be anybody's. QEMU's own name for
+        # a guest is the word after -name (qemu_command.c, qemuBuildNameCommandLine).
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        if any(word.split(b",")[0] == b"guest=" + os.fsencode(name) for word in words):
+            held.pop_all()
+            return handle
+    return None
+
+
 class Pulses:
     """The guests that were asked about, by name; a `Wakeup` that tells when one of them has ended."""
 
-    def __init__(self, directory: Path = DIRECTORY) -> None:
-        self._directory = directory
+    def __init__(self, find: Callable[[str], int | None]) -> None:
+        self._find = find
         self._processes: dict[str, int] = {}
         self._epoll = select.epoll()
         self._lock = threading.Lock()
@@ -28,7 +45,7 @@ class Pulses:
         with self._lock:
             handle = self._processes.get(name)
             if handle is None:
-                handle = self.find(name)
+                handle = self._find(name)
                 if handle is None:
                     return None
                 self._processes[name] = handle
@@ -36,21 +53,6 @@ class Pulses:
             poll = select.poll()
             poll.register(handle, select.POLLIN)
             return not poll.poll(0)
-
-    def find(self, name: str) -> int | None:
-        """A pidfd of the guest's process: of the very one, whatever has its number later."""
-        with contextlib.suppress(OSError, ValueError, OverflowError), contextlib.ExitStack() as held:
-            with (self._directory / f"{name}.pid").open() as file:
-                pid = int(file.read(32))
-            handle = os.pidfd_open(pid)
-            held.callback(os.close, handle)
-            # Held now, it is looked at: the number in an old file may be anybody's. QEMU's own name for
-            # a guest is the word after -name (qemu_command.c, qemuBuildNameCommandLine).
-            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-            if any(word.split(b",")[0] == b"guest=" + os.fsencode(name) for word in words):
-                held.pop_all()
-                return handle
-        return None
 
     def forget(self, name: str) -> None:
         """It is going to be another process."""

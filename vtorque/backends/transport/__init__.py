@@ -8,6 +8,9 @@ from typing import Protocol
 
 from vtorque.deadline import Deadline
 
+PORT = 22
+"""Where guests listen."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeyPair:

@@ -11,24 +11,22 @@ from collections.abc import Collection, Iterator
 from typing import Any
 
 from vtorque import servant
-from vtorque.backends.transport import KeyPair, Prover, keys, reach
+from vtorque.backends.transport import PORT, KeyPair, Prover, keys, reach
 from vtorque.deadline import Deadline
-from vtorque.errors import DeadlineExceeded, GuestError, TransportError, VtorqueError
-from vtorque.servant import Servant
+from vtorque.errors import DeadlineExceeded, GuestError, StateError, TransportError, VtorqueError
+from vtorque.servant import Caller
 
-_PORT = 22
 _CLOSE_SECONDS, _KEY_SECONDS = 1.0, 30.0
 
 
 class Apart:
-    """SSH that is spoken in a child.
+    """SSH that is spoken in a child, where there is one.
 
-    With `early` the child is forked at once, has its libraries while root still plans, and makes the keys
-    with them. It has not spoken to anybody then.
+    It has its libraries while guests are still planned, and makes the keys with them: it has spoken to nobody then.
     """
 
-    def __init__(self, *, early: bool = False) -> None:
-        self._child = self._fork() if early else None
+    def __init__(self, child: Caller | None) -> None:
+        self._child = child
 
     def make_key(self) -> KeyPair:
         """A new ed25519 key."""
@@ -42,7 +40,7 @@ class Apart:
     def prover(self) -> Iterator[Prover]:
         """A child that is there as long as the `with` lasts."""
         if self._child is None:
-            self._child = self._fork()
+            raise StateError("nobody talks to guests here")
         prover = _Prover(self._child)
         try:
             yield prover
@@ -58,24 +56,15 @@ class Apart:
         if child is not None:
             child.dismiss()
 
-    def _fork(self) -> Servant:
-        return Servant("SSH", self.speaker, identity=servant.NOBODY)
-
-    def speaker(self) -> object:
-        """What the child does; made there."""
-        from vtorque.backends.transport.speaker import Speaker
-
-        return Speaker(_PORT)
-
     def answering(self, addresses: Collection[str], *, seconds: float) -> set[str]:
         """Those addresses at which a machine still answers; its sshd logs a connection that said nothing."""
-        return reach.answering(addresses, port=_PORT, seconds=seconds)
+        return reach.answering(addresses, port=PORT, seconds=seconds)
 
 
 class _Prover:
     """The child, as it is asked for a login."""
 
-    def __init__(self, child: Servant) -> None:
+    def __init__(self, child: Caller) -> None:
         self._child = child
         self.process = child.process
         self.keeps = False
@@ -93,7 +82,7 @@ class _Prover:
 class _Proven:
     """A session that was opened there, by its number."""
 
-    def __init__(self, child: Servant, number: str) -> None:
+    def __init__(self, child: Caller, number: str) -> None:
         self._child = child
         self._number = number
 
@@ -111,7 +100,7 @@ class _Proven:
             _asked(self._child, "close", self._number, deadline=Deadline(_CLOSE_SECONDS))
 
 
-def _asked(child: Servant, verb: str, *words: object, deadline: Deadline, handle: int | None = None) -> Any:
+def _asked(child: Caller, verb: str, *words: object, deadline: Deadline, handle: int | None = None) -> Any:
     try:
         return child.ask(verb, *words, deadline=deadline, handle=handle)
     except (TransportError, DeadlineExceeded):
