@@ -60,6 +60,7 @@ def _of_front_ends(site: SiteConfig) -> list[tuple[str, Check]]:
         ("role", lambda: iter([ok("role", "a front end, as it was installed: nothing is asked of it as a node")])),
         ("submit", partial(doctor_site.submits, site)),
         ("commands", partial(doctor_site.commands, doctor_site.KEYGEN)),
+        ("compiled", doctor_site.compiled),
         ("images", partial(checks.catalogue, Path(site.vm_img_dir), site.img_default)),
     ]
 
@@ -74,6 +75,7 @@ def _of_nodes(site: SiteConfig, prefix: Path, within: Deadline) -> list[tuple[st
         ("qemu-user", partial(doctor_site.qemu_user, site)),
         ("commands", partial(doctor_site.commands, doctor_site.QEMU_IMG, doctor_site.KEYGEN)),
         ("commands", partial(doctor_site.own_disks, site)),
+        ("compiled", doctor_site.compiled),
         ("bridge", partial(checks.bridge, site.bridge)),
         ("bridge", partial(doctor_network.own_address, site)),
         ("filter", partial(doctor_network.network_filter, site, deadline=within)),

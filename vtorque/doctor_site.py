@@ -3,6 +3,7 @@
 
 import contextlib
 import grp
+import importlib.util
 import os
 import pwd
 import shutil
@@ -48,6 +49,24 @@ def account(site: SiteConfig, prefix: Path) -> Iterator[Finding]:
         return
     bad = [*_sharers(site, name, uid), *_groups(site, name, gid)]
     yield from bad or [ok("account", f"{name} has uid {uid} and gid {gid}")]
+
+
+def compiled(package: Path = Path(__file__).parent) -> Iterator[Finding]:
+    """Whoever calls the program finds it compiled: else each vsub takes several times as long, which nobody notices."""
+    modules = list(package.rglob("*.py"))
+    bad = [path for path in modules if not _is_compiled(path)]
+    if bad:
+        text = f"{len(bad)} of {len(modules)} modules below {package} are not compiled for everybody"
+        yield warning("compiled", text, f"(umask 022; python3 -m compileall -qf {package})")
+    else:
+        yield ok("compiled", f"all {len(modules)} modules below {package} are")
+
+
+def _is_compiled(path: Path) -> bool:
+    with contextlib.suppress(FileNotFoundError):
+        about = Path(importlib.util.cache_from_source(str(path))).stat()
+        return bool(about.st_mode & 0o004) and about.st_mtime >= path.stat().st_mtime
+    return False
 
 
 def commands(*needed: Path) -> Iterator[Finding]:

@@ -260,7 +260,7 @@ def test_a_front_end_is_not_told_what_nodes_need(tmp_path: Path) -> None:
         libvirt_uri="qemu:///system?socket=/nonexistent", pbs_qsub_on_fe=f"{tmp_path}/qsub",
     )
     found = doctor.examine(site, prefix=tmp_path, front_end=True, deadline=soon())
-    assert {each.name for each in found} == {"role", "submit", "commands", "images", "clock"}
+    assert {each.name for each in found} == {"role", "submit", "commands", "compiled", "images", "clock"}
     assert {each.name for each in found if each.level is Level.ERROR} == {"submit", "images"}
     assert not any("vmgr install" in each.hint for each in found)
 

@@ -172,7 +172,7 @@ def test_the_doctor_wants_no_hooks_on_a_front_end(node: Node) -> None:
     assert "hooks" in node.doctor()
     assert node.install("--front-end").returncode == 0
     found = node.doctor()
-    assert found.keys() == {"role", "submit", "commands", "images", "clock"}
+    assert found.keys() == {"role", "submit", "commands", "compiled", "images", "clock"}
     node.path(RECORD).write_text("damaged")
     found = node.doctor()
     assert found["install"][0]["level"] == "warning" and "hooks" in found, "nobody knows whether it is one"

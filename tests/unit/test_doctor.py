@@ -5,6 +5,7 @@ import grp
 import json
 import os
 import pwd
+import py_compile
 import threading
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -104,6 +105,27 @@ def test_the_programs_account_has_numbers_of_its_own(monkeypatch: pytest.MonkeyP
     assert account() == [error("account", says, "/opt/vtorque/contrib/make-account")]
     accounts_of(monkeypatch, uid=0)
     assert account() == [error("account", "user 'vtorque' is root", "usermod -u N vtorque")]
+
+
+def test_a_program_that_is_not_compiled_for_everybody_is_noticed(tmp_path: Path) -> None:
+    modules = [tmp_path / "a.py", tmp_path / "cli/b.py"]
+    for path in modules:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("")
+    hint = f"(umask 022; python3 -m compileall -qf {tmp_path})"
+
+    def looks(bad: int) -> None:
+        text = f"{bad} of 2 modules below {tmp_path} are not compiled for everybody"
+        well = ok("compiled", f"all 2 modules below {tmp_path} are")
+        assert list(doctor_site.compiled(tmp_path)) == ([warning("compiled", text, hint)] if bad else [well])
+
+    looks(bad=2)
+    done = [Path(py_compile.compile(str(path)) or "") for path in modules]
+    looks(bad=0)
+    done[0].chmod(0o600)
+    looks(bad=1)
+    os.utime(done[1], (0, 0))
+    looks(bad=2)
 
 
 @pytest.mark.parametrize(("uid", "who"), [(64055, "libvirt-qemu"), (65534, "nobody")])
