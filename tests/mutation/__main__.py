@@ -44,11 +44,16 @@ VALIDATORS = {
     "request": ("test_request",),
     "optionforms": ("test_optionforms",),
     "domaincheck": ("test_render", "test_hostile_values", "test_domainshape"),
-    "domainshape": ("test_domainshape",),
+    "domainshape": ("test_domainshape", "test_domainpolicy"),
     "cloudcheck": ("test_render", "test_hostile_values"),
     "planning": ("test_planning",),
     "published": ("test_published",),
     "accounts": ("test_accounts",),
+    "domainpolicy": ("test_domainpolicy", "test_monitor"),
+    "monitor": ("test_monitor",),
+    "guestfiles": ("test_monitor",),
+    "settings": ("test_settings",),
+    "names": ("test_names",),
 }
 """Modules that say no, and the unit tests of each."""
 

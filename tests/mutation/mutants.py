@@ -76,7 +76,9 @@ def _changed(node: ast.AST) -> Iterator[ast.AST]:
         case ast.Tuple(elts=[_, _, _, *_] as words) if all(map(_is_word, words)):
             for place in range(len(words)):
                 yield ast.Tuple(_without(words, place), ast.Load())
-        case ast.Return(value=value) if value is not None:
+        case ast.Return(value=None | ast.Constant(value=None)):
+            pass
+        case ast.Return():
             yield ast.Return(ast.Constant(None))
 
 

@@ -76,6 +76,31 @@ def test_what_is_not_this_jobs_is_not(old: str, new: str, what: str) -> None:
         require(honest.replace(old, new))
 
 
+@pytest.mark.parametrize("element", [
+    *(f"<{tag}>{{}}</{tag}>" for tag in ("kernel", "initrd", "loader", "nvram", "emulator")),
+    *(f"<disk><source {name}='{{}}'/></disk>" for name in ("file", "dev", "dir", "path", "socket", "name")),
+    "<tpm><host path='{}'/></tpm>",
+])
+def test_an_expression_opens_nothing_else(element: str) -> None:
+    """Where a site's template has one, the shape lets anything pass."""
+    text = dict(TEXTS)["domain.xml"].replace(END, element.format("{{ vm.seed }}") + END)
+    own = tuple((dict(TEXTS) | {"domain.xml": text}).items())
+    honest, seed = document(), "/run/vtorque/seeds/7.srv_1of1.iso"
+    require(honest.replace(END, element.format(seed) + END), templates=own)
+    for other in ("/etc/shadow", "/run/vtorque/seeds/8.srv_1of1.iso"):
+        with pytest.raises(ConfigError, match="files not of this job"):
+            require(honest.replace(END, element.format(other) + END), templates=own)
+
+
+def test_an_interface_whose_type_is_an_expression_is_on_a_bridge() -> None:
+    text = dict(TEXTS)["domain.xml"].replace("type='bridge'", "type='{{ site.bridge }}'")
+    own = tuple((dict(TEXTS) | {"domain.xml": text}).items())
+    honest = document()
+    require(honest, templates=own)
+    with pytest.raises(ConfigError, match="interfaces not of this job"):
+        require(honest.replace("type='bridge'", "type='direct'"), templates=own)
+
+
 def test_a_guest_of_another_job_is_not_this_jobs() -> None:
     other = document(job=a_job(id=JobId("8.srv")))
     require(other, key="8.srv")

@@ -87,7 +87,9 @@ def homeless(tmp_path: Path) -> Scene:
 class TestGuestsFiles:
     @pytest.mark.skipif(not ROOT, reason="directories have to be root's")
     def test_a_guests_files_come_and_go(self, scene: Scene) -> None:
+        scene.seeds.rmdir()
         scene.rootside.make_place("sharedfs", deadline=soon())
+        assert scene.seeds.stat().st_mode & 0o777 == 0o711
         place = scene.disks / "7.srv"
         assert place.stat().st_mode & 0o777 == 0o711
         for path in (scene.own(), place / "7.srv_1of1.qcow2"):
@@ -146,6 +148,11 @@ class TestGuestsFiles:
             with pytest.raises(InternalError, match="no place for a guest's file"):
                 ask(Path(path), deadline=soon())
         assert scene.own().exists()
+
+    def test_a_socket_is_not_given_away(self, scene: Scene) -> None:
+        os.mknod(scene.own("home.sock"), 0o600 | stat.S_IFSOCK)
+        with pytest.raises(InternalError, match="root refuses giving"):
+            scene.rootside.give(scene.own("home.sock"), deadline=soon())
 
     def test_what_is_there_is_not_made_again_be_it_a_link(self, scene: Scene) -> None:
         scene.own().symlink_to(scene.root / "passwd")
@@ -298,15 +305,19 @@ class TestWhom:
 
     def test_a_guard_is_that_of_the_job(self, scene: Scene) -> None:
         with pytest.raises(InternalError, match="root refuses starting a guard"):
-            scene.rootside.launch(b"{}", 0)
-        started: list[tuple[Bound, bytes]] = []
+            scene.rootside.launch(b"{}", 0, talks=False)
+        started: list[tuple[Bound, bytes, bool]] = []
+
+        def launch(bound: Bound, told: bytes, place: int, talks: bool) -> None:
+            started.append((bound, told, talks))
+
         ours = bound_to(a_job(), HIS)
-        root = RootSide(Here(scene.acting_for(ours, launch=lambda bound, told, place: started.append((bound, told)))))
-        root.launch(b'{"job": "8.srv"}', 0)
-        assert started == [(ours, b'{"job": "8.srv"}')]
-        for_none = scene.acting_for(None, launch=lambda bound, told, place: started.append((bound, told)))
+        root = RootSide(Here(scene.acting_for(ours, launch=launch)))
+        root.launch(b'{"job": "8.srv"}', 0, talks=True)
+        assert started == [(ours, b'{"job": "8.srv"}', True)]
+        for_none = scene.acting_for(None, launch=launch)
         with pytest.raises(InternalError, match="acting for a job"):
-            RootSide(Here(for_none)).launch(b"{}", 0)
+            RootSide(Here(for_none)).launch(b"{}", 0, talks=True)
         assert len(started) == 1
 
 
@@ -333,6 +344,21 @@ class TestGuests:
             scene.rootside.start_domain(scene.document("8.srv"), deadline=soon())
         assert scene.hypervisor.calls == []
 
+    def test_the_process_of_a_guest_is_handed_over(self, scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+        ours, theirs = os.pipe()
+        monkeypatch.setattr(monitor, "find", lambda name: ours if name == "7.srv_1of1" else None)
+        assert scene.rootside.process_of("7.srv_1of1") == ours
+        for name in ("7.srv_2of2", "somebody's"):
+            assert scene.rootside.process_of(name) is None
+        os.close(ours)
+        os.close(theirs)
+
+    def test_whose_a_guest_is_is_asked_once(self, scene: Scene) -> None:
+        scene.rootside.start_domain(scene.document(), deadline=soon())
+        scene.rootside.domains(deadline=soon())
+        scene.rootside.shutdown("7.srv_1of1", deadline=soon())
+        assert scene.hypervisor.calls.count("domains") == 1
+
     def test_only_guests_are_asked_to_end(self, scene: Scene) -> None:
         scene.hypervisor.create("<domain><name>somebody's</name></domain>", deadline=soon())
         scene.rootside.shutdown("somebody's", deadline=soon())
@@ -341,13 +367,23 @@ class TestGuests:
         scene.rootside.shutdown("7.srv_1of1", deadline=soon())
         assert "shutdown" in scene.hypervisor.calls
 
-    @pytest.mark.parametrize("lines", [0, 3, 50])
+    @pytest.mark.parametrize("lines", [0, 3, 20, 21, 50])
     def test_the_end_of_a_console_is_shown(self, scene: Scene, lines: int) -> None:
         console = scene.own("console")
         assert scene.rootside.console(console) == "no console output"
         console.write_bytes(b"".join(b"%d \xff\n" % number for number in range(lines)))
         shown = scene.rootside.console(console).splitlines()
         assert shown == [rf"{number} \xff" for number in range(max(0, lines - 20), lines)]
+
+    @pytest.mark.parametrize(("size", "shown"), [(1 << 16, "1"), ((1 << 16) + 1, "0"), (9 << 20, "0")])
+    def test_of_a_console_without_end_no_more_is_read_than_can_be_told(
+        self, scene: Scene, size: int, shown: str
+    ) -> None:
+        console = scene.own("console")
+        console.write_bytes(b"1")
+        os.truncate(console, size)
+        text = scene.rootside.console(console)
+        assert (len(text), text[0]) == (1 << 16, "\0" if shown == "0" else "1")
 
     def test_nobody_reads_another_jobs_keys_as_a_console(self, scene: Scene) -> None:
         scene.own(key="8.srv").write_text("-----BEGIN KEY-----")
@@ -363,6 +399,8 @@ class TestGuests:
         monkeypatch.setattr(socket.socket, "connect", refuse)
         channel = scene.own("channel")
         assert scene.rootside.connect(channel) is None
+        with pytest.raises(InternalError, match="root refuses connecting"):
+            scene.rootside.connect(scene.own("home.sock"))
         os.mknod(channel, 0o600 | stat.S_IFSOCK)
         before = len(list(Path("/proc/self/fd").iterdir()))
         assert scene.rootside.connect(channel) is None
@@ -423,11 +461,62 @@ class TestNode:
         (scene.root / "torque/mom_priv/jobs" / file).touch()
         assert scene.rootside.knows(key) and not scene.rootside.knows("5.srv")
 
-    @pytest.mark.parametrize(("length", "written"), [(10, True), ((1 << 20) + 1, False)])
+    def test_a_jobs_script_is_looked_for_and_nothing_else(self, scene: Scene) -> None:
+        script = scene.root / "torque/mom_priv/jobs/7.srv.SC"
+        assert not scene.rootside.has_script(script)
+        script.touch()
+        assert scene.rootside.has_script(script)
+        for other in (script.with_suffix(".JB"), scene.root, Path("/etc/shadow")):
+            with pytest.raises(InternalError, match="root refuses looking for"):
+                scene.rootside.has_script(other)
+
+    def test_who_watches_is_told_of_moms_jobs(self, scene: Scene) -> None:
+        handle = scene.rootside.watch()
+        with os.fdopen(handle, "rb", buffering=0) as told:
+            assert told.read(4096) is None
+            (scene.root / "torque/mom_priv/jobs/7.srv.SC").touch()
+            assert b"7.srv.SC" in (told.read(4096) or b"")
+
+    def test_downloads_are_asked_for_at_a_socket(self, scene: Scene) -> None:
+        ours, theirs = socket.socketpair()
+        with ours:
+            root = RootSide(Here(scene.acting_for(None, downloads=theirs.detach)))
+            root.downloader().dismiss()
+            assert ours.recv(1) == b""
+
+    @pytest.mark.skipif(not ROOT, reason="directories have to be root's")
+    def test_the_program_has_caches_and_a_standing_of_its_own(self, tmp_path: Path) -> None:
+        caches = {"image_cache_dir": str(tmp_path / "cache"), "ramdisk_dir": str(tmp_path / "ram")}
+        scene = Scene(tmp_path, bound=None, **caches)
+        program = Identity(uid=64322, gid=64322, groups=())
+        other = Monitor(
+            scene.site, program, load=lambda: scene.hypervisor, templates=TEXTS, qemu=(0, 0), node="n1",
+            bound=None, downloads=lambda: -1,
+        )
+        root = RootSide(Here(other))
+        (tmp_path / "ram").mkdir()
+        for path in (tmp_path / "cache", tmp_path / "ram/images"):
+            root.make_cache(path, deadline=soon())
+        root.make_standing()
+        found = {path: path.stat() for path in (tmp_path / "cache", tmp_path / "ram/images", scene.disks / "node")}
+        assert [about.st_mode & 0o777 for about in found.values()] == [0o711, 0o711, 0o700]
+        assert {(about.st_uid, about.st_gid) for about in found.values()} == {(64322, 64322)}
+        for path in (tmp_path / "ram", tmp_path / "other", tmp_path / "cache/.."):
+            with pytest.raises(InternalError, match="root refuses making"):
+                root.make_cache(path, deadline=soon())
+        assert not (tmp_path / "other").exists()
+        (tmp_path / "ram/images").rmdir()
+        (tmp_path / "ram").chmod(0o777)
+        with pytest.raises(ConfigError, match="writable by others"):
+            root.make_cache(tmp_path / "ram/images", deadline=soon())
+        assert not (tmp_path / "ram/images").exists()
+
+    @pytest.mark.parametrize(("length", "written"), [(10, True), ((1 << 20) - 1, True), (1 << 20, False)])
     def test_metrics_are_written_where_the_site_wants_them(self, tmp_path: Path, length: int, written: bool) -> None:
         told = Scene(tmp_path, bound=None, prometheus_file=str(tmp_path / "prom"))
         told.rootside.tell_prometheus("x" * length)
         assert (tmp_path / "prom").exists() is written
+        assert not written or (tmp_path / "prom").stat().st_mode & 0o777 == 0o644
         Scene(tmp_path / "other", bound=None).rootside.tell_prometheus("x")
 
     def test_scripts_and_templates_are_those_that_root_has_read(self, tmp_path: Path) -> None:
