@@ -12,11 +12,10 @@ from xml.etree import ElementTree
 
 from vtorque import datadisk, shares, tuning
 from vtorque.config import SiteConfig
-from vtorque.domainshape import Shape
+from vtorque.domainshape import MARK, Shape
 from vtorque.errors import ConfigError
 from vtorque.model import JobPlan, Templates, VmPlan
 
-_MARK = "metadata/{https://vtorque.org/xmlns/domain/1}vtorque"
 _OTHERWISE = re.compile(r"""<\?xml[^>]*encoding\s*=\s*['"](?!utf-8['"])""", re.IGNORECASE)
 
 
@@ -30,7 +29,7 @@ def domain(text: str, plan: JobPlan, vm: VmPlan, *, site: SiteConfig, templates:
     found = {
         "name": root.findtext("name"),
         "uuid": root.findtext("uuid"),
-        "job": [each.get("job") for each in root.iterfind(_MARK)],
+        "job": [each.get("job") for each in root.iterfind(MARK)],
         "memory": root.findtext("memory"),
         "vcpu": root.findtext("vcpu"),
         "mac": [mac.get("address") for mac in root.iter("mac")],
@@ -41,12 +40,11 @@ def domain(text: str, plan: JobPlan, vm: VmPlan, *, site: SiteConfig, templates:
         "bridges": [each for each in _bridges(root) if each != site.bridge and not shape.says("source", each)],
         "files": sorted(_opened(root) - {str(path) for path in allowed if path}),
         "kept": [tag for tag in ("on_poweroff", "on_reboot", "on_crash") if root.findtext(tag) == "preserve"],
-        "foreign": [e.tag for e in root.iter() if e.tag.startswith("{") and "vtorque.org" not in e.tag],
     }
     planned: dict[str, object] = {
         "name": vm.name, "uuid": str(vm.uuid), "job": [plan.job.key], "memory": str(vm.memory_mib),
         "vcpu": str(vm.vcpus), "mac": [vm.mac], "interfaces": [("bridge", [vm.tap])], "bridges": [], "files": [],
-        "kept": [], "foreign": [],
+        "kept": [],
     }
     found |= tuning.found(root) | shares.found(root, plan) | datadisk.found(root) | {"formats": _formats(root)}
     planned |= tuning.planned(vm) | shares.planned(plan, vm) | datadisk.planned(vm)

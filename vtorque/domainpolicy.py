@@ -5,19 +5,17 @@ It consists of what stands in a template, belongs to the job, opens nothing but 
 images and what its user may have, and makes QEMU nobody but whom the site says. ConfigError names the template.
 """
 
-import contextlib
 import re
 from pathlib import Path
 from xml.etree import ElementTree
 
 from vtorque import names
-from vtorque.domainshape import Shape
-from vtorque.errors import ConfigError, InternalError
+from vtorque.domainshape import MARK, Shape
+from vtorque.errors import ConfigError
 from vtorque.identity import Account
 from vtorque.kinds import Templates
 from vtorque.settings import Settings
 
-MARK = "metadata/{https://vtorque.org/xmlns/domain/1}vtorque"
 _OTHERWISE = re.compile(r"""<\?xml[^>]*encoding\s*=\s*['"](?!utf-8['"])""", re.IGNORECASE)
 
 
@@ -29,13 +27,15 @@ def require(text: str, *, key: str, account: Account | None, site: Settings, tem
     wrong = {
         "name": [] if names.owner_of(f"{name}.xml") == key else [name],
         "job": [each.get("job") for each in root.iterfind(MARK)] != [key],
-        "foreign": [each.tag for each in root.iter() if each.tag.startswith("{") and "vtorque.org" not in each.tag],
         "interfaces": [each.get("type") for each in root.iter("interface") if each.get("type") != "bridge"],
         "bridges": [each for each in bridges(root) if each != site.bridge and not shape.says("source", each)],
         "files": sorted(path for how, path in opened(root) if path and not _may_open(how, path, key, account, site)),
+        "disks": [each.attrib for each in root.iter("disk") if not _is_said_whole(each, key, site)],
+        "filesystems": [each.attrib for each in root.iter("filesystem") if not _is_as_served(each, site)],
         # Without it libvirt gives what QEMU opens to QEMU, be it the site's image.
         "labels": [] if shape.whole("seclabel", root) else ["seclabel"],
         "users": [each for each in labels(root) if each not in _users(account, site) and not shape.says("label", each)],
+        "nobody": [] if labels(root) or not shape.has("label") else ["label"],
     }
     for what, found in wrong.items():
         if found:
@@ -74,18 +74,52 @@ def labels(root: ElementTree.Element) -> list[str]:
     return [label.text or "" for label in root.iter("label")]
 
 
+def _is_said_whole(disk: ElementTree.Element, key: str, site: Settings) -> bool:
+    """Whether what a guest writes to is its own, and what lies below that is said to where it ends, with formats.
+
+    libvirt would look for what is not said in headers, and open what they name.
+    """
+    if disk.get("type") == "network":
+        return True
+    sources, below = disk.findall("source"), disk.findall("backingStore")
+    if disk.get("type") != "file" or [_is_guests(each.get("file", ""), key, site) for each in sources] != [True]:
+        return False
+    said = [disk.find("driver")]
+    while len(below) == 1 and len(below[0]):
+        said.append(below[0].find("format"))
+        below = below[0].findall("backingStore")
+    return len(below) == 1 and all(each is not None and each.get("type") for each in said)
+
+
+def _is_as_served(share: ElementTree.Element, site: Settings) -> bool:
+    """Whether a server of ours serves it; or QEMU, as the site has said.
+
+    What virtiofs does without a server libvirt starts as root. Without a mode of access what a guest makes set-uid is.
+    """
+    ways = [(how, name) for source in share.findall("source") for how, name in source.items()]
+    if share.find("driver") is not None:
+        return [how for how, _ in ways] == ["socket"]
+    never_written = {site.vm_share_ws: site.vm_share_ws_readonly, site.vm_share_opt: site.vm_share_opt_readonly}
+    return [how for how, _ in ways] == ["dir"] and share.get("accessmode") == "squash" and (
+        share.find("readonly") is not None or not never_written.get(ways[0][1], False)
+    )
+
+
 def _users(account: Account | None, site: Settings) -> tuple[str, ...]:
     if site.share == "9p" and account is not None:
         return (f"+{account.uid}:+{account.group.gid}",)
     return (f"{site.qemu_user}:{site.qemu_user}",)
 
 
+def _is_guests(name: str, key: str, site: Settings) -> bool:
+    return names.owner_at(Path(name), site) == key
+
+
 def _may_open(how: str, name: str, key: str, account: Account | None, site: Settings) -> bool:
     path = Path(name)
     if ".." in path.parts or not path.is_absolute():
         return False
-    with contextlib.suppress(InternalError):
-        names.guest_file(path, site, key=key)
+    if _is_guests(name, key, site):
         return True
     if how in ("file", "kernel", "initrd"):
         # What is a disk QEMU opens, who may not write to them. To what is a log or a socket root's daemons do.

@@ -28,7 +28,9 @@ class Settings:
     vm_img_dir: str
     vm_scripts_dir: str
     vm_share_opt: str
+    vm_share_opt_readonly: bool
     vm_share_ws: str
+    vm_share_ws_readonly: bool
 
     def __init__(self, **values: Any) -> None:
         vars(self).update(values)

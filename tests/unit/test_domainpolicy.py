@@ -65,7 +65,7 @@ def test_whatever_our_own_templates_make_of_a_plan_is_started(kind: str, share: 
     (END, "<graphics type='vnc' listen='0.0.0.0'/>" + END, "no template has <graphics>"),
     (END, "<hostdev mode='subsystem' type='pci'/>" + END, "no template has <hostdev>"),
     ("<features>", "<q:a xmlns:q='http://libvirt.org/schemas/domain/qemu/1.0'/><features>", "no template has <a>"),
-    ("<devices>", "<q:devices xmlns:q='http://libvirt.org/schemas/domain/qemu/1.0'/><devices>", "foreign"),
+    ("<devices>", "<q:devices xmlns:q='http://libvirt.org/schemas/domain/qemu/1.0'/><devices>", "has <devices>"),
     ("<domain ", "<!DOCTYPE domain><domain ", "a DOCTYPE"), ("</domain>", "", "not XML"),
     ("<domain ", "<?xml version='1.0' encoding='UTF-7'?><domain ", "an encoding that is not UTF-8"),
 ])
@@ -78,7 +78,7 @@ def test_what_is_not_this_jobs_is_not(old: str, new: str, what: str) -> None:
 
 @pytest.mark.parametrize("element", [
     *(f"<{tag}>{{}}</{tag}>" for tag in ("kernel", "initrd", "loader", "nvram", "emulator")),
-    *(f"<disk><source {name}='{{}}'/></disk>" for name in ("file", "dev", "dir", "path", "socket", "name")),
+    *(f"<redirdev><source {name}='{{}}'/></redirdev>" for name in ("file", "dev", "dir", "path", "socket", "name")),
     "<tpm><host path='{}'/></tpm>",
 ])
 def test_an_expression_opens_nothing_else(element: str) -> None:
@@ -107,6 +107,142 @@ def test_a_guest_of_another_job_is_not_this_jobs() -> None:
     for key in ("7.srv", "8", "8.sr", "8.srv_1of1"):
         with pytest.raises(ConfigError, match="name not of this job"):
             require(other, key=key)
+
+
+CONSOLE = "<source path='/var/lib/vtorque/disks/7.srv/7.srv_1of1.console'/>"
+LABEL = "<label>libvirt-qemu:libvirt-qemu</label>"
+OVERLAY = "<source file='/var/lib/vtorque/disks/7.srv/7.srv_1of1.qcow2'/>"
+URN = "xmlns:q='urn:q' q:"
+
+
+@pytest.mark.parametrize(("old", "new", "name"), [
+    (CONSOLE, f"<source {URN}path='/etc/cron.d/x'/>", "source"),
+    (CONSOLE, "<v:source xmlns:v='https://vtorque.org/' path='/etc/cron.d/x'/>", "source"),
+    (CONSOLE, "<vt:source xmlns:vt='https://vtorque.org/xmlns/domain/1' path='/etc/cron.d/x'/>", "source"),
+    ("<source bridge='br0'/>", f"<source {URN}bridge='br-storage'/>", "source"),
+    (OVERLAY, f"<source {URN}file='/dev/sda'/>", "source"),
+    (" relabel='no'", f" {URN}type='static'", "seclabel"),
+    ("<domain ", "<domain xmlns='urn:q' ", "domain"),
+])
+def test_nothing_hides_in_a_namespace(old: str, new: str, name: str) -> None:
+    """libvirt takes a path from an attribute of whichever: virtlogd, who is root, would write there."""
+    honest = document()
+    assert old in honest
+    with pytest.raises(ConfigError, match=f"no template has <{name}>"):
+        require(honest.replace(old, new))
+
+
+@pytest.mark.parametrize(("old", "new", "name"), [
+    ("<boot dev='hd'/>", "<kernel><name>/etc/shadow</name></kernel>", "kernel"),
+    (">/dev/urandom<", "><name>/etc/shadow</name><", "backend"),
+    ("qemu</label>", "qemu<name>1</name></label>", "label"),
+])
+def test_no_text_is_put_together_of_what_is_below(old: str, new: str, name: str) -> None:
+    """libvirt's library joins them, and ours does not."""
+    honest = document()
+    assert old in honest
+    with pytest.raises(ConfigError, match=f"no template has <{name}>"):
+        require(honest.replace(old, new))
+
+
+@pytest.mark.parametrize("above", ["metadata", "devices", "os", "domain"])
+def test_an_element_stands_where_a_template_has_it(above: str) -> None:
+    """A label that libvirt does not find is none, and where there is none it changes owners of files."""
+    honest = document()
+    begin, end = honest.index("  <seclabel"), honest.index("</domain>")
+    label, rest = honest[begin:end], honest[:begin] + honest[end:]
+    require(rest.replace("</domain>", f"{label}</domain>"))
+    wrong = label.replace("<seclabel", "<domain><seclabel") + "</domain>" if above == "domain" else label
+    with pytest.raises(ConfigError, match=r"no template has <(seclabel|domain)>"):
+        require(rest.replace(f"</{above}>", f"{wrong}</{above}>"))
+
+
+def test_a_label_says_who() -> None:
+    honest = document()
+    assert LABEL in honest
+    with pytest.raises(ConfigError, match="nobody not of this job"):
+        require(honest.replace(LABEL, ""))
+
+
+def test_of_several_labels_none_is_missing() -> None:
+    other = "<seclabel type='none' model='selinux'/>"
+    text = dict(TEXTS)["domain.xml"].replace("</domain>", f"{other}</domain>")
+    own = tuple((dict(TEXTS) | {"domain.xml": text}).items())
+    honest = document(templates=own)
+    require(honest, templates=own)
+    begin, end = honest.index("  <seclabel type='static'"), honest.index(other)
+    for less in (honest.replace(other, ""), honest[:begin] + honest[end:]):
+        with pytest.raises(ConfigError, match="labels not of this job"):
+            require(less, templates=own)
+
+
+@pytest.mark.parametrize(("old", "new"), [
+    ("<backingStore/>", ""), ("<format type='qcow2'/>", ""), ("<format ", "<backingStore/><format "),
+    (OVERLAY, "<source file='/images/debian-12.qcow2'/>"), (OVERLAY, ""), (OVERLAY, OVERLAY + OVERLAY),
+    (OVERLAY, "<source/>"), ("<driver name='qemu' type='qcow2' ", "<driver name='qemu' "),
+    ("<disk type='file'", "<disk"),
+])
+def test_a_disk_is_said_to_its_end_and_only_its_own_is_written(old: str, new: str) -> None:
+    """QEMU opens what headers name where it is not said, and libvirt what its user may write to is its own."""
+    honest = document()
+    assert old in honest
+    with pytest.raises(ConfigError, match="disks not of this job"):
+        require(honest.replace(old, new))
+
+
+SHARE = "<filesystem type='mount' accessmode='squash' multidevs='remap'>"
+WS = "<source dir='/ws'/>"
+
+
+@pytest.mark.parametrize(("share", "old", "new"), [
+    ("9p", SHARE, "<filesystem type='mount'><driver type='virtiofs'/>"), ("9p", " accessmode='squash'", ""),
+    ("9p", "<readonly/>\n    </filesystem>", "</filesystem>"), ("9p", WS, ""), ("9p", WS, WS + WS),
+    ("virtiofs", "<driver type='virtiofs'/>", ""),
+    ("virtiofs", "<source socket='/run/vtorque/seeds/7.srv_1of1.home.sock'/>", "<source dir='/home/ann'/>"),
+    ("virtiofs", "<source socket='/run/vtorque/seeds/7.srv_1of1.home.sock'/>", ""),
+])
+def test_a_share_is_served_as_the_site_has_said(share: str, old: str, new: str) -> None:
+    """What virtiofs is to serve without a server of ours libvirt would, as root."""
+    site = of(share, vm_share_ws_readonly=True)
+    honest = document(site)
+    assert old in honest
+    require(honest, site)
+    with pytest.raises(ConfigError, match=r"(filesystems|files) not of this job"):
+        require(honest.replace(old, new), site)
+
+
+@pytest.mark.parametrize("only", ["ws", "opt"])
+def test_what_is_only_to_be_read_is(only: str) -> None:
+    site = of("9p", vm_share_ws_readonly=only == "ws", vm_share_opt_readonly=only == "opt")
+    honest = document(site)
+    assert honest.count("<readonly/>\n    </filesystem>") == 1
+    require(honest, site)
+    require(honest.replace("</filesystem>", "<readonly/></filesystem>"), site)
+    with pytest.raises(ConfigError, match="filesystems not of this job"):
+        require(honest.replace("<readonly/>\n    </filesystem>", "</filesystem>"), site)
+
+
+@pytest.mark.parametrize(("old", "new"), [
+    ("<hub type='usb'/>", "{% if site.x %}<hub type='usb'>{% else %}<hub type='{{ site.y }}'>{% endif %}</hub>"),
+    ("<hub type='usb'/>", "{% for each in y %}<hub type='usb'/>{% endfor %}"),
+    ("<hub type='usb'/>", "{% for each in y %}<hub type='usb'>{% else %}<hub type='usb'>{% endfor %}</hub>"),
+    ("<hub type='usb'/>", "{%- if x -%}<hub type='usb'>{%+ elif y %}<hub type='usb'>{% endif %}</hub>"),
+    (
+        "<hub type='usb'/>",
+        "{% if x %}{% if y %}<hub type='usb'>{% else %}<hub type='usb'>{% endif %}</hub>{% else %}<hub type='usb'/>"
+        "{% endif %}{% if x %}<hub type='usb'>{% if y %}{% endif %}{% else %}<hub type='usb'>{% endif %}</hub>",
+    ),
+    ("<hub type='usb'/>", "{% set x = 1 %}{# <hub> #}<!-- <hub> --></other><hub type='usb'/>"),
+    ("<hub type='usb'/>", "{% endif %}{% else %}<hub {% if site.x %}type='usb'{% endif %}/>"),
+])
+def test_what_stands_in_branches_of_a_template_stands_side_by_side(old: str, new: str) -> None:
+    text = dict(TEXTS)["domain.xml"].replace(END, new + END)
+    own = (*TEXTS, ("included.xml", "<input type='mouse'/>"), ("domain.xml", text))
+    honest = document()
+    require(honest.replace(END, old + "<input type='mouse'/>" + END), templates=own)
+    for wrong in ("<hub type='usb'><hub type='usb'/></hub>", "<serial>" + old + "</serial>", "<hub type='usb' x=''/>"):
+        with pytest.raises(ConfigError, match="no template has <hub>"):
+            require(honest.replace(END, wrong + END), templates=own)
 
 
 def test_without_a_label_libvirt_would_give_the_sites_image_away() -> None:
