@@ -13,19 +13,20 @@ from typing import Any
 from vtorque.proc import Identity
 
 # linux/prctl.h, and linux/capability.h: version 3 has 64 bits of each set, in two parts.
+_PR_SET_DUMPABLE = 4
 _PR_SET_PDEATHSIG, _PR_SET_KEEPCAPS, _PR_SET_NO_NEW_PRIVS, _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE = 1, 8, 38, 47, 2
 _CAPABILITIES, _VERSION_3 = struct.Struct("=6I"), struct.Struct("=Ii").pack(0x20080522, 0)
 
 
 def fork_as(
     identity: Identity | None, serve: Callable[[socket.socket], int | None], *, keeps: Collection[int] = (),
-    holds: Collection[int] = (), dies_with_us: bool = False,
+    dies_with_us: bool = False,
 ) -> tuple[int, socket.socket]:
     """Fork a child that has become `identity` for good, and runs `serve` on its end of a socket pair.
 
     Of root's capabilities it and what it starts have those that it `keeps`, by their numbers, which are below 32.
     With no identity it stays who it is. Call it before the first thread is started. The child is in a session of its
-    own, holds nothing open but 0 to 2, the socket and what it `holds`, and ends with `serve`, whose status is its own.
+    own, holds nothing open but 0 to 2 and the socket, and ends with `serve`, whose status is its own.
     """
     ours, theirs = socket.socketpair()
     parent = os.getpid()
@@ -36,7 +37,8 @@ def fork_as(
     status = 1
     try:
         os.setsid()
-        _close_all_but({theirs.fileno(), *holds})
+        os.closerange(3, theirs.fileno())
+        os.closerange(theirs.fileno() + 1, os.sysconf("SC_OPEN_MAX"))
         _become(identity, keeps)
         if dies_with_us:
             _die_with(parent)
@@ -44,14 +46,6 @@ def fork_as(
     finally:
         # Nothing of the parent may run here: no atexit, no flushing of its buffers.
         os._exit(status)
-
-
-def _close_all_but(handles: Collection[int]) -> None:
-    low = 3
-    for handle in sorted(handles):
-        os.closerange(low, handle)
-        low = handle + 1
-    os.closerange(low, os.sysconf("SC_OPEN_MAX"))
 
 
 def _die_with(parent: int) -> None:
@@ -73,6 +67,8 @@ def _become(identity: Identity | None, keeps: Collection[int]) -> None:
             raise PermissionError("the ids were not dropped")
         if keeps:
             _keep(keeps, libc)
+        # Whatever fs.suid_dumpable says: others of the same account are not to look at what root has left in memory.
+        libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
     if libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
         raise PermissionError("no_new_privs was refused")
     # Nor may what it has in memory of its parent's end in a file.

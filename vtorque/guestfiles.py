@@ -21,6 +21,12 @@ from vtorque.settings import Settings
 KEY = re.compile(names.KEY, re.ASCII)
 
 _CONSOLE_BYTES, _CONSOLE_LINES = 1 << 16, 20
+_CHANNEL = ".channel"
+_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+# An overlay is empty, and a seed has scripts: what is larger is neither.
+_LARGEST = 1 << 26
+# What makes QEMU open another file is among the features that it has to know.
+_QCOW, _FEATURES = b"QFI\xfb", slice(72, 80)
 
 
 class GuestFiles:
@@ -55,11 +61,20 @@ class GuestFiles:
         return Handle(os.open(self._own(path), flags, 0o600))
 
     def give(self, path: str, *, deadline: Deadline) -> None:
-        """Make a file of a guest of this job QEMU's."""
-        (uid, gid), own = self._owner, self._own(path)
-        if own.is_socket():  # Its group says whose server it is.
-            raise refused(f"giving {path}")
-        files.give(own, uid=uid, gid=gid)
+        """Make a file of a guest of this job QEMU's, which nobody holds any more who has written it."""
+        owner, own = self._owner, self._own(path)
+        # `remove` finds it should we be killed.
+        fresh = own.with_name(f"{own.name}.9")
+        fresh.unlink(missing_ok=True)
+        with os.fdopen(os.open(own, _READ), "rb") as written, files.created(fresh, mode=0o600, durable=False) as handle:
+            os.fchown(handle, *owner)
+            _copy(written.fileno(), handle)
+        # Not of what may still be written to. Only version 3 has such a word: QEMU's docs/interop/qcow2.txt.
+        with fresh.open("rb") as copied:
+            head = copied.read(_FEATURES.stop)
+        if head.startswith(_QCOW) and any(head[_FEATURES]):
+            raise refused("an overlay with features")
+        fresh.rename(own)
 
     def remove(self, path: str, *, deadline: Deadline) -> None:
         """Remove a file of a guest's, and what virtlogd keeps of older parts of it."""
@@ -70,9 +85,8 @@ class GuestFiles:
 
     def console(self, path: str, *, deadline: Deadline) -> str:
         """The end of what a guest of this job has printed."""
-        own, flags = self._own(path), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         try:
-            with os.fdopen(os.open(own, flags), "rb") as file:
+            with os.fdopen(os.open(self._own(path), _READ), "rb") as file:
                 # A guest prints as much as it likes, and lines as long as it likes.
                 file.seek(max(0, os.fstat(file.fileno()).st_size - _CONSOLE_BYTES))
                 text = file.read(_CONSOLE_BYTES)
@@ -84,7 +98,7 @@ class GuestFiles:
         """A connection to the channel of a guest of this job, if there is one."""
         own = self._own(path)
         # At others the servers of users' files listen.
-        if own.suffix != ".channel":
+        if own.suffix != _CHANNEL:
             raise refused(f"connecting to {path}")
         if not own.is_socket():
             return None
@@ -118,6 +132,13 @@ class GuestFiles:
         """A file of a guest of this job."""
         return names.guest_file(Path(path), self._site, key=self._job.key)
 
+    def _served_at(self, path: str) -> Path:
+        """Where a server of the user's files may listen: the program is not to speak with it."""
+        own = self._own(path)
+        if own.suffix == _CHANNEL:
+            raise refused(f"serving at {path}")
+        return own
+
     def _places(self) -> list[Path]:
         places = [place for place in names.directories(self._site, "").values() if place.is_dir()]
         jobs = [own for place in places for own in place.iterdir() if KEY.fullmatch(own.name)]
@@ -129,6 +150,15 @@ def _entries(place: Path) -> list[str] | None:
     with contextlib.suppress(OSError):
         return [f"{path.name}/" if path.is_socket() else path.name for path in place.iterdir()]
     return None
+
+
+def _copy(written: int, handle: int) -> None:
+    """What the program has written for a guest so far."""
+    left = os.fstat(written).st_size
+    if left > _LARGEST:
+        raise refused(f"a file of {left} bytes")
+    while left > 0 and (part := os.sendfile(handle, written, None, left)):
+        left -= part
 
 
 def refused(what: str) -> InternalError:

@@ -18,7 +18,6 @@ from vtorque.state import CONNECTION, JobState
 log = logging.getLogger(__name__)
 
 
-
 def keep(guest: Guest, prover: Prover, *, root: RootSide, state: JobState, deadline: Deadline) -> None:
     """Have a connection to the guest kept for the job's user.
 

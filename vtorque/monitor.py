@@ -91,14 +91,15 @@ class Monitor(GuestFiles):
     ) -> None:
         """Serve a directory to a guest of this job as its user, at the socket `path`; what is said goes to `handle`."""
         serving.start(
-            Path(directory), self._own(path), readonly=readonly, account=self._account, owner=self._owner, log=handle,
-            deadline=deadline,
+            Path(directory), self._served_at(path), readonly=readonly, account=self._account, owner=self._owner,
+            log=handle, deadline=deadline,
         )
 
     def serve_disk(self, path: str, disk: str, new_mib: int, holder: str, *, deadline: Deadline) -> str:
         """Serve the user's own disk to a guest of this job as its user, at the socket `path`; what was said."""
+        at, account = self._served_at(path), self._account
         said = diskserving.start(
-            disk, new_mib, self._own(path), account=self._account, owner=self._owner, holder=holder, deadline=deadline
+            disk, new_mib, at, account=account, owner=self._owner, holder=holder, deadline=deadline
         )
         return said.decode(errors="backslashreplace")
 

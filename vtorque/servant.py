@@ -16,7 +16,6 @@ from vtorque.deadline import Deadline
 from vtorque.errors import DeadlineExceeded, InternalError, VtorqueError, known, printable
 from vtorque.proc import Identity
 
-ROOT = Identity(uid=0, gid=0, groups=())
 NOBODY = Identity(uid=65534, gid=65534, groups=())
 
 CAP_NET_ADMIN = 12
@@ -25,7 +24,6 @@ CAP_NET_ADMIN = 12
 # The child keeps the deadline itself, and says what it could not do in time.
 _MARGIN_SECONDS = 1.0
 _LONGEST_ANSWER, _LONGEST_TEXT = 1 << 23, 4096
-_MOST_HANDLES = 4
 # Other kinds are the program's own.
 _SYSTEM = "OSError"
 # What is said in place of a descriptor that comes along.
@@ -35,9 +33,7 @@ _HANDLE = "a descriptor"
 class Asked(Protocol):
     """Whoever does something for us, in a child."""
 
-    def ask(
-        self, verb: str, *words: object, deadline: Deadline, handle: int | Sequence[int] | None = None
-    ) -> Any: ...
+    def ask(self, verb: str, *words: object, deadline: Deadline, handle: int | None = None) -> Any: ...
 
     def dismiss(self) -> None: ...
 
@@ -53,7 +49,7 @@ class Handle(int):
 class Caller:
     """Whoever is at the other end of the socket `orders`, called `name` when he does not answer.
 
-    Arguments and results are what JSON can say; descriptors may go along, and one may come back.
+    Arguments and results are what JSON can say; a descriptor may go along, and one may come back.
     Threads may ask at the same time. Of what is answered no more is believed than that it is said.
     """
 
@@ -62,16 +58,15 @@ class Caller:
         self.orders = orders
         self._process = process
 
-    def ask(self, verb: str, *words: object, deadline: Deadline, handle: int | Sequence[int] | None = None) -> Any:
+    def ask(self, verb: str, *words: object, deadline: Deadline, handle: int | None = None) -> Any:
         """What `verb` returns there, or the descriptor that it hands over.
 
         Raises what it raises, if the program knows that; DeadlineExceeded, and Gone.
         """
         seconds = deadline.require(verb)
-        handles = () if handle is None else (handle,) if isinstance(handle, int) else handle
         try:
             order = {"verb": verb, "words": words, "seconds": seconds}
-            line, given = self._exchange(order, handles, seconds + _MARGIN_SECONDS)
+            line, given = self._exchange(order, [] if handle is None else [handle], seconds + _MARGIN_SECONDS)
         except TimeoutError:
             raise DeadlineExceeded(f"{self._name} did not answer in time: {verb}") from None
         except OSError as error:
@@ -89,10 +84,6 @@ class Caller:
     def process(self) -> str:
         """Who is asked, by his `proc.name`, where that was told."""
         return self._process
-
-    def leave(self) -> None:
-        """Ask no more: he finishes what he has begun, and goes when he likes."""
-        self.orders.close()
 
     def dismiss(self) -> None:
         """Ask no more."""
@@ -141,13 +132,6 @@ class Servant(Caller):
         """The child, by its `proc.name`, which is nobody's when it has died."""
         return proc.name(self._pid) or f"{self._pid} died"
 
-    def leave(self) -> None:
-        """Ask no more: the child finishes what it has begun, and goes when it likes."""
-        self.orders.close()
-        # Whoever lives on meanwhile keeps no zombie.
-        threading.Thread(target=_reap, args=(self._pid,), daemon=True).start()
-        self._pid = 0
-
     def dismiss(self) -> None:
         """Let the child go, whatever it is doing."""
         self.orders.close()
@@ -157,12 +141,7 @@ class Servant(Caller):
         with contextlib.suppress(ChildProcessError, ProcessLookupError):
             if pid and os.waitpid(pid, os.WNOHANG)[0] == 0:
                 os.kill(pid, signal.SIGKILL)
-                _reap(pid)
-
-
-def _reap(pid: int) -> None:
-    with contextlib.suppress(ChildProcessError):
-        os.waitpid(pid, 0)
+                os.waitpid(pid, 0)
 
 
 def _understood(line: bytes) -> Any:
@@ -194,7 +173,7 @@ def _serve(make: Callable[[], object], orders: socket.socket) -> None:
 
 def serve(served: object, orders: socket.socket) -> None:
     """Do what is asked for at the socket, each order in a thread of its own, until nobody asks any more."""
-    while handles := socket.recv_fds(orders, 1, 1 + _MOST_HANDLES, socket.MSG_CMSG_CLOEXEC)[1]:
+    while handles := socket.recv_fds(orders, 1, 2, socket.MSG_CMSG_CLOEXEC)[1]:
         threading.Thread(target=_obey, args=(served, *handles), daemon=True).start()
 
 
@@ -224,7 +203,7 @@ def _done(served: object, order: dict[str, Any], handles: Sequence[int]) -> obje
     verb = str(order["verb"])
     if verb.startswith("_"):
         raise InternalError(f"{verb[:80]!r} is not for others to ask for")
-    named: dict[str, Any] = {"handle": handles[0] if len(handles) == 1 else handles} if handles else {}
+    named: dict[str, Any] = {"handle": handles[0]} if handles else {}
     return getattr(served, verb)(*order["words"], deadline=Deadline(order["seconds"]), **named)
 
 

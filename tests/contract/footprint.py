@@ -53,7 +53,7 @@ atexit.register(tell)
 _WEAKER = (
     ("become.py", "        _become(identity, keeps)\n", ""),
     # It is to live long enough to tell.
-    ("cli/rooted.py", "        os.kill(pid, signal.SIGKILL)\n        os.waitpid(pid, os.WNOHANG)", "        pass"),
+    ("cli/rooted.py", "            _let_go(clerk[0])\n", "            pass\n"),
     ("monitor.py", "about.st_uid != self._program.uid", "False"),
     ("boot.py", "    with (\n        logs.about(job=plan.job.id, guest=vm.name),\n        _made(", """\
     log.info("%s", host.private)

@@ -18,12 +18,14 @@ import paramiko
 import pytest
 
 from tests.builders import a_job, a_plan, a_site, an_account
-from tests.contract.test_apart import at, soon
+from tests.contract.test_apart import soon
 from tests.contract.test_transport import USER, Daemon, collect, daemon
 from tests.fakes.node import Here, a_monitor, bound_to
-from vtorque import keeping, proc, published
+from vtorque import keeping, proc, published, servant
 from vtorque.backends.transport import kept, keys
+from vtorque.backends.transport.apart import Apart
 from vtorque.backends.transport.kept import Keeper, Kept, take
+from vtorque.backends.transport.speaker import Speaker
 from vtorque.backends.transport.ssh import Ssh
 from vtorque.backends.transport.sshsession import SshSession
 from vtorque.cli import jobrun
@@ -32,6 +34,7 @@ from vtorque.errors import GenerationClosed, TransportError, WrongHostKey
 from vtorque.kinds import KEEPER
 from vtorque.model import Guest
 from vtorque.rootside import RootSide
+from vtorque.servant import Caller, Servant
 from vtorque.state import CONNECTION, JobState
 
 pytestmark = pytest.mark.runs
@@ -212,7 +215,9 @@ class Node:
     """Where a hook has a connection kept, and goes."""
 
     def __init__(self, root: Path, port: int) -> None:
-        self.apart = at(port)
+        child = Servant("SSH", partial(Speaker, port), identity=servant.NOBODY)
+        # As the program asks it, whose child it is not: it goes when it likes.
+        self.apart = Apart(Caller("SSH", child.orders, process=child.process))
         self.job = a_job(id="7.srv")
         self.state = JobState(root, "7.srv")
         self.state.create()

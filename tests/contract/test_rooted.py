@@ -6,7 +6,8 @@ import json
 import os
 import signal
 import socket
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,13 @@ from vtorque.proc import Identity
 pytestmark = [pytest.mark.runs, pytest.mark.skipif(os.getuid() != 0, reason="the program is another account")]
 
 Life = Callable[[socket.socket], int]
+
+
+@pytest.fixture(autouse=True)
+def logs_are_closed() -> Iterator[None]:
+    """What root opens for a hook is its to the end; here others fork after it."""
+    yield
+    rooted._close_logs()
 
 
 def saying(text: bytes) -> Life:
@@ -94,11 +102,12 @@ def test_what_an_older_version_noted_and_what_is_in_the_way_are_seen_to(
     tmp_path.chmod(0o711)
     site = a_site(state_dir=str(tmp_path / "run"), disk_dir=str(tmp_path / "disks"), log_dir=str(tmp_path / "log"))
     program = Identity(*accounts.program(), groups=())
-    for place in ("disks", "run", "log"):
-        (tmp_path / place).mkdir(mode=0o711)
+    for place, mode in (("disks", 0o711), ("run", 0o711), ("log", 0o700)):
+        (tmp_path / place).mkdir(mode=mode)
     (tmp_path / "disks/service.json").write_text("{}")
     (tmp_path / "run/guards").write_text("in its place")
     rooted.prepare(site, program)
+    assert (tmp_path / "log").stat().st_mode & 0o777 == 0o711, "or nobody could say anything"
     note = tmp_path / "disks/node/service.json"
     assert (note.read_text(), note.stat().st_uid, note.parent.stat().st_uid) == ("{}", program.uid, program.uid)
     assert not (tmp_path / "disks/service.json").exists()
@@ -136,3 +145,29 @@ def test_what_is_wrong_after_its_beginning_ends_the_program_and_its_family(
         program.run(rooted.Wanted(starts=True, talks=True))
     program.dismiss()
     assert children() == before
+
+
+def test_a_program_that_is_stopped_holds_no_hook_for_ever(tmp_path: Path) -> None:
+    """All programs are of one account: who took one over can stop the others. It does the same to one that hangs."""
+    tmp_path.chmod(0o711)
+    site = a_site(log_dir=str(tmp_path / "log"), state_dir=str(tmp_path / "run"), qemu_user="root")
+
+    def live(orders: socket.socket) -> int:
+        family.begin(orders, site)
+        os.kill(os.getpid(), signal.SIGSTOP)
+        return 0
+
+    assert rooted.Program(live, step="test").run(rooted.Wanted(), patience=0.5) == -signal.SIGKILL
+
+
+def test_a_program_that_ends_in_time_is_not_waited_for_longer(tmp_path: Path) -> None:
+    tmp_path.chmod(0o711)
+    site = a_site(log_dir=str(tmp_path / "log"), state_dir=str(tmp_path / "run"), qemu_user="root")
+
+    def live(orders: socket.socket) -> int:
+        family.begin(orders, site)
+        return 3
+
+    threads = threading.active_count()
+    assert rooted.Program(live, step="test").run(rooted.Wanted(), patience=600.0) == 3
+    assert threading.active_count() == threads

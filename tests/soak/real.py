@@ -21,7 +21,7 @@ from vtorque.run import NotStarted
 
 EFFECTS = (
     "openat", "write", "pwrite64", "fsync", "rename", "unlink", "unlinkat", "mkdir", "rmdir", "fchmod", "fchown",
-    "ftruncate", "execve", "sendto", "sendmsg", "kill", "clone3", "clone", "flock",
+    "ftruncate", "execve", "sendto", "sendmsg", "sendfile", "kill", "clone3", "clone", "flock",
 )
 FAULTS = ("signal=KILL", "error=ENOSPC", "error=EIO", "error=EINTR", "error=EACCES")
 # What a call cannot fail with tells nothing.

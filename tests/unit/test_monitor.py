@@ -14,7 +14,7 @@ import pytest
 from tests.builders import a_job, a_plan, a_site, an_account, some_keys
 from tests.fakes.hypervisor import FakeHypervisor
 from tests.fakes.node import OURSELVES, TEXTS, Here, a_monitor, bound_to
-from vtorque import audit, monitor, proc, render, servant
+from vtorque import audit, diskserving, guestfiles, monitor, proc, render, servant, serving
 from vtorque.deadline import Deadline
 from vtorque.errors import ConfigError, DeadlineExceeded, InternalError, StateError
 from vtorque.model import Account, Group, JobId
@@ -149,10 +149,103 @@ class TestGuestsFiles:
                 ask(Path(path), deadline=soon())
         assert scene.own().exists()
 
+    @pytest.mark.parametrize("verb", ["serve_share", "serve_disk"])
+    def test_a_server_of_the_users_files_is_not_where_the_program_may_connect(self, scene: Scene, verb: str) -> None:
+        ask: dict[str, Any] = {
+            "serve_share": lambda at: scene.rootside.serve_share(at, Path("/"), readonly=False, log=0, deadline=soon()),
+            "serve_disk": lambda at: scene.rootside.serve_disk(at, "/d", new_mib=0, holder="x", deadline=soon()),
+        }
+        with pytest.raises(InternalError, match="root refuses serving at"):
+            ask[verb](scene.own("channel"))
+        assert not list(scene.seeds.iterdir())
+
+    @pytest.mark.skipif(not ROOT, reason="only root gives files away")
+    def test_who_has_written_a_file_writes_to_it_no_more(self, scene: Scene) -> None:
+        """QEMU takes it as it was looked at."""
+        part = scene.own("iso.9")
+        part.write_text("a hook's that was killed")
+        handle = scene.rootside.create(scene.own(), deadline=soon())
+        os.truncate(handle, 1 << 20)
+        os.pwrite(handle, b"x", 1 << 19)
+        scene.rootside.give(scene.own(), deadline=soon())
+        os.pwrite(handle, b"later", 0)
+        os.close(handle)
+        assert scene.own().read_bytes() == bytes(1 << 19) + b"x" + bytes((1 << 19) - 1)
+        assert (scene.own().stat().st_mode & 0o777, part.exists()) == (0o600, False)
+
+    @pytest.mark.parametrize(("head", "refused"), [
+        (b"QFI\xfb" + bytes(68) + bytes(7) + b"\4", True), (b"QFI\xfb" + bytes(68) + b"\1" + bytes(7), True),
+        (b"QFI\xfb" + bytes(68) + bytes(8) + b"\4", False), (b"QFI\xfa" + bytes(68) + b"\4" * 8, False),
+        (b"QFI\xfb", False),
+    ])
+    def test_no_overlay_names_another_file(self, scene: Scene, head: bytes, refused: bool) -> None:
+        """An external data file is one of the features that who reads it has to know."""
+        handle = scene.rootside.create(scene.own(), deadline=soon())
+        os.write(handle, head)
+        os.close(handle)
+        if refused:
+            with pytest.raises(InternalError, match="root refuses an overlay with features"):
+                scene.rootside.give(scene.own(), deadline=soon())
+        else:
+            scene.rootside.give(scene.own(), deadline=soon())
+        assert scene.own().read_bytes() == head
+        scene.rootside.remove(scene.own(), deadline=soon())
+        assert not list(scene.seeds.iterdir())
+
+    def test_nothing_large_is_copied(self, scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(guestfiles, "_LARGEST", 4096)
+        handle = scene.rootside.create(scene.own(), deadline=soon())
+        os.truncate(handle, 4096)
+        scene.rootside.give(scene.own(), deadline=soon())
+        os.close(handle)
+        os.truncate(scene.own(), 4097)
+        with pytest.raises(InternalError, match="root refuses a file of 4097 bytes"):
+            scene.rootside.give(scene.own(), deadline=soon())
+
+    @pytest.mark.skipif(not ROOT, reason="only root gives files away")
+    def test_what_is_written_meanwhile_is_not_waited_for_and_looked_at_as_it_was_copied(
+        self, scene: Scene, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        handle = scene.rootside.create(scene.own(), deadline=soon())
+        os.write(handle, b"QFI\xfb" + bytes(96))
+        real, calls = os.sendfile, 0
+
+        def sendfile(out: int, source: int, offset: None, count: int) -> int:
+            nonlocal calls
+            calls += 1
+            os.pwrite(handle, b"\xff", 72)
+            os.pwrite(handle, b"more", os.fstat(handle).st_size)
+            return real(out, source, offset, min(count, 90))
+
+        monkeypatch.setattr(os, "sendfile", sendfile)
+        with pytest.raises(InternalError, match="root refuses an overlay with features"):
+            scene.rootside.give(scene.own(), deadline=soon())
+        os.close(handle)
+        assert calls == 2
+
+    @pytest.mark.parametrize("verb", ["serve_share", "serve_disk"])
+    def test_at_another_place_of_the_guests_they_are_served(
+        self, scene: Scene, verb: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        places: list[Path] = []
+
+        def start(*words: Any, **named: object) -> bytes:
+            places.append(words[-1])
+            return b""
+
+        monkeypatch.setattr(serving, "start", start)
+        monkeypatch.setattr(diskserving, "start", start)
+        if verb == "serve_share":
+            scene.rootside.serve_share(scene.own("home.sock"), Path("/"), readonly=False, log=0, deadline=soon())
+        else:
+            scene.rootside.serve_disk(scene.own("home.sock"), "/d", new_mib=0, holder="x", deadline=soon())
+        assert places == [scene.own("home.sock")]
+
     def test_a_socket_is_not_given_away(self, scene: Scene) -> None:
         os.mknod(scene.own("home.sock"), 0o600 | stat.S_IFSOCK)
-        with pytest.raises(InternalError, match="root refuses giving"):
+        with pytest.raises(OSError, match="No such device"):
             scene.rootside.give(scene.own("home.sock"), deadline=soon())
+        assert scene.own("home.sock").is_socket()
 
     def test_what_is_there_is_not_made_again_be_it_a_link(self, scene: Scene) -> None:
         scene.own().symlink_to(scene.root / "passwd")

@@ -10,6 +10,7 @@ import pytest
 
 from vtorque import cli, proc
 from vtorque.cli import pbshook, pelog, rooted
+from vtorque.deadline import Deadline
 from vtorque.errors import ConfigError, InternalError, StateError
 
 
@@ -19,8 +20,10 @@ class Ended:
     def __init__(self, said: int | Exception) -> None:
         self._said = said
         self.is_dismissed = False
+        self.patience = 0.0
 
-    def run(self, wanted: object, **named: object) -> int:
+    def run(self, wanted: object, *, patience: float = 0.0, **named: object) -> int:
+        self.patience = patience
         if isinstance(self._said, Exception):
             raise self._said
         return self._said
@@ -47,16 +50,17 @@ def test_a_hook_ends_as_the_program_has_unless_that_says_nothing(
     system: str, name: str, said: int, status: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     program: Any = Ended(said)
-    assert pelog._own_part(a_call(system, name), program) == status
+    assert pelog._own_part(a_call(system, name), program, Deadline(20.0)) == status
     told = capsys.readouterr().err
+    assert 20.0 < program.patience < 25.0, "it stops by itself before, and mom kills us after that"
     assert (f"vtorque: the program ended with status {said}" in told) == (said != status)
 
 
 def test_a_program_that_root_cannot_stand_by_is_let_go(capsys: pytest.CaptureFixture[str]) -> None:
     program: Any = Ended(ConfigError("there is no user 'qemu'"))
-    assert pelog._own_part(a_call("torque", "prologue"), program) == 0
+    assert pelog._own_part(a_call("torque", "prologue"), program, Deadline(20.0)) == 0
     assert program.is_dismissed and "there is no user 'qemu'" in capsys.readouterr().err
-    assert pelog._own_part(a_call("torque", "epilogue"), None) == 0
+    assert pelog._own_part(a_call("torque", "epilogue"), None, Deadline(20.0)) == 0
 
 
 EVENT = b'{"event": "execjob_begin", "job": {"id": "7.srv", "user": "ann"}}'

@@ -182,8 +182,8 @@ def _hook(call: Call) -> int:
             if program:
                 program.dismiss()
             return status
-        return _own_part(call, program)
-    status = _own_part(call, program)
+        return _own_part(call, program, deadline)
+    status = _own_part(call, program, deadline)
     return _original(call, deadline) or status
 
 
@@ -206,7 +206,7 @@ def _original(call: Call, deadline: Deadline) -> int:
     return max(status, 0) if call.system == "torque" else abs(status)
 
 
-def _own_part(call: Call, program: "Program | None") -> int:
+def _own_part(call: Call, program: "Program | None", deadline: Deadline) -> int:
     if program is None:
         return 0
     try:
@@ -214,7 +214,8 @@ def _own_part(call: Call, program: "Program | None") -> int:
 
         # A sister's guard talks to her guests.
         wanted = rooted.Wanted(starts=call.starts, talks=call.starts and call.name != "prologue.parallel")
-        status = program.run(wanted, job=call.job, launch=launch)
+        # It stops by itself before that, if it can.
+        status = program.run(wanted, job=call.job, launch=launch, patience=deadline.remaining + _MARGIN_SECONDS / 2)
     except Exception as error:  # noqa: BLE001
         program.dismiss()
         _report(call.name, error)

@@ -13,8 +13,10 @@ import os
 import resource
 import signal
 import socket
+import stat
 import sys
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -76,9 +78,12 @@ class Program:
 
     def run(
         self, wanted: Wanted, *, job: tuple[str, str] | None = None,
-        launch: Callable[[Bound, bytes, int, bool], None] | None = None,
+        launch: Callable[[Bound, bytes, int, bool], None] | None = None, patience: float | None = None,
     ) -> int:
-        """Be root for it, for nobody but the `job`, its id and its user, as long as it lives; its status."""
+        """Be root for it, for nobody but the `job`, its id and its user, as long as it lives; its status.
+
+        After so many seconds of `patience`, if there is an end to it, it is killed: others of its account can stop it.
+        """
         site = self.site
         bound = None if job is None else _bound(*job, min_uid=site.min_uid)
         qemu = accounts.user_ids(site.qemu_user)
@@ -101,9 +106,10 @@ class Program:
             site, self._identity, load=partial(_domains, site), templates=texts, qemu=qemu,
             node=os.uname().nodename, bound=bound, launch=launch, downloads=_downloads,
         )
-        with self._orders:
+        with self._orders, _ended(self._pid, patience):
             servant.serve(monitor, self._orders)
-        # Its number may be somebody else's then.
+            # Its number is its own until the next line but one.
+            os.waitid(os.P_PID, self._pid, os.WEXITED | os.WNOWAIT)
         pid, self._pid = self._pid, 0
         status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
         if clerk:
@@ -115,9 +121,7 @@ class Program:
         self._orders.close()
         pid, self._pid = self._pid, 0
         if pid:
-            with contextlib.suppress(ProcessLookupError, ChildProcessError):
-                os.kill(pid, signal.SIGKILL)
-                os.waitpid(pid, 0)
+            _let_go(pid, waits=True)
 
     def _settled(self) -> dict[str, Any]:
         """The program's first word, which is of root's own configuration."""
@@ -163,6 +167,8 @@ def prepare(site: Settings, program: Identity) -> None:
             # What is missing is missed by whoever needs it, who then says so.
             log.warning("%s cannot be the program's: %s", path, error)
     with contextlib.suppress(OSError):
+        # As such a version has made it, for root alone, there would be no log.
+        files.give(Path(site.log_dir), mode=stat.S_IMODE(Path(site.log_dir).stat().st_mode) | 0o011)
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
         handle = os.open(names.log(site), flags, 0o640)
         os.fchown(handle, program.uid, program.gid)
@@ -203,6 +209,22 @@ def _bound(job: str, user: str, *, min_uid: int) -> Bound:
     return Bound(id=identity, key=job_key(identity), user=user, account=account, group=accounts.primary_group(user))
 
 
+@contextlib.contextmanager
+def _ended(pid: int, seconds: float | None) -> Iterator[None]:
+    """Kill a child of ours, whom nobody may wait for meanwhile, when it takes so long."""
+    if seconds is None:
+        yield
+        return
+    timer = threading.Timer(max(0.0, seconds), os.kill, (pid, signal.SIGKILL))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        timer.join()
+
+
 def _clerk(bound: Bound | None) -> tuple[int, socket.socket] | None:
     """A child that has become the job's user, and the socket at which it is told what to do in his home."""
     if bound is None or bound.account is None:
@@ -218,11 +240,11 @@ def _clerk(bound: Bound | None) -> tuple[int, socket.socket] | None:
     return become.fork_as(identity, work)
 
 
-def _let_go(pid: int) -> None:
+def _let_go(pid: int, *, waits: bool = False) -> None:
     """A child whose user may have stopped it; one that hangs in the kernel is left to that."""
     with contextlib.suppress(ProcessLookupError, ChildProcessError):
         os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, os.WNOHANG)
+        os.waitpid(pid, 0 if waits else os.WNOHANG)
 
 
 def _domains(site: Settings) -> Domains:

@@ -41,13 +41,9 @@ class Apart:
         """A child that is there as long as the `with` lasts."""
         if self._child is None:
             raise StateError("nobody talks to guests here")
-        prover = _Prover(self._child)
         try:
-            yield prover
+            yield _Prover(self._child)
         finally:
-            if prover.keeps:
-                self._child.leave()
-                self._child = None
             self.close()
 
     def close(self) -> None:
@@ -67,12 +63,10 @@ class _Prover:
     def __init__(self, child: Caller) -> None:
         self._child = child
         self.process = child.process
-        self.keeps = False
 
     def keep(self, address: str, *, host_key: str, listener: int, deadline: Deadline) -> None:
         """Begin to keep a connection for who comes to the socket."""
         _asked(self._child, "keep", address, host_key, deadline=deadline, handle=listener)
-        self.keeps = True
 
     def open(self, address: str, *, user: str, key: str, host_key: str, deadline: Deadline) -> "_Proven":
         """Log in there; WrongHostKey or another TransportError."""
