@@ -107,7 +107,7 @@ class Lab:
         """Wait for the job's end."""
         end = time.monotonic() + JOB_SECONDS
         while (record := self.state(job))["state"] != "C":
-            assert time.monotonic() < end, f"job {job} did not end"
+            assert time.monotonic() < end, f"job {job} did not end: {record}, {self.read(job, 'e')!r}"
             time.sleep(0.1)
         status = record["exit_status"]
         assert isinstance(status, int)
@@ -234,27 +234,28 @@ def a_lab_with_two_nodes(strangers: traces.Strangers) -> Iterator[Lab]:
 
 
 @contextlib.contextmanager
-def watched(lab: Lab) -> Iterator[Lab]:
+def watched(lab: Lab, session: pytest.Session) -> Iterator[Lab]:
     """The lab, on which after every test all has to be as it was before."""
     lab.watch()
+    failed = session.testsfailed
     yield lab
-    left = lab.leftovers()
-    # A job that a failed test did not wait for is not the next one's.
+    # Who failed waits for none of his jobs: what they have would only hide why he did, and is not the next one's.
+    left = lab.leftovers() if session.testsfailed == failed else []
     lab.delete_all()
     assert not left, "\n".join(left)
 
 
 @pytest.fixture
-def two_nodes(a_lab_with_two_nodes: Lab) -> Iterator[Lab]:
+def two_nodes(a_lab_with_two_nodes: Lab, request: pytest.FixtureRequest) -> Iterator[Lab]:
     """The lab with the nodes vtn1 and vtn2."""
-    with watched(a_lab_with_two_nodes) as found:
+    with watched(a_lab_with_two_nodes, request.session) as found:
         yield found
 
 
 @pytest.fixture
-def the_lab(a_lab: Lab) -> Iterator[Lab]:
+def the_lab(a_lab: Lab, request: pytest.FixtureRequest) -> Iterator[Lab]:
     """The lab with one node, which is this machine."""
-    with watched(a_lab) as found:
+    with watched(a_lab, request.session) as found:
         yield found
 
 

@@ -185,5 +185,5 @@ def test_the_manuals_examples_run(the_lab: Lab, debian_image: str, setting: obje
             jobs.append((command, done.stdout.decode().strip()))
     for command, job in jobs:
         ended = the_lab.ended(job)
-        assert ended.exit_status == 0, (command, ended.err)
-        assert f"DMI UUID {guestnames.guest_uuid(job, 0)}\n".encode() in ended.out, command
+        assert ended.exit_status == 0, (command, ended)
+        assert f"DMI UUID {guestnames.guest_uuid(job, 0)}\n".encode() in ended.out, (command, ended)

@@ -71,9 +71,9 @@ def slurm_lab(a_lab_with_two_nodes: Lab) -> Iterator[SlurmLab]:
 
 
 @pytest.fixture
-def site(slurm_lab: SlurmLab) -> Iterator[SlurmLab]:
+def site(slurm_lab: SlurmLab, request: pytest.FixtureRequest) -> Iterator[SlurmLab]:
     """After every test all is as it was before, and every node is idle."""
-    with watched(slurm_lab.lab):
+    with watched(slurm_lab.lab, request.session):
         yield slurm_lab
     for node in NODES:
         slurm_lab.slurm.idle(node)
