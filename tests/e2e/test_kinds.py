@@ -172,7 +172,7 @@ def examples() -> list[str]:
 
 def test_the_manuals_examples_run(the_lab: Lab, debian_image: str, setting: object) -> None:
     assert callable(setting)
-    setting(IMG_DEFAULT="tiny.qcow2", RAM_DEFAULT="192M")
+    setting(IMG_DEFAULT="tiny.qcow2")
     (the_lab.home / "data.img").write_bytes(b"")
     os.chown(the_lab.home / "data.img", the_lab.uid, -1)
     commands = examples()

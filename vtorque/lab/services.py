@@ -186,4 +186,5 @@ def _set_up(mom_priv: Path) -> None:
         link = mom_priv / name
         link.unlink(missing_ok=True)
         link.symlink_to(PROGRAM / "scripts" / name)
-    files.replace(mom_priv / "config", b"$prologalarm 300\n", mode=0o644)
+    # Without KVM, on a busy machine, a guest takes minutes to boot.
+    files.replace(mom_priv / "config", b"$prologalarm 600\n", mode=0o644)
