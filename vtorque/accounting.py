@@ -72,7 +72,7 @@ class Journal:
         self.note("begun")
 
     def keep(self, record: Path) -> None:
-        """Leave in root's record of the job when its start began, for the processes that come after this one."""
+        """Leave in the job's record when its start began, for the processes that come after this one."""
         try:
             files.write_new(record / _BEGUN, json.dumps(self._start).encode(), mode=0o600)
         except OSError as error:
@@ -114,7 +114,7 @@ class Journal:
                 self._is_well = False
 
     def failed(self, error: VtorqueError, *, is_deleted: bool = False) -> None:
-        """The start has failed, or its job was deleted. Only root's log says why in words: they may be the guest's."""
+        """The start has failed, or its job was deleted. Only the log says why in words: they may be the guest's."""
         facts = {"class": type(error).__name__, "blame": error.blame.value}
         self.note("deleted" if is_deleted else "failed", facts=facts)
 
@@ -156,7 +156,7 @@ class Journal:
 
 
 def start(record: Path, *, otherwise: Start) -> Start:
-    """The start that is kept in root's record of a job, or where there is none what is known `otherwise`."""
+    """The start that is kept in a job's record, or where there is none what is known `otherwise`."""
     with contextlib.suppress(OSError, StateError, ValueError, TypeError):
         job, user, begun = json.loads(files.read(record / _BEGUN, limit=_BEGUN_LIMIT))
         return Start(str(job), str(user), float(begun))

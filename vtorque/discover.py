@@ -216,7 +216,7 @@ def _announcement(vm: VmPlan, node: Node) -> Announcement:
 
 
 def _console(vm: VmPlan, node: Node) -> str:
-    """The end of the guest's console, for root's log."""
+    """The end of the guest's console, for the log."""
     try:
         return node.root.console(vm.console)
     except VtorqueError:

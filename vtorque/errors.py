@@ -13,7 +13,7 @@ class Blame(Enum):
 
 
 class VtorqueError(Exception):
-    """A failure in one line, with the details for root's log and the way out.
+    """A failure in one line, with the details for the log and the way out.
 
     `brief` names the thing and the number, lower case, no full stop; it must
     make sense to somebody who sees nothing else. `details` is for the log

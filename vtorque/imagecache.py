@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Images on the node itself: each fetched once, whatever the number of guests, the least recently used given up.
 
-`<directory>/<sha256>.<ending>` is root's own, whole and of that digest; it is
+`<directory>/<sha256>.<ending>` is the program's own, whole and of that digest; it is
 never written again. Whoever fetches it holds its lock alone, whoever is about to
 make overlays on it shares the lock, and from then on its overlays keep it.
 """

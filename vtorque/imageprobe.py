@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Root's way to know an image before QEMU opens it: a child without rights looks, and what it saw is what is used.
+"""An image is known before QEMU opens it: a child without rights looks, and what it saw is what is used.
 
 An image lies where only root can put anything, and is reached without following
 any link. The descriptor that the child reads says which file that is and when it last changed; a file

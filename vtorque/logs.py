@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Root's log: one JSON object a line, with the job and the guest it is about."""
+"""The log: one JSON object a line, with the job and the guest it is about."""
 
 import contextlib
 import json

@@ -21,7 +21,7 @@ Look = Callable[[str], Usage | None]
 _SCHEMA = 1
 _LIMIT = 1 << 20
 _SHOWN_JOBS = 8
-# A user cannot list root's record of jobs, so the elements of his array are tried one by one.
+# A user cannot list the records of jobs, so the elements of his array are tried one by one.
 _ARRAY_INDICES = range(10_000)
 _INVISIBLE = frozenset(("Cc", "Cf", "Cs", "Zl", "Zp"))
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -29,7 +29,7 @@ _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recorded:
-    """What there is of a job: root's record at `path`, the user's own `directory` when it is he who looks.
+    """What there is of a job: its record at `path`, the user's own `directory` when it is he who looks.
 
     `plan` is empty for a user and until the job is planned; `ready` and
     `failed` are the markers, when they are there and of this boot.
@@ -95,7 +95,7 @@ def all_jobs(root: Path, *, owner: int = 0) -> list[Recorded]:
 
 
 def own_jobs(root: Path, home: Path, *, user: str, owner: int = 0) -> list[Recorded]:
-    """The jobs that the user's `home` has a job directory of, with what he may read of root's record.
+    """The jobs that the user's `home` has a job directory of, with what he may read of their records.
 
     A marker is believed only when it belongs to `owner`.
     """

@@ -211,9 +211,9 @@ class SiteConfig(Settings):
     )
     snap_tag_format: str = inert("snapTask-[username]-[jobid]", "Snap's tags", "Snap is no longer maintained")
 
-    state_dir: str = option("/run/vtorque", "root's record of running jobs, on tmpfs", kind="path")
+    state_dir: str = option("/run/vtorque", "the record of running jobs, on tmpfs", kind="path")
     disk_dir: str = option("/var/lib/vtorque/disks", "guests' overlays, on a local disk", kind="path")
-    log_dir: str = option("/var/log/vtorque", "root's log", kind="path")
+    log_dir: str = option("/var/log/vtorque", "the log of hooks and services", kind="path")
     audit_log: str = option(
         "file", "where a line goes for each of root's acts: LOG_DIR/audit.log, syslog (authpriv)",
         choices=("file", "syslog", "both", "none"),

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Root's side of planning: what is asked of a child that is nobody, and what of its answers root believes.
+"""The asking side of planning: what a child that is nobody is asked, and what of its answers is believed.
 
-The child decides and writes texts, by templates and from what a user asked for. Root lets it choose where
+The child decides and writes texts, by templates and from what a user asked for. It may choose where
 guests run, and nothing else: whose the guests are, what they are called, what they mount and how much
 they get has to be what the request, the site and the job make of them, and each domain document has to open,
 name and limit just that.
@@ -61,7 +61,7 @@ class Planning:
 
 
 def _require_own(decided: JobPlan, question: Question, site: SiteConfig) -> None:
-    """Whatever in a plan is not the planner's to choose is what root makes of the question; InternalError."""
+    """Whatever in a plan is not the planner's to choose is what we make of the question; InternalError."""
     job, shape = question.job, question.shape
     node = job.nodes[job.node_index] if job.nodes else shape.name
     asked = {name: getattr(question, name) for name in ("job", "account", "request", "image")}

@@ -80,7 +80,7 @@ def _without_tails(text: str) -> str:
 
 
 def log_entries(chunks: Iterable[bytes], wanted: Callable[[str], bool]) -> Iterator[dict[str, Any]]:
-    """The entries of root's log whose job is `wanted`; what is no entry is passed over."""
+    """The entries of the log whose job is `wanted`; what is no entry is passed over."""
     for line in _lines(chunks):
         with contextlib.suppress(ValueError):
             entry = json.loads(line)
@@ -260,7 +260,7 @@ def _options(site: SiteConfig) -> str:
 
 
 def finished(log: Path, accounts: Path, text: str) -> list[str]:
-    """Ids in root's log and accounting of the jobs that a user may mean by `text`."""
+    """Ids in the log and accounting of the jobs that a user may mean by `text`."""
     found: set[str] = set()
     with contextlib.suppress(OSError):
         for entry in log_entries(tail(log, going=None), lambda job: is_meant(text, job)):

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whether this node takes jobs with guests: one that fails them one after the other takes itself out.
 
-Its failures in a row are root's own note beside the overlays, which a reboot
+Its failures in a row are a note of the program's beside the overlays, which a reboot
 leaves alone; on a full disk in STATE_DIR. Nothing of this ever fails a job
 that would not fail anyhow, or looks at a job without guests.
 """
@@ -54,7 +54,7 @@ class Standing:
 
 
 def look(site: SiteConfig) -> Standing:
-    """How this node stands. Only root can see; a note that cannot be read is none, and logged."""
+    """How this node stands. Only the program can see; a note that cannot be read is none, and logged."""
     for path in _notes(site):
         try:
             return orders.decode(Standing, files.read(path, limit=_LIMIT))

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What this node holds for a job: the ledger, the lock, and what the job's wrapper may read.
 
-One directory a job below `<STATE_DIR>/jobs`, root's own and on tmpfs on
+One directory a job below `<STATE_DIR>/jobs`, the program's own and on tmpfs on
 purpose: a reboot takes the guests and the record of them together.
 """
 

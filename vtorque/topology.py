@@ -22,11 +22,6 @@ _CPUSETS = (
 )
 
 
-def node_name() -> str:
-    """The node, as it calls itself."""
-    return socket.gethostname()
-
-
 def node_shape(system: Path = Path("/sys/devices/system")) -> NodeShape:
     """CPUs that this process may run on, their cores and NUMA nodes, and the node's whole memory, in MiB.
 
@@ -34,7 +29,7 @@ def node_shape(system: Path = Path("/sys/devices/system")) -> NodeShape:
     """
     cpus = tuple(sorted(os.sched_getaffinity(0)))
     return NodeShape(
-        name=node_name(),
+        name=socket.gethostname(),
         cpus=cpus,
         memory_mib=_memory_mib(Path("/proc/meminfo")),
         cores=_cores(system, cpus),

@@ -180,7 +180,7 @@ def _sweeping(dry_run: bool, orders: socket.socket) -> int:
 
 
 class _Said(logging.Handler):
-    """What went wrong, a line each on standard error; root's log has the rest."""
+    """What went wrong, a line each on standard error; the log has the rest."""
 
     def __init__(self) -> None:
         super().__init__(logging.ERROR)
