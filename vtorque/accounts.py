@@ -57,7 +57,7 @@ def program() -> tuple[int, int]:
     try:
         entry = pwd.getpwnam(PROGRAM)
     except KeyError:
-        raise ConfigError(f"there is no user {PROGRAM!r} on this node", hint="vmgr install makes one") from None
+        raise ConfigError(f"there is no user {PROGRAM!r} on this node", hint="contrib/make-account makes one") from None
     if entry.pw_uid == 0:
         raise ConfigError(f"user {PROGRAM!r} is root")
     return entry.pw_uid, entry.pw_gid

@@ -48,6 +48,9 @@ def account(site: SiteConfig, prefix: Path) -> Iterator[Finding]:
         yield error("account", trouble.brief, hint)
         return
     bad = [*_sharers(site, name, uid), *_groups(site, name, gid)]
+    if not bad and uid >= site.min_uid:
+        text = f"{name} has uid {uid}, as people have who submit jobs: MIN_UID is {site.min_uid}"
+        bad.append(warning("account", text, f"usermod -u N {name}, if it is nobody's login"))
     yield from bad or [ok("account", f"{name} has uid {uid} and gid {gid}")]
 
 

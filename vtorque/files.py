@@ -87,7 +87,10 @@ def hand_over(path: Path, *, mode: int, uid: int, gid: int) -> None:
     # From below: as long as it is root's nobody else can put something there.
     for _, _, entries, handle in os.fwalk(path, topdown=False, follow_symlinks=False):
         for name in entries:
-            os.chown(name, uid, gid, dir_fd=handle, follow_symlinks=False)
+            # What a job's user was shown he still is.
+            was = os.stat(name, dir_fd=handle, follow_symlinks=False)
+            ids = (uid if was.st_uid == 0 else -1, gid if was.st_gid == 0 else -1)
+            os.chown(name, *ids, dir_fd=handle, follow_symlinks=False)
         os.fchown(handle, uid, gid)
 
 

@@ -215,10 +215,17 @@ def test_a_directory_is_handed_over_with_what_is_in_it_and_nothing_else(tmp_path
     (place / "7.srv").mkdir(parents=True)
     (place / "7.srv" / "ledger").touch()
     (place / "link").symlink_to(outside)
+    for name in ("ready", "connection"):
+        (place / "7.srv" / name).touch()
+    os.chown(place / "7.srv/ready", 0, 12345)
+    os.chown(place / "7.srv/connection", 12345, 0)
     hand_over(place, mode=0o711, uid=USER.pw_uid, gid=USER.pw_gid)
     for path in (place, place / "7.srv", place / "7.srv" / "ledger", place / "link"):
         assert (path.lstat().st_uid, path.lstat().st_gid) == (USER.pw_uid, USER.pw_gid)
     assert (place.parent.stat().st_uid, outside.stat().st_uid) == (0, 0)
+    ready, connection = ((place / "7.srv" / name).stat() for name in ("ready", "connection"))
+    assert (ready.st_uid, ready.st_gid) == (USER.pw_uid, 12345), "the job's user reads it"
+    assert (connection.st_uid, connection.st_gid) == (12345, USER.pw_gid)
     # What root puts there later stays as it is: it has been handed over.
     (place / "8.srv").touch()
     hand_over(place, mode=0o711, uid=USER.pw_uid, gid=USER.pw_gid)

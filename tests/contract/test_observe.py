@@ -373,3 +373,11 @@ def test_nothing_of_the_plan_depends_on_the_marker(scene: Scene) -> None:
     assert "starting" in scene.vmgr("ps")[1]
     assert "no guests on this node" in scene.vmgr("ssh", "12", user=True)[2]
     assert scene.vmgr("ps", user=True)[1] == ""
+
+
+def test_a_front_end_has_no_guests_and_no_account(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def unknown(name: str) -> pwd.struct_passwd:
+        raise KeyError(name)
+
+    monkeypatch.setattr(pwd, "getpwnam", unknown)
+    assert vmgr_guests._jobs(a_site(state_dir=str(tmp_path))) == []

@@ -165,10 +165,12 @@ def test_a_node_with_the_package_is_installed_from_it_and_is_as_it_was_afterward
 
 def test_what_the_package_runs_is_plain_shell(package: Path, tmp_path: Path) -> None:
     subprocess.run(["dpkg-deb", "-e", package, tmp_path / "control"], check=True)
-    for name in ("postinst", "prerm", "postrm"):
+    for name in ("preinst", "postinst", "prerm", "postrm"):
         path = tmp_path / "control" / name
         assert os.access(path, os.X_OK)
         subprocess.run(["/bin/sh", "-n", path], check=True)
+    # Hooks lead to what is unpacked before it is configured.
+    assert (tmp_path / "control/preinst").read_text() == (ROOT / "contrib/make-account").read_text()
 
 
 @pytest.fixture(scope="module")

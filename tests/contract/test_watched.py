@@ -27,9 +27,6 @@ from vtorque.servant import Servant
 
 pytestmark = pytest.mark.runs
 
-ROOT = Path(__file__).resolve().parents[2]
-# It tells of its own children and libraries, of which pytest has some.
-
 
 class Waiting:
     """A descriptor to wait for."""

@@ -100,6 +100,9 @@ def account() -> list[Finding]:
 def test_the_programs_account_has_numbers_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     accounts_of(monkeypatch, uid=990, more=(991,))
     assert account() == [ok("account", "vtorque has uid 990 and gid 990")]
+    accounts_of(monkeypatch, uid=1000)
+    says = "vtorque has uid 1000, as people have who submit jobs: MIN_UID is 1000"
+    assert account() == [warning("account", says, "usermod -u N vtorque, if it is nobody's login")]
     accounts_of(monkeypatch, uid=None)
     says = "there is no user 'vtorque' on this node"
     assert account() == [error("account", says, "/opt/vtorque/contrib/make-account")]

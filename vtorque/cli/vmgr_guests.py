@@ -21,7 +21,7 @@ from vtorque.backends.hypervisor.inspector import Inspector
 from vtorque.cli.prefix import PREFIX
 from vtorque.config import SiteConfig
 from vtorque.deadline import Deadline
-from vtorque.errors import RequestError, VtorqueError
+from vtorque.errors import ConfigError, RequestError, VtorqueError
 from vtorque.job import JobId
 from vtorque.observe import Recorded
 from vtorque.state import READY
@@ -215,11 +215,14 @@ def _is_root() -> bool:
 
 
 def _jobs(site: SiteConfig) -> list[Recorded]:
-    root = Path(site.state_dir)
+    root, owner = Path(site.state_dir), 0
+    # Front ends do without the account.
+    with contextlib.suppress(ConfigError):
+        owner = accounts.program()[0]
     if _is_root():
-        return observe.all_jobs(root, owner=accounts.program()[0])
+        return observe.all_jobs(root, owner=owner)
     me = pwd.getpwuid(os.getuid())
-    return observe.own_jobs(root, Path(me.pw_dir), user=me.pw_name, owner=accounts.program()[0])
+    return observe.own_jobs(root, Path(me.pw_dir), user=me.pw_name, owner=owner)
 
 
 def _job_or_trace(site: SiteConfig, text: str, log: Path) -> Recorded:
