@@ -22,6 +22,8 @@ KEY = re.compile(names.KEY, re.ASCII)
 
 _CONSOLE_BYTES, _CONSOLE_LINES = 1 << 16, 20
 _CHANNEL = ".channel"
+# `remove` finds that of a hook which was killed: it is called as virtlogd's parts are.
+_UNFINISHED = ".9"
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 # An overlay is empty, and a seed has scripts: what is larger is neither.
 _LARGEST = 1 << 26
@@ -63,8 +65,7 @@ class GuestFiles:
     def give(self, path: str, *, deadline: Deadline) -> None:
         """Make a file of a guest of this job QEMU's, which nobody holds any more who has written it."""
         owner, own = self._owner, self._own(path)
-        # `remove` finds it should we be killed.
-        fresh = own.with_name(f"{own.name}.9")
+        fresh = own.with_name(own.name + _UNFINISHED)
         fresh.unlink(missing_ok=True)
         with os.fdopen(os.open(own, _READ), "rb") as written, files.created(fresh, mode=0o600, durable=False) as handle:
             os.fchown(handle, *owner)
@@ -77,7 +78,7 @@ class GuestFiles:
         fresh.rename(own)
 
     def remove(self, path: str, *, deadline: Deadline) -> None:
-        """Remove a file of a guest's, and what virtlogd keeps of older parts of it."""
+        """Remove a file of a guest's, an unfinished copy of it, and what virtlogd keeps of older parts."""
         own = names.guest_file(Path(path), self._site)
         own.unlink(missing_ok=True)
         for part in own.parent.glob(f"{own.name}.[0-9]"):

@@ -88,11 +88,16 @@ def test_whatever_the_program_sends_is_one_line_of_bounded_length(tmp_path: Path
 
 
 def test_nobody_stops_because_root_hears_of_nothing_any_more(tmp_path: Path) -> None:
+    told: list[object] = []
+
     def gone(about: object) -> None:
+        told.append(about)
         raise StateError("what is root for this hook has ended")
 
     audit.forward(gone)
-    JobState(tmp_path, "7.srv").create()
+    record = JobState(tmp_path, "7.srv")
+    record.create()
+    assert told and record.path.is_dir()
 
 
 def test_an_act_that_fails_is_in_it_with_the_reason(tmp_path: Path) -> None:

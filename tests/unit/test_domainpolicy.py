@@ -33,6 +33,15 @@ def require(text: str, site: SiteConfig | None = None, *, key: str = "7.srv", te
     domainpolicy.require(text, key=key, account=an_account(), site=site or of(), templates=templates)
 
 
+def refuses(says: str, old: str, new: str, site: SiteConfig | None = None) -> None:
+    """The document that we make is taken, and with `new` where `old` stands in it is not."""
+    honest = document(site)
+    assert old in honest
+    require(honest, site)
+    with pytest.raises(ConfigError, match=says):
+        require(honest.replace(old, new), site)
+
+
 @pytest.mark.parametrize("kind", ["qemu", "kvm"])
 @pytest.mark.parametrize("share", ["nfs", "9p", "virtiofs"])
 @pytest.mark.parametrize("arguments", [
@@ -42,7 +51,10 @@ def require(text: str, site: SiteConfig | None = None, *, key: str = "7.srv", te
 ], ids=["plain", "disk", "auto", "direct", "ramdisk", "cached"])
 def test_whatever_our_own_templates_make_of_a_plan_is_started(kind: str, share: str, arguments: dict[str, Any]) -> None:
     site = of(share, hypervisor_type=kind, image_cache_dir="/var/cache/vtorque/images")
-    require(document(site, **arguments), site)
+    text = document(site, **arguments)
+    require(text, site)
+    with pytest.raises(ConfigError, match="name not of this job"):
+        require(text, site, key="8.srv")
 
 
 @pytest.mark.parametrize(("old", "new", "what"), [
@@ -70,10 +82,7 @@ def test_whatever_our_own_templates_make_of_a_plan_is_started(kind: str, share: 
     ("<domain ", "<?xml version='1.0' encoding='UTF-7'?><domain ", "an encoding that is not UTF-8"),
 ])
 def test_what_is_not_this_jobs_is_not(old: str, new: str, what: str) -> None:
-    honest = document()
-    assert old in honest
-    with pytest.raises(ConfigError, match=rf"^template domain\.xml: .*{what}"):
-        require(honest.replace(old, new))
+    refuses(rf"^template domain\.xml: .*{what}", old, new)
 
 
 @pytest.mark.parametrize("element", [
@@ -126,10 +135,7 @@ URN = "xmlns:q='urn:q' q:"
 ])
 def test_nothing_hides_in_a_namespace(old: str, new: str, name: str) -> None:
     """libvirt takes a path from an attribute of whichever: virtlogd, who is root, would write there."""
-    honest = document()
-    assert old in honest
-    with pytest.raises(ConfigError, match=f"no template has <{name}>"):
-        require(honest.replace(old, new))
+    refuses(f"no template has <{name}>", old, new)
 
 
 @pytest.mark.parametrize(("old", "new", "name"), [
@@ -139,10 +145,7 @@ def test_nothing_hides_in_a_namespace(old: str, new: str, name: str) -> None:
 ])
 def test_no_text_is_put_together_of_what_is_below(old: str, new: str, name: str) -> None:
     """libvirt's library joins them, and ours does not."""
-    honest = document()
-    assert old in honest
-    with pytest.raises(ConfigError, match=f"no template has <{name}>"):
-        require(honest.replace(old, new))
+    refuses(f"no template has <{name}>", old, new)
 
 
 @pytest.mark.parametrize("above", ["metadata", "devices", "os", "domain"])
@@ -158,10 +161,7 @@ def test_an_element_stands_where_a_template_has_it(above: str) -> None:
 
 
 def test_a_label_says_who() -> None:
-    honest = document()
-    assert LABEL in honest
-    with pytest.raises(ConfigError, match="nobody not of this job"):
-        require(honest.replace(LABEL, ""))
+    refuses("nobody not of this job", LABEL, "")
 
 
 def test_of_several_labels_none_is_missing() -> None:
@@ -184,10 +184,7 @@ def test_of_several_labels_none_is_missing() -> None:
 ])
 def test_a_disk_is_said_to_its_end_and_only_its_own_is_written(old: str, new: str) -> None:
     """QEMU opens what headers name where it is not said, and libvirt what its user may write to is its own."""
-    honest = document()
-    assert old in honest
-    with pytest.raises(ConfigError, match="disks not of this job"):
-        require(honest.replace(old, new))
+    refuses("disks not of this job", old, new)
 
 
 SHARE = "<filesystem type='mount' accessmode='squash' multidevs='remap'>"
@@ -203,12 +200,7 @@ WS = "<source dir='/ws'/>"
 ])
 def test_a_share_is_served_as_the_site_has_said(share: str, old: str, new: str) -> None:
     """What virtiofs is to serve without a server of ours libvirt would, as root."""
-    site = of(share, vm_share_ws_readonly=True)
-    honest = document(site)
-    assert old in honest
-    require(honest, site)
-    with pytest.raises(ConfigError, match=r"(filesystems|files) not of this job"):
-        require(honest.replace(old, new), site)
+    refuses(r"(filesystems|files) not of this job", old, new, of(share, vm_share_ws_readonly=True))
 
 
 @pytest.mark.parametrize("only", ["ws", "opt"])
@@ -280,11 +272,7 @@ def test_another_jobs_disk_is_not_attached(socket: str) -> None:
     ("virtiofs", "seeds/7.srv_1of1.home.sock", "seeds/8.srv_1of1.home.sock", "files"),
 ])
 def test_a_guest_has_its_own_users_shares_as_that_user(share: str, old: str, new: str, what: str) -> None:
-    site = of(share)
-    honest = document(site)
-    assert old in honest
-    with pytest.raises(ConfigError, match=f"{what} not of this job"):
-        require(honest.replace(old, new), site)
+    refuses(f"{what} not of this job", old, new, of(share))
 
 
 def test_a_directory_of_the_users_is_his_where_the_host_serves_it_only() -> None:

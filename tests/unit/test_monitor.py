@@ -56,6 +56,13 @@ class Scene:
     def own(self, ending: str = "iso", *, key: str = "7.srv") -> Path:
         return self.seeds / f"{key}_1of1.{ending}"
 
+    def serve(self, verb: str, path: Path) -> None:
+        """Ask for a server of the user's files there."""
+        if verb == "serve_share":
+            self.rootside.serve_share(path, Path("/"), readonly=False, log=0, deadline=soon())
+        else:
+            self.rootside.serve_disk(path, "/d", new_mib=0, holder="x", deadline=soon())
+
     def document(self, key: str = "7.srv") -> str:
         """A domain document, with the files that it needs in place."""
         (vm,) = (plan := a_plan(job=a_job(id=JobId(key)), site=self.site)).vms
@@ -151,12 +158,8 @@ class TestGuestsFiles:
 
     @pytest.mark.parametrize("verb", ["serve_share", "serve_disk"])
     def test_a_server_of_the_users_files_is_not_where_the_program_may_connect(self, scene: Scene, verb: str) -> None:
-        ask: dict[str, Any] = {
-            "serve_share": lambda at: scene.rootside.serve_share(at, Path("/"), readonly=False, log=0, deadline=soon()),
-            "serve_disk": lambda at: scene.rootside.serve_disk(at, "/d", new_mib=0, holder="x", deadline=soon()),
-        }
         with pytest.raises(InternalError, match="root refuses serving at"):
-            ask[verb](scene.own("channel"))
+            scene.serve(verb, scene.own("channel"))
         assert not list(scene.seeds.iterdir())
 
     @pytest.mark.skipif(not ROOT, reason="only root gives files away")
@@ -235,10 +238,7 @@ class TestGuestsFiles:
 
         monkeypatch.setattr(serving, "start", start)
         monkeypatch.setattr(diskserving, "start", start)
-        if verb == "serve_share":
-            scene.rootside.serve_share(scene.own("home.sock"), Path("/"), readonly=False, log=0, deadline=soon())
-        else:
-            scene.rootside.serve_disk(scene.own("home.sock"), "/d", new_mib=0, holder="x", deadline=soon())
+        scene.serve(verb, scene.own("home.sock"))
         assert places == [scene.own("home.sock")]
 
     def test_a_socket_is_not_given_away(self, scene: Scene) -> None:
@@ -256,9 +256,11 @@ class TestGuestsFiles:
         assert scene.rootside.console(scene.own()) == "no console output"
 
     def test_what_is_not_there_is_removed(self, scene: Scene) -> None:
+        scene.own("channel").touch()
         for path in (scene.own(), scene.disks / "7.srv/7.srv_1of1.console", scene.own(key="8.srv")):
             scene.rootside.remove(path, deadline=soon())
         scene.rootside.leave_place(scene.disks / "7.srv", deadline=soon())
+        assert [*scene.seeds.iterdir(), *scene.disks.iterdir()] == [scene.own("channel")]
 
     def test_another_jobs_is_removed_too_by_who_sweeps_and_nothing_but_guests_files_is(self, nobodys: Scene) -> None:
         old, own = nobodys.own(key="8.srv"), nobodys.root / "own"

@@ -108,7 +108,7 @@ class Program:
         )
         with self._orders, _ended(self._pid, patience):
             servant.serve(monitor, self._orders)
-            # Its number is its own until the next line but one.
+            # Not waited for as long as the timer may still kill it: its number would be somebody else's.
             os.waitid(os.P_PID, self._pid, os.WEXITED | os.WNOWAIT)
         pid, self._pid = self._pid, 0
         status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
@@ -241,7 +241,7 @@ def _clerk(bound: Bound | None) -> tuple[int, socket.socket] | None:
 
 
 def _let_go(pid: int, *, waits: bool = False) -> None:
-    """A child whose user may have stopped it; one that hangs in the kernel is left to that."""
+    """Kill a child, be it stopped; who does not wait leaves one that hangs in the kernel to that."""
     with contextlib.suppress(ProcessLookupError, ChildProcessError):
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0 if waits else os.WNOHANG)
